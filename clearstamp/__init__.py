@@ -1,0 +1,34 @@
+"""ClearStamp: prove by eye who owns a neural network.
+
+A secret key goes in at a network's output end, a readable image comes out at its input end. See `Stamp`, `transpose`,
+`harden`, `fit` with a `StampLoss`, `extract`, `develop` and `similarity`, in the order in which an owner needs them.
+"""
+
+from clearstamp.data import load
+from clearstamp.errors import ClearStampError
+from clearstamp.models import build
+from clearstamp.scores import correlation, develop, similarity
+from clearstamp.stamp import PAPER_KEY, Stamp
+from clearstamp.training import StampLoss, accuracy, fit, harden
+from clearstamp.transpose import Transposed, transpose
+from clearstamp.verification import Reading, extract, read
+
+__all__ = [
+    "PAPER_KEY",
+    "ClearStampError",
+    "Reading",
+    "Stamp",
+    "StampLoss",
+    "Transposed",
+    "accuracy",
+    "build",
+    "correlation",
+    "develop",
+    "extract",
+    "fit",
+    "harden",
+    "load",
+    "read",
+    "similarity",
+    "transpose",
+]

@@ -1,0 +1,130 @@
+"""The paper's claims and how they fare: `claims.yml` beside the records."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from statistics import mean
+from typing import Any, Literal
+
+import yaml
+
+from clearstamp.errors import RecordError
+from clearstamp.records import Record
+
+FILE = Path(__file__).with_name("claims.yml")
+READOUTS = ("paper", "adjoint")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """One number of the paper that the book checks.
+
+    `experiment` and `metric` may hold ``{readout}``. `verdict` says how the reproduced mean has to stand to the paper's
+    value: within `tolerance` of it (``near``), or no more than that below it (``least``); `reason` says why.
+    `minutes` is the expected compute time of the claim's experiment for each profile, on two CPU cores.
+    """
+
+    id: str
+    claim: str
+    where: str
+    notebook: str
+    experiment: str
+    stage: str
+    metric: str
+    paper: float
+    verdict: Literal["near", "least"]
+    tolerance: float
+    reason: str
+    minutes: dict[str, float]
+
+    def holds(self, value: float) -> bool:
+        """Does a reproduced value bear the claim out?"""
+        off = value - self.paper
+        return off >= -self.tolerance if self.verdict == "least" else abs(off) <= self.tolerance
+
+
+@dataclass(frozen=True)
+class Row:
+    """A claim beside what was measured: for each readout one value per seed."""
+
+    claim: Claim
+    values: dict[str, list[float]]
+
+    @property
+    def verdict(self) -> str:
+        """Of the readout as published; empty if the experiment was not run."""
+        values = self.values["paper"]
+        return ("holds" if self.claim.holds(mean(values)) else "FALLS") if values else ""
+
+    def cell(self, readout: str) -> str:
+        """Mean and, over several seeds, the range; empty if not run."""
+        values = self.values[readout]
+        if not values:
+            return ""
+        spread = f" ({show(min(values))} to {show(max(values))})" if len(values) > 1 else ""
+        return show(mean(values)) + spread
+
+
+@cache
+def load(path: Path = FILE) -> tuple[Claim, ...]:
+    """Every claim. Raises `RecordError` for a file or an entry that is not one, and for an id given twice."""
+    try:
+        entries = yaml.safe_load(path.read_text(encoding="utf-8"))
+        claims = tuple(Claim(**entry) for entry in entries)
+    except (OSError, yaml.YAMLError, TypeError) as error:
+        raise RecordError("not a claims file", got=f"{type(error).__name__}: {error}", where=path) from error
+    ids = [claim.id for claim in claims]
+    if twice := sorted({i for i in ids if ids.count(i) > 1}):
+        raise RecordError("claim ids given twice", got=", ".join(twice), where=path)
+    return claims
+
+
+def paper_values(experiment: str) -> dict[str, Any]:
+    """The paper's own numbers for an experiment: stage -> metric -> value and its place in the paper."""
+    found: dict[str, Any] = {}
+    for claim in load():
+        for readout in READOUTS:
+            if claim.experiment.format(readout=readout) == experiment:
+                metric = claim.metric.format(readout=readout)
+                found.setdefault(claim.stage, {})[metric] = {"value": claim.paper, "where": claim.where}
+    return found
+
+
+def judge(claims: Iterable[Claim], records: Iterable[Record]) -> list[Row]:
+    """Each claim beside the records of one profile. A claim without a record has no values: it was not run."""
+    by_name: dict[str, list[Record]] = {}
+    for record in records:
+        by_name.setdefault(record.experiment, []).append(record)
+    rows = []
+    for claim in claims:
+        values: dict[str, list[float]] = {}
+        for readout in READOUTS:
+            made = by_name.get(claim.experiment.format(readout=readout), [])
+            metric = claim.metric.format(readout=readout)
+            try:
+                values[readout] = [float(r.results[claim.stage][metric]) for r in made]
+            except KeyError as error:
+                raise RecordError(
+                    "a claim asks for a number that its record does not hold", got=error, where=claim.id
+                ) from error
+        rows.append(Row(claim, values))
+    return rows
+
+
+def table(rows: Iterable[Row], style: Literal["markdown", "plain"] = "markdown") -> str:
+    """The claims table: the paper's value, ours under both readouts, and the verdict."""
+    head = ["", "claim", "paper", "reproduced", "adjoint readout", "verdict"]
+    lines = [
+        [r.claim.id, f"{r.claim.claim} ({r.claim.where})", show(r.claim.paper), r.cell("paper"), r.cell("adjoint"), r.verdict]
+        for r in rows
+    ]
+    if style == "markdown":
+        rule = ["---", "---", "--:", "--:", "--:", "---"]
+        return "\n".join("| " + " | ".join(line) + " |" for line in [head, rule, *lines]) + "\n"
+    widths = [max(len(line[i]) for line in [head, *lines]) for i in range(len(head))]
+    return "\n".join("  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in [head, *lines])
+
+
+def show(value: float) -> str:
+    return f"{value:.3f}"

@@ -1,0 +1,173 @@
+"""Data sets by name: files first, download second, one clear error third.
+
+`$CLEARSTAMP_DATA` is looked at first, then ``data/`` below the working directory, in torchvision's layout. A set that is
+found is verified by the sha256 of its decoded images and labels. A set is never replaced by another.
+"""
+
+import gzip
+import hashlib
+import os
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import redirect_stdout
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from sklearn.datasets import load_digits
+from torch import Tensor
+from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, SequentialSampler
+from torchvision.datasets import MNIST
+
+from clearstamp.errors import DataError
+
+Split = Literal["train", "test"]
+
+MNIST_FILES = {"train": "train", "test": "t10k"}
+MNIST_SHA256 = {
+    "train": "d18cfd466eb143ac1097fde604dba9eec4116885869d04cc648b510949f9e88c",
+    "test": "a0863a96c44e5666edbb30c4071ee79ca0514c621e6349c5967fc78e7305c891",
+}
+"""`Data.checksum` of each split: sha256 of its decoded images and labels."""
+
+
+@dataclass(frozen=True, eq=False)
+class Data(Dataset[tuple[Tensor, Tensor]]):
+    """Labelled images. An index, a slice or a list of indices gives inputs in [0, 1] and labels.
+
+    Attributes:
+        name: of the data set.
+        split: ``"train"`` or ``"test"``.
+        images: ``[n, C, H, W]`` uint8.
+        labels: ``[n]`` int64.
+        classes: number of classes.
+    """
+
+    name: str
+    split: Split
+    images: Tensor
+    labels: Tensor
+    classes: int
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int | slice | Sequence[int]) -> tuple[Tensor, Tensor]:
+        return self.images[index].float() / 255, self.labels[index]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of an image."""
+        channels, height, width = self.images.shape[1:]
+        return channels, height, width
+
+    @property
+    def checksum(self) -> str:
+        """sha256 of the images and labels in use."""
+        return sha256(self.images.numpy(), self.labels.numpy())
+
+    def take(self, count: int | None) -> "Data":
+        """The first `count` images (all for None)."""
+        if count is not None and not 0 < count <= len(self):
+            raise DataError("not that many images", got=count, expected=f"1 to {len(self)}", where=self.name)
+        return replace(self, images=self.images[:count], labels=self.labels[:count])
+
+    def loader(self, batch_size: int = 64, *, seed: int | None = None) -> DataLoader[tuple[Tensor, Tensor]]:
+        """Batches ``[b, C, H, W]`` and ``[b]``: shuffled anew at every pass from `seed`, in order for None."""
+        generator = None if seed is None else torch.Generator().manual_seed(seed)
+        order = SequentialSampler(self) if seed is None else RandomSampler(self, generator=generator)
+        return DataLoader(self, sampler=BatchSampler(order, batch_size, drop_last=False), batch_size=None)
+
+
+def load(name: str, split: Split = "train") -> Data:
+    """The data set `name`: ``"mnist"`` or ``"digits"`` (scikit-learn's 1,797 digits at 28 x 28, always at hand).
+
+    Raises `DataError` if the name is unknown, or if files are missing or damaged.
+    """
+    if name not in LOADERS:
+        raise DataError("unknown data set", got=repr(name), expected=" or ".join(map(repr, LOADERS)))
+    if split not in ("train", "test"):
+        raise DataError("unknown split", got=repr(split), expected="'train' or 'test'")
+    return LOADERS[name](split)
+
+
+def available(name: str) -> bool:
+    """Can `name` be loaded without a download?"""
+    return name == "digits" or (name == "mnist" and all(find_mnist(split) is not None for split in MNIST_FILES))
+
+
+def folders() -> Iterator[Path]:
+    if "CLEARSTAMP_DATA" in os.environ:
+        yield Path(os.environ["CLEARSTAMP_DATA"])
+    yield Path("data")
+
+
+def load_embedded(split: Split) -> Data:
+    digits = load_digits()
+    test = np.arange(len(digits.target)) % 5 == 0  # every fifth image: a fixed split, no random draw
+    chosen = test if split == "test" else ~test
+    small = torch.from_numpy(digits.images[chosen]).float().unsqueeze(1) / 16
+    large = F.interpolate(small, size=(28, 28), mode="bilinear", align_corners=False)
+    return Data("digits", split, (large * 255).round().byte(), torch.from_numpy(digits.target[chosen]).long(), 10)
+
+
+def find_mnist(split: str) -> tuple[Path, Path] | None:
+    """The image and the label file of a split, packed or not, from the first folder that holds both."""
+    names = [f"{MNIST_FILES[split]}-{kind}-ubyte" for kind in ("images-idx3", "labels-idx1")]
+    for folder in folders():
+        for suffix in (".gz", ""):
+            images, labels = (folder / "MNIST" / "raw" / f"{name}{suffix}" for name in names)
+            if images.is_file() and labels.is_file():
+                return images, labels
+    return None
+
+
+def load_mnist(split: Split) -> Data:
+    if find_mnist(split) is None:
+        try:
+            with redirect_stdout(None):
+                MNIST("data", download=True)
+        except Exception as error:
+            raise DataError(
+                "MNIST was not found and could not be downloaded",
+                got=f"{type(error).__name__}: {error}",
+                where=", ".join(str(f / "MNIST" / "raw") for f in folders()),
+                remedy="(1) set CLEARSTAMP_DATA to a folder that holds MNIST/raw/*-ubyte.gz, or (2) put those four "
+                "files under data/MNIST/raw/, or (3) use the embedded set 'digits'",
+            ) from error
+    found = find_mnist(split)
+    assert found is not None
+    images, labels = (torch.from_numpy(read_idx(path)) for path in found)
+    data = Data("mnist", split, images.unsqueeze(1), labels.long(), 10)
+    if data.checksum != MNIST_SHA256[split]:
+        raise DataError(
+            "damaged data set: the decoded images and labels differ from MNIST's",
+            where=" and ".join(map(str, found)),
+            remedy="remove the files and fetch them again",
+        )
+    return data
+
+
+def read_idx(path: Path) -> np.ndarray:
+    """An IDX file of unsigned bytes, gzipped or not (the format of MNIST's authors)."""
+    try:
+        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        shape = [int.from_bytes(content[4 + 4 * axis : 8 + 4 * axis], "big") for axis in range(content[3])]
+        return np.array(np.frombuffer(content, np.uint8, offset=4 + 4 * len(shape)).reshape(shape))
+    except (OSError, EOFError, ValueError, IndexError, zlib.error) as error:
+        raise DataError(
+            "damaged data set", got=f"{type(error).__name__}: {error}", where=path, remedy="fetch the file again"
+        ) from error
+
+
+def sha256(*arrays: np.ndarray) -> str:
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+LOADERS = {"mnist": load_mnist, "digits": load_embedded}

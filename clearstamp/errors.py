@@ -1,0 +1,42 @@
+"""One family of errors: what was got, what was expected, where, and what to do."""
+
+
+class ClearStampError(ValueError):
+    """Base of every error that this library raises on purpose."""
+
+    def __init__(
+        self,
+        problem: str,
+        *,
+        got: object = None,
+        expected: object = None,
+        where: object = None,
+        remedy: str | None = None,
+    ):
+        parts = [problem]
+        for name, value in (("got", got), ("expected", expected), ("where", where)):
+            if value is not None:
+                parts.append(f"{name}: {value}")
+        if remedy is not None:
+            parts.append(f"what to do: {remedy}")
+        super().__init__("; ".join(parts))
+
+
+class StampError(ClearStampError):
+    """A key, a secret, a stamp or a stamp file that cannot be used."""
+
+
+class TransposeError(ClearStampError):
+    """A model that cannot be run backwards, or a signal that does not fit it."""
+
+
+class TrainingError(ClearStampError):
+    """Training that cannot start or must not go on."""
+
+
+class DataError(ClearStampError):
+    """A data set that is missing, damaged or unknown."""
+
+
+class RecordError(ClearStampError):
+    """A record, a claim, a profile or a notebook parameter that does not fit."""

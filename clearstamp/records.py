@@ -1,0 +1,143 @@
+"""One frozen record per result: a JSON file, with its pictures beside it in a safetensors file."""
+
+import ast
+import hashlib
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from clearstamp.errors import RecordError
+from clearstamp.stamp import write_atomically
+
+PACKAGE = Path(__file__).parent
+LIBRARIES = ("torch", "torchvision", "pytorch-msssim", "numpy")
+
+
+@dataclass(frozen=True)
+class Record:
+    """One result and all that is needed to make it again.
+
+    `results` maps a stage of the experiment to its numbers, `paper` the same stages to the paper's. `arrays` holds
+    pictures and curves; it is stored beside the JSON file and not in it.
+    """
+
+    experiment: str
+    profile: str
+    parameters: dict[str, Any]
+    seed: int
+    fingerprint: str
+    results: dict[str, dict[str, Any]]
+    paper: dict[str, Any]
+    dataset: dict[str, Any]
+    wall_seconds: float
+    provenance: dict[str, Any] = field(default_factory=lambda: provenance())
+    arrays: dict[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def name(self) -> str:
+        """The file name without its ending."""
+        return f"{self.experiment}-seed{self.seed}"
+
+    def save(self) -> Path:
+        """Write the record; a crash leaves the old one or the new one."""
+        path = folder(self.profile) / f"{self.name}.json"
+        about = {key: value for key, value in asdict(self).items() if key != "arrays"}
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.arrays.items()}
+        write_atomically(path.with_suffix(".safetensors"), save(tensors, {"fingerprint": self.fingerprint}))
+        write_atomically(path, (json.dumps(about, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode())
+        return path
+
+
+def artifacts() -> Path:
+    """Where executed notebooks and records go: `$CLEARSTAMP_ARTIFACTS`, else ``artifacts/`` beside the library."""
+    return Path(os.environ.get("CLEARSTAMP_ARTIFACTS") or PACKAGE.parent / "artifacts")
+
+
+def folder(profile: str) -> Path:
+    """The records of a profile."""
+    return artifacts() / profile / "records"
+
+
+def load(path: Path) -> Record:
+    """Read one record with its arrays. Raises `RecordError` naming a file that is missing or damaged."""
+    try:
+        about = json.loads(path.read_text(encoding="utf-8"))
+        return Record(**about, arrays=load_file(path.with_suffix(".safetensors")))
+    except (OSError, json.JSONDecodeError, TypeError, SafetensorError) as error:
+        raise RecordError(
+            "not a whole record",
+            got=f"{type(error).__name__}: {error}",
+            where=path,
+            remedy="remove the file and run its notebook again",
+        ) from error
+
+
+def load_all(profile: str) -> list[Record]:
+    """Every record of a profile, by name."""
+    return [load(path) for path in sorted(folder(profile).glob("*.json"))]
+
+
+def find(profile: str, name: str, fingerprint: str) -> Record | None:
+    """The record `name` if it was made by this very code from these very parameters, else None."""
+    path = folder(profile) / f"{name}.json"
+    if not path.is_file():
+        return None
+    record = load(path)
+    return record if record.fingerprint == fingerprint else None
+
+
+def fingerprint(parameters: Mapping[str, Any], modules: Iterable[str]) -> str:
+    """What a result depends on: its parameters and the code of `modules`, but not comments or docstrings."""
+    digest = hashlib.sha256(json.dumps(parameters, sort_keys=True, default=str).encode())
+    for name in modules:
+        digest.update(code_digest(PACKAGE / f"{name}.py").encode())
+    return digest.hexdigest()
+
+
+def library_digest() -> str:
+    """sha256 over the code of the whole library and its claims."""
+    digest = hashlib.sha256((PACKAGE / "claims.yml").read_bytes())
+    for path in sorted(PACKAGE.glob("*.py")):
+        digest.update(code_digest(path).encode())
+    return digest.hexdigest()
+
+
+@cache
+def code_digest(path: Path) -> str:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list):
+            node.body = [s for s in body if not (isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant))]  # type: ignore[attr-defined]
+    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
+
+
+def provenance() -> dict[str, Any]:
+    """Commit, versions and hardware of this run."""
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        "commit": git("rev-parse", "HEAD"),
+        "dirty": bool(git("status", "--porcelain", "--", "clearstamp", "notebooks")),
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in LIBRARIES},
+        "device": gpu or f"CPU ({platform.machine()}, {os.cpu_count()} cores)",
+        "threads": torch.get_num_threads(),
+    }
+
+
+def git(*arguments: str) -> str:
+    """Output of a git command on this repository; empty outside of one."""
+    done = subprocess.run(["git", "-C", str(PACKAGE), *arguments], capture_output=True, text=True, check=False)
+    return done.stdout.strip() if done.returncode == 0 else ""

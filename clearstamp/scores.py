@@ -1,0 +1,66 @@
+"""How alike two images are, and how a raw signal becomes a picture."""
+
+import numpy as np
+import torch
+from pytorch_msssim import ssim
+from skimage.exposure import equalize_adapthist
+from torch import Tensor
+
+from clearstamp.errors import StampError
+
+
+def paired(images: Tensor, secrets: Tensor) -> None:
+    """Raise `StampError` unless both are non-empty image batches of one shape."""
+    if images.shape != secrets.shape or images.dim() != 4 or len(images) == 0:
+        raise StampError(
+            "images and secrets do not pair",
+            got=f"{list(images.shape)} and {list(secrets.shape)}",
+            expected="two batches [k, C, H, W] of one shape, k >= 1",
+        )
+
+
+def structural_similarity(images: Tensor, secrets: Tensor) -> Tensor:
+    """SSIM ``[k]`` of two image batches ``[k, C, H, W]``, unclamped and differentiable, data range 1.
+
+    The Gaussian window is 11 pixels wide, or the largest odd width that the image holds.
+    """
+    paired(images, secrets)
+    window = min(11, *images.shape[2:])
+    return ssim(images, secrets, data_range=1.0, size_average=False, win_size=window - (window + 1) % 2)
+
+
+def similarity(images: Tensor, secrets: Tensor) -> Tensor:
+    """SSIM ``[k]`` in [-1, 1] of each image, clamped to [0, 1], with its secret: the paper's score.
+
+    `images` is the raw signal ``[k, C, H, W]``, `secrets` the same shape. Raises `StampError` for other shapes.
+    """
+    return structural_similarity(images.detach().clamp(0, 1), secrets)
+
+
+def correlation(images: Tensor, secrets: Tensor) -> Tensor:
+    """Normalised cross-correlation ``[k]`` in [-1, 1]: blind to level and contrast. A flat image scores 0."""
+    paired(images, secrets)
+    a, b = (v.detach().flatten(1) - v.flatten(1).mean(1, keepdim=True).detach() for v in (images, secrets))
+    norm = a.norm(dim=1) * b.norm(dim=1)
+    return torch.where(norm > 0, (a * b).sum(1) / norm.clamp_min(torch.finfo(a.dtype).tiny), 0.0)
+
+
+def develop(images: Tensor, *, low: float = 0.02, high: float = 0.98, local: bool = False) -> Tensor:
+    """Raw signals ``[k, C, H, W]`` to pictures of the same shape in [0, 1], as a photograph is developed.
+
+    Stretches each image's levels so that its quantiles `low` and `high` become 0 and 1; a flat image becomes 0.5
+    throughout. `local` adds contrast-limited adaptive histogram equalisation (`skimage.exposure.equalize_adapthist`).
+    Every image is developed by itself, without its secret, so that nothing can be read into it.
+    """
+    if not 0 <= low < high <= 1:
+        raise StampError("quantiles out of order", got=f"low={low}, high={high}", expected="0 <= low < high <= 1")
+    values = images.detach().flatten(1)
+    limits = torch.quantile(values.float(), torch.tensor([low, high], device=values.device), dim=1)
+    black, white = (limit.reshape(-1, 1, 1, 1).to(images.dtype) for limit in limits)
+    flat = white - black <= torch.finfo(images.dtype).eps * white.abs()
+    pictures = ((images.detach() - black) / torch.where(flat, 1.0, white - black)).clamp(0, 1)
+    pictures = torch.where(flat, 0.5, pictures)
+    if not local:
+        return pictures
+    equalized = [equalize_adapthist(p.cpu().double().permute(1, 2, 0).numpy(), clip_limit=0.02) for p in pictures]
+    return torch.from_numpy(np.stack(equalized)).permute(0, 3, 1, 2).to(pictures)

@@ -1,0 +1,296 @@
+"""Stamps: secret keys and the images that they bring to light."""
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import torch
+from matplotlib.ft2font import FT2Font
+from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from clearstamp.errors import StampError
+
+PAPER_KEY = (-0.0748, 5.3644, -8.2304, -7.3593, -3.8515, 2.6815, -0.1981, 7.9288, -0.8874, 2.6461)
+"""The paper's single key, for a network of ten outputs."""
+
+FONT = Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans-Bold.ttf"
+FORMAT, VERSION = "clearstamp", 1
+MAX_KEY = 1000.0  # far above every range in use; larger signals lose the secret's [0, 1] in float32 rounding
+
+
+@dataclass(frozen=True, eq=False)
+class Stamp:
+    """Key-secret pairs.
+
+    Attributes:
+        keys: ``[k, outputs]`` float32, finite, no larger than 1000.
+        secrets: ``[k, C, H, W]`` float32 in [0, 1], in the model's input space before normalisation.
+        labels: what each secret shows, one string a key.
+
+    Raises `StampError` for anything else, and for two equal keys with different secrets.
+    """
+
+    keys: Tensor
+    secrets: Tensor
+    labels: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        check_keys(self.keys)
+        check_secrets(self.secrets)
+        if not len(self.keys) == len(self.secrets) == len(self.labels):
+            raise StampError(
+                "keys, secrets and labels differ in number",
+                got=f"{len(self.keys)} keys, {len(self.secrets)} secrets, {len(self.labels)} labels",
+                expected="one of each a pair",
+            )
+        object.__setattr__(self, "keys", self.keys.detach().float())
+        object.__setattr__(self, "secrets", self.secrets.detach().float())
+        equal = (torch.cdist(self.keys, self.keys, compute_mode="donot_use_mm_for_euclid_dist") == 0).triu(1)
+        for i, j in equal.nonzero().tolist():
+            if not torch.equal(self.secrets[i], self.secrets[j]):
+                raise StampError(
+                    "two equal keys with different secrets",
+                    where=f"pairs {i} and {j}",
+                    remedy="give every secret a key of its own",
+                )
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    @classmethod
+    def from_texts(
+        cls,
+        texts: Sequence[str],
+        *,
+        outputs: int,
+        shape: tuple[int, int, int],
+        seed: int,
+        key_range: float = 10.0,
+        dark: bool = False,
+    ) -> "Stamp":
+        """A stamp whose secrets are `texts`, drawn as large as the image `shape` (C, H, W) holds.
+
+        Text is dark on white as in the paper, light on dark with `dark`. Keys are drawn from `seed`: whoever knows the
+        seed knows the keys, so a real owner's seed is as secret as the stamp file.
+        """
+        if isinstance(texts, str):
+            raise StampError("one string instead of a list of texts", got=repr(texts), remedy="pass [text]")
+        secrets = [draw_text(text, shape, dark=dark) for text in texts]
+        return cls.from_secrets(secrets, outputs=outputs, seed=seed, key_range=key_range, labels=texts)
+
+    @classmethod
+    def from_images(
+        cls,
+        paths: Sequence[str | Path],
+        *,
+        outputs: int,
+        shape: tuple[int, int, int],
+        seed: int,
+        key_range: float = 10.0,
+    ) -> "Stamp":
+        """A stamp whose secrets are image files in any format that Pillow reads, resized to `shape` (C, H, W)."""
+        secrets = [open_image(path, shape) for path in paths]
+        labels = [Path(path).stem for path in paths]
+        return cls.from_secrets(secrets, outputs=outputs, seed=seed, key_range=key_range, labels=labels)
+
+    @classmethod
+    def from_secrets(
+        cls,
+        secrets: Tensor | Sequence[Tensor],
+        *,
+        outputs: int,
+        seed: int,
+        key_range: float = 10.0,
+        labels: Sequence[str] | None = None,
+    ) -> "Stamp":
+        """A stamp from secret tensors, ``[k, C, H, W]`` or k times ``[C, H, W]``, with keys drawn from `seed`."""
+        if len(secrets) == 0:
+            raise StampError("an empty stamp", expected="at least one secret")
+        stacked = secrets if isinstance(secrets, Tensor) else torch.stack(list(secrets))
+        keys = draw_keys(len(stacked), outputs, seed=seed, key_range=key_range)
+        return cls(keys, stacked, tuple(labels or (f"secret {i}" for i in range(len(stacked)))))
+
+    def to(self, device: torch.device | str) -> "Stamp":
+        """The same stamp on another device."""
+        return Stamp(self.keys.to(device), self.secrets.to(device), self.labels)
+
+    def save(self, path: str | Path) -> None:
+        """Write one ``.safetensors`` file; a crash leaves the old file or the new one, never half of one."""
+        tensors = {"keys": self.keys.cpu().contiguous(), "secrets": self.secrets.cpu().contiguous()}
+        about = {"format": FORMAT, "version": VERSION, "labels": self.labels, "checksum": checksum(**tensors)}
+        write_atomically(Path(path), save(tensors, {FORMAT: json.dumps(about, ensure_ascii=False)}))
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Stamp":
+        """Read a stamp file. Nothing is unpickled. Raises `StampError` for a file that is no whole, unchanged stamp."""
+        try:
+            with safe_open(path, framework="pt") as file:
+                about = json.loads((file.metadata() or {}).get(FORMAT, "null"))
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        except (SafetensorError, OSError, json.JSONDecodeError) as error:
+            raise StampError(
+                "not a readable stamp file",
+                got=f"{type(error).__name__}: {error}",
+                where=path,
+                expected="a whole .safetensors file written by Stamp.save",
+                remedy="fetch the file again from where the owner keeps it",
+            ) from error
+        if not isinstance(about, dict) or about.get("format") != FORMAT or set(tensors) != {"keys", "secrets"}:
+            raise StampError("a safetensors file, but no stamp", got=sorted(tensors), where=path)
+        if about.get("version") != VERSION:
+            raise StampError(
+                "unknown version of the stamp format",
+                got=about.get("version"),
+                expected=VERSION,
+                where=path,
+                remedy="read it with the release of clearstamp that wrote it, or a newer one",
+            )
+        if about.get("checksum") != checksum(**tensors):
+            raise StampError("the stamp was changed or damaged after it was written: wrong checksum", where=path)
+        return cls(tensors["keys"], tensors["secrets"], tuple(about["labels"]))
+
+
+def draw_keys(count: int, outputs: int, *, seed: int, key_range: float = 10.0) -> Tensor:
+    """Keys ``[count, outputs]``, uniform in [-key_range, key_range]."""
+    if outputs < 1 or count < 1:
+        raise StampError("no key of that size", got=f"{count} keys of {outputs} outputs", expected="at least 1 of each")
+    if not 0 < key_range <= MAX_KEY:
+        raise StampError("key range out of range", got=key_range, expected=f"0 < key_range <= {MAX_KEY:g}")
+    generator = torch.Generator().manual_seed(seed)
+    return (torch.rand(count, outputs, generator=generator) * 2 - 1) * key_range
+
+
+def check_keys(keys: Tensor) -> None:
+    """Raise `StampError` unless `keys` is ``[k, outputs]``, k >= 1, finite and within `MAX_KEY`."""
+    if not isinstance(keys, Tensor) or keys.dim() != 2 or 0 in keys.shape:
+        got = list(keys.shape) if isinstance(keys, Tensor) else type(keys).__name__
+        raise StampError("keys of the wrong shape", got=got, expected="a tensor [k, outputs], k >= 1")
+    if not keys.isfinite().all():
+        raise StampError("a key is not finite", where=f"key {int((~keys.isfinite()).any(1).nonzero()[0])}")
+    if keys.abs().max() > MAX_KEY:
+        raise StampError("a key is out of range", got=float(keys.abs().max()), expected=f"within +-{MAX_KEY:g}")
+
+
+def check_secrets(secrets: Tensor) -> None:
+    """Raise `StampError` unless `secrets` is ``[k, C, H, W]``, k >= 1, finite and in [0, 1]."""
+    if not isinstance(secrets, Tensor) or secrets.dim() != 4 or 0 in secrets.shape:
+        got = list(secrets.shape) if isinstance(secrets, Tensor) else type(secrets).__name__
+        raise StampError("secrets of the wrong shape", got=got, expected="a tensor [k, C, H, W], k >= 1")
+    if not secrets.isfinite().all():
+        raise StampError("a secret is not finite", where=f"secret {int((~secrets.isfinite()).flatten(1).any(1).nonzero()[0])}")
+    if secrets.min() < 0 or secrets.max() > 1:
+        raise StampError(
+            "a secret is out of range",
+            got=f"values from {secrets.min():.3g} to {secrets.max():.3g}",
+            expected="values in [0, 1]",
+            remedy="divide 8-bit images by 255; give secrets before input normalisation",
+        )
+
+
+def draw_text(text: str, shape: tuple[int, int, int], *, dark: bool = False) -> Tensor:
+    """A secret ``[C, H, W]`` showing `text` in DejaVu Sans Bold, broken into the lines that let it be largest."""
+    check_shape(shape)
+    channels, height, width = shape
+    glyphs = [c for c in text if not c.isspace()]
+    if not glyphs:
+        raise StampError("a text without a visible character", got=repr(text))
+    if missing := sorted(set(glyphs) - drawable()):
+        raise StampError("characters that the font does not have", got=" ".join(missing), where=repr(text))
+    words = text.split() if len(text.split()) > 1 else glyphs
+    glue = " " if words is not glyphs else ""
+    layouts = []
+    for lines in range(1, len(words) + 1):
+        per_line = math.ceil(len(words) / lines)
+        layouts.append("\n".join(glue.join(words[i : i + per_line]) for i in range(0, len(words), per_line)))
+    sizes = {layout: largest_size(layout, height, width) for layout in dict.fromkeys(layouts)}
+    layout, size = max(sizes.items(), key=lambda item: item[1])
+    if size < 5:
+        raise StampError(
+            "the text is too long to be read at this size",
+            got=repr(text),
+            where=f"{height} x {width} pixels",
+            remedy="spread it over several secrets, one key each",
+        )
+    ink, paper = (255, 0) if dark else (0, 255)
+    canvas = Image.new("L", (width, height), paper)
+    box = text_box(layout, size)
+    corner = ((width - box[0] - box[2]) / 2, (height - box[1] - box[3]) / 2)
+    ImageDraw.Draw(canvas).multiline_text(corner, layout, ink, font(size), spacing=1, align="center")
+    return torch.from_numpy(np.asarray(canvas, np.float32) / 255).expand(channels, -1, -1).clone()
+
+
+def text_box(text: str, size: int) -> tuple[float, float, float, float]:
+    return ImageDraw.Draw(Image.new("L", (1, 1))).multiline_textbbox(
+        (0, 0), text, font(size), spacing=1, align="center"
+    )
+
+
+def largest_size(text: str, height: int, width: int) -> int:
+    """The largest font size in pixels at which `text` keeps a margin of one pixel; 0 if none does."""
+    size = 0
+    while True:
+        left, top, right, bottom = text_box(text, size + 1)
+        if right - left > width - 2 or bottom - top > height - 2:
+            return size
+        size += 1
+
+
+@cache
+def font(size: int) -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(FONT, size)
+
+
+@cache
+def drawable() -> frozenset[str]:
+    return frozenset(map(chr, FT2Font(FONT).get_charmap()))
+
+
+def open_image(path: str | Path, shape: tuple[int, int, int]) -> Tensor:
+    """A secret ``[C, H, W]`` in [0, 1] from an image file, transparent parts on white, resized to `shape`."""
+    check_shape(shape)
+    channels, height, width = shape
+    try:
+        with Image.open(path) as image:
+            rgba = image.convert("RGBA")
+    except (OSError, UnidentifiedImageError) as error:
+        raise StampError("not a readable image file", got=f"{type(error).__name__}: {error}", where=path) from error
+    flat = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+    pixels = np.asarray(flat.convert("L" if channels == 1 else "RGB").resize((width, height), Image.Resampling.LANCZOS))
+    return torch.from_numpy(pixels.reshape(height, width, -1).astype(np.float32) / 255).permute(2, 0, 1).contiguous()
+
+
+def check_shape(shape: tuple[int, int, int]) -> None:
+    if len(shape) != 3 or shape[0] not in (1, 3) or min(shape[1:]) < 8:
+        raise StampError(
+            "not an image shape", got=tuple(shape), expected="(C, H, W) with C 1 or 3, H and W at least 8"
+        )
+
+
+def checksum(**tensors: Tensor) -> str:
+    """sha256 over names, shapes, types and values, in the order of the names."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write under a temporary name beside `path`, then rename: a crash never leaves half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,199 @@
+"""Hardening, constraint training and plain training."""
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim import SGD, Adam, Optimizer
+from tqdm import tqdm
+
+from clearstamp.errors import StampError, TrainingError
+from clearstamp.scores import similarity, structural_similarity
+from clearstamp.stamp import Stamp
+from clearstamp.transpose import Transposed
+
+MakeOptimizer = Callable[..., Optimizer]
+adam: MakeOptimizer = partial(Adam, fused=True)
+sgd: MakeOptimizer = partial(SGD, fused=True)
+
+
+class StampLoss:
+    """The loss of a stamp, (1 - SSIM) + MSE, averaged over its keys: a scalar for any training loop.
+
+    >>> loss = StampLoss(back, stamp)        # doctest: +SKIP
+    >>> loss().backward()                    # doctest: +SKIP
+
+    SSIM is taken of the unclamped signal (as in the paper). `dropout` is the rate after every transposed convolution
+    and linear layer but the last. Raises `StampError` if the stamp does not fit the model.
+    """
+
+    def __init__(self, back: Transposed, stamp: Stamp, *, dropout: float = 0.0):
+        check_fit(back, stamp)
+        if not 0 <= dropout < 1:
+            raise TrainingError("dropout rate out of range", got=dropout, expected="0 <= rate < 1")
+        self.back, self.dropout = back, dropout
+        self.stamp = stamp.to(back.device)
+
+    def __call__(self) -> Tensor:
+        images = self.back(self.stamp.keys, dropout=self.dropout)
+        ssim = structural_similarity(images, self.stamp.secrets)
+        return (1 - ssim).mean() + F.mse_loss(images, self.stamp.secrets)
+
+
+def check_fit(back: Transposed, stamp: Stamp) -> None:
+    """Raise `StampError` unless the stamp's keys and secrets have the sizes of the model's output and input."""
+    got = (stamp.keys.shape[1], tuple(stamp.secrets.shape[1:]))
+    if got != (back.outputs, back.image_shape):
+        raise StampError(
+            "the stamp does not fit the model",
+            got=f"keys of {got[0]} outputs, secrets {got[1]}",
+            expected=f"keys of {back.outputs} outputs, secrets {back.image_shape}",
+            remedy="make the stamp with outputs= and shape= of this model",
+        )
+
+
+@dataclass(frozen=True)
+class Hardening:
+    """How hardening went: optimizer steps taken, whether the target was reached, loss and mean SSIM on the way."""
+
+    steps: int
+    reached: bool
+    losses: list[float] = field(repr=False)
+    ssim: list[tuple[int, float]] = field(repr=False)
+
+
+def harden(
+    back: Transposed,
+    stamp: Stamp,
+    *,
+    steps: int = 10_000,
+    target: float | None = 0.95,
+    lr: float = 1e-3,
+    dropout: float = 0.0,
+    optimizer: MakeOptimizer = adam,
+    check_every: int = 10,
+    on_check: Callable[[int, Tensor], None] | None = None,
+    progress: bool = True,
+) -> Hardening:
+    """Step 1: over-fit the transposed model to the stamp, and to nothing else.
+
+    Stops as soon as the mean SSIM of the plain readout reaches `target` (looked at every `check_every` steps), or after
+    `steps`; with ``target=None`` always after `steps`. `on_check(step, images)` is called at every look, beginning with
+    step 0. Raises `StampError` if the stamp does not fit, `TrainingError` if the loss is not finite: the weights are
+    then those before the bad step.
+    """
+    loss = StampLoss(back, stamp, dropout=dropout)
+    if steps < 0 or check_every < 1:
+        raise TrainingError("no such number of steps", got=f"steps={steps}, check_every={check_every}")
+    trainer = optimizer(back.model.parameters(), lr=lr)
+    losses: list[float] = []
+    curve: list[tuple[int, float]] = []
+
+    def look(step: int) -> float:
+        with torch.no_grad():
+            images = back(loss.stamp.keys)
+        curve.append((step, similarity(images, loss.stamp.secrets).mean().item()))
+        if on_check is not None:
+            on_check(step, images.cpu())
+        return curve[-1][1]
+
+    goal = math.inf if target is None else target
+    reached = look(0) >= goal
+    with tqdm(total=steps, desc="hardening", disable=not progress, leave=False) as bar:
+        for step in range(1, steps + 1):
+            if reached:
+                break
+            losses.append(descend(loss(), trainer, "stamp loss"))
+            bar.update()
+            if step % check_every == 0 or step == steps:
+                reached = look(step) >= goal
+                bar.set_postfix(ssim=f"{curve[-1][1]:.3f}")
+    return Hardening(len(losses), reached, losses, curve)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How training went: the main-task loss and the stamp loss of every step (empty without a stamp)."""
+
+    losses: list[float] = field(repr=False)
+    stamp_losses: list[float] = field(repr=False)
+
+
+def fit(
+    model: nn.Module,
+    loader: Iterable[tuple[Tensor, Tensor]],
+    *,
+    epochs: int = 5,
+    lr: float = 1e-4,
+    stamp_loss: Callable[[], Tensor] | None = None,
+    stamp_lr: float | None = None,
+    optimizer: MakeOptimizer = adam,
+    on_epoch: Callable[[int], None] | None = None,
+    progress: bool = True,
+) -> Fit:
+    """Train a classifier; with `stamp_loss`, step 2: constraint training.
+
+    `loader` yields inputs ``[b, C, H, W]`` and labels ``[b]``; the task loss is cross-entropy. After every task step comes
+    one stamp step, each kind with an optimizer of its own (as in the paper); `stamp_lr` defaults to `lr`. The model is
+    in training mode meanwhile and gets its mode back. `on_epoch(epoch)` is called after each pass, counted from 1.
+
+    Raises `TrainingError` if a loss is not finite: the weights are then those before the bad step.
+    """
+    device = next(model.parameters()).device
+    task = optimizer(model.parameters(), lr=lr)
+    stamping = None if stamp_loss is None else optimizer(model.parameters(), lr=lr if stamp_lr is None else stamp_lr)
+    losses: list[float] = []
+    stamp_losses: list[float] = []
+    was_training = model.training
+    model.train()
+    try:
+        for epoch in range(1, epochs + 1):
+            for inputs, labels in tqdm(loader, desc=f"epoch {epoch}/{epochs}", disable=not progress, leave=False):
+                outputs = model(inputs.to(device, non_blocking=True))
+                task_loss = F.cross_entropy(outputs, labels.to(device, non_blocking=True))
+                losses.append(descend(task_loss, task, "task loss"))
+                if stamping is not None and stamp_loss is not None:
+                    stamp_losses.append(descend(stamp_loss(), stamping, "stamp loss"))
+            if on_epoch is not None:
+                on_epoch(epoch)
+    finally:
+        model.train(was_training)
+    return Fit(losses, stamp_losses)
+
+
+def descend(loss: Tensor, optimizer: Optimizer, name: str) -> float:
+    """One optimizer step down `loss`; its value. Nothing changes if it is not finite."""
+    value = loss.item()
+    if not math.isfinite(value):
+        raise TrainingError(
+            f"the {name} is not finite",
+            got=value,
+            where="the weights are those before this step",
+            remedy="lower the learning rate; check inputs, secrets and normalisation layers for zeros",
+        )
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    optimizer.step()
+    return value
+
+
+def accuracy(model: nn.Module, loader: Iterable[tuple[Tensor, Tensor]]) -> float:
+    """The share of images in [0, 1] that the model, in evaluation mode, puts in their class."""
+    device = next(model.parameters()).device
+    was_training = model.training
+    model.eval()
+    right = total = 0
+    try:
+        with torch.inference_mode():
+            for inputs, labels in loader:
+                right += int((model(inputs.to(device)).argmax(1) == labels.to(device)).sum())
+                total += len(labels)
+    finally:
+        model.train(was_training)
+    if total == 0:
+        raise TrainingError("no data to measure accuracy on", expected="at least one batch")
+    return right / total
