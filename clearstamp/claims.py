@@ -116,14 +116,23 @@ def table(rows: Iterable[Row], style: Literal["markdown", "plain"] = "markdown")
     """The claims table: the paper's value, ours under both readouts, and the verdict."""
     head = ["", "claim", "paper", "reproduced", "adjoint readout", "verdict"]
     lines = [
-        [r.claim.id, f"{r.claim.claim} ({r.claim.where})", show(r.claim.paper), r.cell("paper"), r.cell("adjoint"), r.verdict]
+        [
+            r.claim.id,
+            f"{r.claim.claim} ({r.claim.where})",
+            show(r.claim.paper),
+            r.cell("paper"),
+            r.cell("adjoint"),
+            r.verdict,
+        ]
         for r in rows
     ]
     if style == "markdown":
         rule = ["---", "---", "--:", "--:", "--:", "---"]
         return "\n".join("| " + " | ".join(line) + " |" for line in [head, rule, *lines]) + "\n"
     widths = [max(len(line[i]) for line in [head, *lines]) for i in range(len(head))]
-    return "\n".join("  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in [head, *lines])
+    return "\n".join(
+        "  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in [head, *lines]
+    )
 
 
 def show(value: float) -> str:

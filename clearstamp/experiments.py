@@ -20,10 +20,10 @@ from clearstamp.models import build
 from clearstamp.records import Record
 from clearstamp.stamp import PAPER_KEY, Stamp
 from clearstamp.training import StampLoss, accuracy, adam, fit, harden, sgd
-from clearstamp.transpose import Transposed, transpose
+from clearstamp.transpose import transpose
 from clearstamp.verification import read
 
-FOUR_LETTERS = tuple("ABCD EFGH IJKL MNOP QRST UVWX YZAB CDEF GHIJ KLMN OPQR STUV WXYZ ACEG BDFH IKMO JLNP QSUW RTVX YACE".split())
+FOUR_LETTERS = tuple("".join(chr(65 + (4 * i + j * (1 + 2 * (i // 13))) % 26) for j in range(4)) for i in range(20))
 ONE_LETTER = tuple("ABCDEFGHIJKLMNOPQRST")
 ICONS = tuple("★☎♞♥☂⚓✈☀♫✂☃")
 SECRETS = {"four letters": FOUR_LETTERS, "one letter": ONE_LETTER, "icons": ICONS}
@@ -242,7 +242,7 @@ def marked(experiment: LifeCycle, scale: Profile, sets: Sets, seed: int) -> Outc
         stamp,
         steps=scale.hardening_steps,
         target=experiment.target,
-        lr=experiment.lr if experiment.optimizer == "adam" else 0.01,
+        lr=experiment.lr,
         dropout=experiment.dropout,
         optimizer=OPTIMIZERS[experiment.optimizer],
         on_check=frames.__setitem__,
@@ -261,7 +261,13 @@ def marked(experiment: LifeCycle, scale: Profile, sets: Sets, seed: int) -> Outc
         arrays["training/losses"] = smooth(training.losses)
         arrays["training/stamp losses"] = smooth(training.stamp_losses)
         tuning = sets.train.loader(experiment.batch_size, seed=seed + 1000)
-        fit(model, tuning, epochs=scale.finetune_epochs, lr=experiment.lr / 10, optimizer=OPTIMIZERS[experiment.optimizer])
+        fit(
+            model,
+            tuning,
+            epochs=scale.finetune_epochs,
+            lr=experiment.lr / 10,
+            optimizer=OPTIMIZERS[experiment.optimizer],
+        )
         look("finetuned")
     return results, arrays
 

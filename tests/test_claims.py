@@ -1,0 +1,94 @@
+import pytest
+
+from clearstamp import claims, experiments
+from clearstamp.claims import Claim
+from clearstamp.errors import RecordError
+from clearstamp.records import Record
+
+
+def claim(**changes) -> Claim:
+    about = {
+        "id": "C1",
+        "claim": "it shows",
+        "where": "Table 2",
+        "notebook": "01-hardening",
+        "experiment": "one-{readout}",
+        "stage": "trained",
+        "metric": "ssim",
+        "paper": 0.9,
+        "verdict": "least",
+        "tolerance": 0.02,
+        "reason": "spread",
+        "minutes": {"quick": 1},
+    }
+    return Claim(**(about | changes))
+
+
+def record(readout: str, seed: int, ssim: float) -> Record:
+    results = {"trained": {"ssim": ssim}}
+    return Record(f"one-{readout}", "quick", {}, seed, "f", results, {}, {}, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("verdict", "value", "holds"),
+    [
+        ("least", 0.99, True),
+        ("least", 0.881, True),
+        ("least", 0.87, False),
+        ("near", 0.91, True),
+        ("near", 0.99, False),
+    ],
+)
+def test_a_verdict_is_the_tolerance_of_its_claim(verdict, value, holds):
+    assert claim(verdict=verdict).holds(value) is holds
+
+
+def test_a_row_shows_mean_and_range_and_judges_the_published_readout():
+    (row,) = claims.judge([claim()], [record("paper", 0, 0.90), record("paper", 1, 0.94), record("adjoint", 0, 0.1)])
+    assert row.cell("paper") == "0.920 (0.900 to 0.940)"
+    assert row.cell("adjoint") == "0.100"
+    assert row.verdict == "holds"
+
+
+def test_what_was_not_run_is_an_empty_cell():
+    (row,) = claims.judge([claim()], [])
+    assert (row.cell("paper"), row.cell("adjoint"), row.verdict) == ("", "", "")
+    assert claims.table([row]).splitlines()[-1] == "| C1 | it shows (Table 2) | 0.900 |  |  |  |"
+
+
+def test_a_falling_claim_says_so_in_the_plain_table():
+    rows = claims.judge([claim()], [record("paper", 0, 0.5)])
+    assert "FALLS" in claims.table(rows, "plain")
+
+
+def test_a_claim_about_a_number_that_no_record_holds_is_an_error():
+    with pytest.raises(RecordError, match="C1"):
+        claims.judge([claim(metric="colour")], [record("paper", 0, 0.5)])
+
+
+def test_every_claim_of_the_file_names_a_notebook_a_reason_and_its_minutes():
+    for entry in claims.load():
+        assert entry.reason
+        assert entry.verdict in ("near", "least")
+        assert (experiments.records.PACKAGE.parent / "notebooks" / f"{entry.notebook}.ipynb").is_file()
+        assert set(entry.minutes) == set(experiments.PROFILES)
+
+
+def test_records_carry_the_papers_value_and_its_place():
+    values = claims.paper_values("11-keys-adjoint")
+    assert values["trained"]["ssim"] == {"value": 0.91, "where": "Table 2"}
+    assert claims.paper_values("nothing") == {}
+
+
+@pytest.mark.parametrize("text", ["- id: C1", "[", "- {id: C1, colour: red}"])
+def test_a_bad_claims_file_is_an_error(tmp_path, text):
+    (tmp_path / "claims.yml").write_text(text)
+    with pytest.raises(RecordError, match="not a claims file"):
+        claims.load(tmp_path / "claims.yml")
+
+
+def test_an_id_given_twice_is_an_error(tmp_path):
+    block = claims.FILE.read_text().split("\n\n")[0]
+    (tmp_path / "claims.yml").write_text(f"{block}\n\n{block}\n".replace("&chance ", ""))
+    with pytest.raises(RecordError, match="C01"):
+        claims.load(tmp_path / "claims.yml")

@@ -1,0 +1,79 @@
+from dataclasses import replace
+
+import pytest
+import torch
+
+from clearstamp import experiments, records
+from clearstamp.errors import RecordError
+from clearstamp.experiments import LifeCycle
+from clearstamp.stamp import PAPER_KEY
+
+SMALL = {"model": "fc", "keys": 2}
+
+
+@pytest.fixture(autouse=True)
+def tiny(tmp_path, monkeypatch):
+    monkeypatch.setenv("CLEARSTAMP_ARTIFACTS", str(tmp_path))
+    scale = replace(experiments.PROFILES["tiny"], train_images=128, test_images=50, hardening_steps=6)
+    monkeypatch.setitem(experiments.PROFILES, "tiny", scale)
+
+
+@pytest.mark.parametrize("readout", ["paper", "adjoint"])
+def test_a_life_cycle_is_read_after_every_stage(readout):
+    record = experiments.run(LifeCycle(name="one", readout=readout, **SMALL), "tiny", 0)
+    assert list(record.results) == ["hardened", "trained", "finetuned"]
+    for stage, found in record.results.items():
+        assert {"accuracy", "ssim", "ssim_min", "developed_ssim", "correlation"} <= set(found)
+        assert record.arrays[stage].shape == (2, 1, 28, 28)
+    assert record.dataset["train"]["images"] == 128
+    assert record.results["hardened"]["ssim"] > 0.1
+
+
+def test_a_finished_record_is_not_made_again_and_a_changed_one_is(monkeypatch):
+    first = experiments.run(LifeCycle(name="one", until="hardened", **SMALL), "tiny", 0)
+    made: list[str] = []
+    monkeypatch.setattr(records.Record, "save", lambda self: made.append(self.name))
+    assert experiments.run(LifeCycle(name="one", until="hardened", **SMALL), "tiny", 0) == first
+    assert made == []
+    experiments.run(LifeCycle(name="one", until="hardened", lr=2e-3, **SMALL), "tiny", 0)
+    assert made == ["one-seed0"]
+
+
+def test_the_same_seed_gives_the_same_result():
+    first = experiments.run(LifeCycle(name="one", **SMALL), "tiny", 1)
+    second = experiments.run(LifeCycle(name="two", **SMALL), "tiny", 1)
+    assert first.results == second.results
+    assert torch.equal(first.arrays["finetuned"], second.arrays["finetuned"])
+
+
+def test_the_unmarked_twin_is_read_with_the_owners_keys_under_both_readouts():
+    record = experiments.run(LifeCycle(name="unmarked", model="fc", keys=0), "tiny", 0)
+    assert set(record.results) == {"untrained", "trained"}
+    for keys in ("1 key", "11 keys"):
+        for readout in ("paper", "adjoint"):
+            assert abs(record.results["trained"][f"ssim ({keys}, {readout})"]) < 0.2
+
+
+def test_the_papers_key_is_the_stamps_key():
+    stamp = LifeCycle(name="one", keys=1, paper_key=True).stamp((1, 28, 28), 10, 0)
+    assert torch.equal(stamp.keys, torch.tensor([PAPER_KEY]))
+
+
+def test_every_kind_of_secret_can_be_drawn_and_no_two_are_the_same():
+    for kind, texts in experiments.SECRETS.items():
+        stamp = LifeCycle(name="one", keys=len(texts), secrets=kind).stamp((1, 28, 28), 10, 0)
+        assert len(stamp.secrets.flatten(1).unique(dim=0)) == len(texts)
+
+
+def test_unknown_profiles_and_too_many_keys_are_errors():
+    with pytest.raises(RecordError, match="unknown profile.*'huge'.*'quick'"):
+        experiments.run(LifeCycle(name="one"), "huge", 0)
+    with pytest.raises(RecordError, match="not that many secrets.*12"):
+        LifeCycle(name="one", keys=12, secrets="icons").stamp((1, 28, 28), 10, 0)
+
+
+def test_slider_steps_keep_the_first_and_the_last():
+    chosen = experiments.slider_steps(list(range(0, 1000, 10)))
+    assert len(chosen) <= 16
+    assert (chosen[0], chosen[-1]) == (0, 990)
+    assert chosen == sorted(set(chosen))

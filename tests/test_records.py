@@ -1,0 +1,82 @@
+import json
+
+import pytest
+import torch
+
+from clearstamp import records
+from clearstamp.errors import RecordError
+from clearstamp.records import Record
+
+
+@pytest.fixture(autouse=True)
+def artifacts(tmp_path, monkeypatch):
+    monkeypatch.setenv("CLEARSTAMP_ARTIFACTS", str(tmp_path))
+
+
+def record(**changes) -> Record:
+    about = {
+        "experiment": "one",
+        "profile": "tiny",
+        "parameters": {"keys": 1},
+        "seed": 3,
+        "fingerprint": "f",
+        "results": {"trained": {"ssim": 0.5}},
+        "paper": {"trained": {"ssim": {"value": 0.9, "where": "Table 2"}}},
+        "dataset": {"name": "digits"},
+        "wall_seconds": 1.5,
+        "arrays": {"trained": torch.ones(1, 1, 2, 2)},
+    }
+    return Record(**(about | changes))
+
+
+def test_a_saved_record_is_loaded_whole():
+    made = record()
+    path = made.save()
+    found = records.load(path)
+    assert found == made
+    assert torch.equal(found.arrays["trained"], made.arrays["trained"])
+    assert {"commit", "dirty", "python", "versions", "device", "threads"} <= set(found.provenance)
+    assert records.load_all("tiny") == [made]
+    assert sorted(p.name for p in path.parent.iterdir()) == ["one-seed3.json", "one-seed3.safetensors"]
+
+
+def test_a_record_is_found_only_with_its_fingerprint():
+    made = record()
+    made.save()
+    assert records.find("tiny", made.name, "f") == made
+    assert records.find("tiny", made.name, "other") is None
+    assert records.find("tiny", "two-seed3", "f") is None
+
+
+def test_a_number_that_is_not_finite_is_not_written():
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        record(results={"trained": {"ssim": float("nan")}}).save()
+    assert records.load_all("tiny") == []
+
+
+@pytest.mark.parametrize("damage", ["half", "unknown field", "no arrays"])
+def test_a_damaged_record_is_named(damage):
+    path = record().save()
+    if damage == "half":
+        path.write_text(path.read_text()[:100])
+    elif damage == "unknown field":
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"colour": 1}))
+    else:
+        path.with_suffix(".safetensors").unlink()
+    with pytest.raises(RecordError, match="not a whole record.*one-seed3"):
+        records.load_all("tiny")
+
+
+def test_a_fingerprint_follows_code_and_parameters_but_not_comments(tmp_path, monkeypatch):
+    monkeypatch.setattr(records, "PACKAGE", tmp_path)
+
+    def mark(code: str, **parameters) -> str:
+        (tmp_path / "one.py").write_text(code)
+        records.code_digest.cache_clear()
+        return records.fingerprint(parameters, ["one"])
+
+    first = mark("def f(x):\n    return x + 1\n", keys=1)
+    assert mark('def f(x):\n    """Adds."""\n    return x + 1  # one\n', keys=1) == first
+    assert mark("def f(x):\n    return x + 2\n", keys=1) != first
+    assert mark("def f(x):\n    return x + 1\n", keys=2) != first
+    records.code_digest.cache_clear()

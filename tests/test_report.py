@@ -1,0 +1,80 @@
+import re
+
+import numpy as np
+import pytest
+import torch
+
+from clearstamp import experiments, report
+from clearstamp.errors import RecordError
+from clearstamp.experiments import LifeCycle
+from clearstamp.report import Slider, montage
+
+FRAMES = [np.full((4, 6), value, np.uint8) for value in (0, 128, 255)]
+LABELS = ["step 0", "step 10", "step 20 </script>"]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CLEARSTAMP_ARTIFACTS", str(tmp_path_factory.mktemp("artifacts")))
+        yield {
+            "marked": [experiments.run(LifeCycle(name="11-keys-paper", model="fc"), "tiny", 0)],
+            "unmarked": [experiments.run(LifeCycle(name="unmarked", model="fc", keys=0), "tiny", 0)],
+        }
+
+
+def fragment(slider: Slider) -> str:
+    return slider._repr_mimebundle_()["text/html"]
+
+
+def test_a_slider_is_one_self_contained_fragment_and_the_same_every_time():
+    slider = Slider(FRAMES, LABELS, "step", "a stamp")
+    assert fragment(slider) == fragment(Slider(FRAMES, LABELS, "step", "a stamp"))
+    assert fragment(slider) != fragment(Slider(FRAMES[::-1], LABELS, "step", "a stamp"))
+    assert not re.findall(r"(?:src|href)=[\"'](?!data:)", fragment(slider))
+    assert fragment(slider).count("</script>") == 2, "a label must not end the script element"
+    assert 'type="range" min="0" max="2"' in fragment(slider)
+
+
+def test_a_slider_without_frames_or_with_too_few_labels_is_an_error():
+    for frames, labels in (([], []), (FRAMES, LABELS[:2])):
+        with pytest.raises(RecordError, match="frames and labels"):
+            Slider(frames, labels, "step", "a stamp")
+
+
+def test_a_montage_places_images_row_by_row():
+    sheet = montage(torch.stack([torch.zeros(1, 3, 3), torch.ones(1, 3, 3), torch.full((1, 3, 3), 2.0)]), columns=2)
+    assert sheet.shape == (8, 8)
+    assert (sheet[:3, :3] == 0).all()
+    assert (sheet[:3, 5:] == 255).all()
+    assert montage(torch.zeros(2, 3, 4, 4)).shape == (4, 10, 3)
+
+
+def test_the_hardening_slider_shows_every_kept_step_with_its_score(made):
+    slider = report.hardening_slider(made["marked"][0])
+    assert len(slider.frames) == len(made["marked"][0].arrays["hardening/steps"])
+    assert slider.labels[0].startswith("step 0, mean SSIM")
+
+
+def test_figures_show_every_stage(made):
+    titles = [axis.get_title(loc="left") for axis in report.stamp_figure(made["marked"][0]).axes]
+    assert titles[0] == "secret"
+    assert len(titles) == 7
+    assert [len(axis.lines) for axis in report.hardening_figure(made["marked"]).axes] == [1, 1, 1]
+
+
+def test_tables_hold_the_records_numbers(made):
+    marked, unmarked = made["marked"], made["unmarked"]
+    ssim = marked[0].results["trained"]["ssim"]
+    assert f"{ssim:.3f}" in report.score_table(marked, "trained").data
+    difference = 100 * (marked[0].results["trained"]["accuracy"] - unmarked[0].results["trained"]["accuracy"])
+    assert f"{difference:+.2f}" in report.cost_table(marked, unmarked).data
+    assert f"{unmarked[0].results['trained']['ssim (11 keys, adjoint)']:.3f}" in report.control_table(unmarked).data
+    assert f"{marked[0].results['hardened']['steps']}" in report.steps_table(marked).data
+    assert f"{ssim:.3f}" in report.claims_table("02-multi-key", "tiny").data
+    assert "512 train images" in report.provenance(marked).data
+
+
+def test_provenance_of_nothing_is_an_error():
+    with pytest.raises(RecordError, match="no record"):
+        report.provenance([])
