@@ -1,7 +1,7 @@
 """Data sets by name: files first, download second, one clear error third.
 
-`$CLEARSTAMP_DATA` is looked at first, then ``data/`` below the working directory, in torchvision's layout. A set that is
-found is verified by the sha256 of its decoded images and labels. A set is never replaced by another.
+`$CLEARSTAMP_DATA` is looked at first, then ``data/`` below the working directory, in torchvision's layout. A set
+that is found is verified by the sha256 of its decoded images and labels. A set is never replaced by another.
 """
 
 import gzip
@@ -67,7 +67,10 @@ class Data(Dataset[tuple[Tensor, Tensor]]):
     @property
     def checksum(self) -> str:
         """sha256 of the images and labels in use."""
-        return sha256(self.images.numpy(), self.labels.numpy())
+        digest = hashlib.sha256()
+        for part in (self.images, self.labels):
+            digest.update(part.contiguous().numpy().tobytes())
+        return digest.hexdigest()
 
     def take(self, count: int | None) -> "Data":
         """The first `count` images (all for None)."""
@@ -161,13 +164,6 @@ def read_idx(path: Path) -> np.ndarray:
         raise DataError(
             "damaged data set", got=f"{type(error).__name__}: {error}", where=path, remedy="fetch the file again"
         ) from error
-
-
-def sha256(*arrays: np.ndarray) -> str:
-    digest = hashlib.sha256()
-    for array in arrays:
-        digest.update(np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()
 
 
 LOADERS = {"mnist": load_mnist, "digits": load_embedded}

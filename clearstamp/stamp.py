@@ -99,6 +99,8 @@ class Stamp:
         key_range: float = 10.0,
     ) -> "Stamp":
         """A stamp whose secrets are image files in any format that Pillow reads, resized to `shape` (C, H, W)."""
+        if isinstance(paths, str | Path):
+            raise StampError("one path instead of a list of paths", got=repr(str(paths)), remedy="pass [path]")
         secrets = [open_image(path, shape) for path in paths]
         labels = [Path(path).stem for path in paths]
         return cls.from_secrets(secrets, outputs=outputs, seed=seed, key_range=key_range, labels=labels)
@@ -116,6 +118,8 @@ class Stamp:
         """A stamp from secret tensors, ``[k, C, H, W]`` or k times ``[C, H, W]``, with keys drawn from `seed`."""
         if len(secrets) == 0:
             raise StampError("an empty stamp", expected="at least one secret")
+        if len({secret.shape for secret in secrets}) > 1:
+            raise StampError("secrets of different shapes", got=[list(secret.shape) for secret in secrets])
         stacked = secrets if isinstance(secrets, Tensor) else torch.stack(list(secrets))
         keys = draw_keys(len(stacked), outputs, seed=seed, key_range=key_range)
         return cls(keys, stacked, tuple(labels or (f"secret {i}" for i in range(len(stacked)))))
@@ -187,7 +191,9 @@ def check_secrets(secrets: Tensor) -> None:
         got = list(secrets.shape) if isinstance(secrets, Tensor) else type(secrets).__name__
         raise StampError("secrets of the wrong shape", got=got, expected="a tensor [k, C, H, W], k >= 1")
     if not secrets.isfinite().all():
-        raise StampError("a secret is not finite", where=f"secret {int((~secrets.isfinite()).flatten(1).any(1).nonzero()[0])}")
+        raise StampError(
+            "a secret is not finite", where=f"secret {int((~secrets.isfinite()).flatten(1).any(1).nonzero()[0])}"
+        )
     if secrets.min() < 0 or secrets.max() > 1:
         raise StampError(
             "a secret is out of range",
@@ -271,9 +277,7 @@ def open_image(path: str | Path, shape: tuple[int, int, int]) -> Tensor:
 
 def check_shape(shape: tuple[int, int, int]) -> None:
     if len(shape) != 3 or shape[0] not in (1, 3) or min(shape[1:]) < 8:
-        raise StampError(
-            "not an image shape", got=tuple(shape), expected="(C, H, W) with C 1 or 3, H and W at least 8"
-        )
+        raise StampError("not an image shape", got=tuple(shape), expected="(C, H, W) with C 1 or 3, H and W at least 8")
 
 
 def checksum(**tensors: Tensor) -> str:

@@ -137,9 +137,9 @@ def fit(
 ) -> Fit:
     """Train a classifier; with `stamp_loss`, step 2: constraint training.
 
-    `loader` yields inputs ``[b, C, H, W]`` and labels ``[b]``; the task loss is cross-entropy. After every task step comes
-    one stamp step, each kind with an optimizer of its own (as in the paper); `stamp_lr` defaults to `lr`. The model is
-    in training mode meanwhile and gets its mode back. `on_epoch(epoch)` is called after each pass, counted from 1.
+    `loader` yields inputs ``[b, C, H, W]`` and labels ``[b]``; the task loss is cross-entropy. After every task step
+    comes one stamp step, each kind with an optimizer of its own (as in the paper); `stamp_lr` defaults to `lr`. The
+    model is in training mode meanwhile and gets its mode back. `on_epoch(epoch)` is called after each pass, from 1 on.
 
     Raises `TrainingError` if a loss is not finite: the weights are then those before the bad step.
     """

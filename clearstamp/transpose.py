@@ -106,7 +106,7 @@ class Transposed:
         self.readout = readout
         twin, self._graph = self._trace()
         # Two equal inputs: an axis that is still 2 long at a node is the batch, whatever the example's own length.
-        values = self._record(twin, example[:1].expand(2, *example.shape[1:]))
+        values = self._record(twin, torch.cat([example[:1]] * 2))
         self._input = next(node for node in self._graph.nodes if node.op == "placeholder")
         (self._output,) = next(iter(reversed(self._graph.nodes))).args
         self._signals = self._signal_nodes(values)
@@ -197,7 +197,9 @@ class Transposed:
         """The nodes whose value is, or holds, a tensor computed from the input (and not from its shape alone)."""
         signals = {self._input}
         for node in self._graph.nodes:
-            if any(isinstance(v, Tensor) for v in tree_leaves(values[node])) and not signals.isdisjoint(node.all_input_nodes):
+            if any(isinstance(v, Tensor) for v in tree_leaves(values[node])) and not signals.isdisjoint(
+                node.all_input_nodes
+            ):
                 signals.add(node)
         return signals
 
