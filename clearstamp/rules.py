@@ -157,11 +157,14 @@ def convolution(
     missing = tuple(max(size - n, 0) for size, n in zip(x.shape[2:], natural, strict=True))
     transposed = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}[axes]
     image = transposed(y, weight, None, stride, padding, missing, groups, dilation)
-    return image[(..., *(slice(size) for size in x.shape[2:]))]
+    recorded: Any = (..., *(slice(size) for size in x.shape[2:]))
+    return image[recorded]
 
 
 @rule(*CONV, label="convention", source=f"{PAPER}", readouts=("paper",), weighted=True)
-def convolution_paper(y: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None = None, *geometry, **named) -> Tensor:
+def convolution_paper(
+    y: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None = None, *geometry: Any, **named: Any
+) -> Tensor:
     """conv_transpose(y - b, W): the bias, one per output channel, is taken off first."""
     signal = y if bias is None else y - per_channel(bias, y)
     return convolution(signal, x, weight, None, *geometry, **named)
@@ -393,12 +396,16 @@ def reshape(y: Tensor, x: Tensor, *shape: Any, **named: Any) -> Tensor:
 def permute(y: Tensor, x: Tensor, *dims: Any) -> Tensor:
     """The inverse permutation."""
     order = [int(d) % x.dim() for d in (dims[0] if len(dims) == 1 else dims)]
+    if order[0] != 0:
+        raise TransposeError("the batch axis does not stay first", got=f"axes {order}")
     return y.permute(*sorted(range(x.dim()), key=order.__getitem__))
 
 
 @rule(torch.transpose, "transpose", label="adjoint", source="a transposition is its own inverse")
 def transpose(y: Tensor, x: Tensor, dim0: int, dim1: int) -> Tensor:
     """The same two axes swapped again."""
+    if 0 in (dim0 % x.dim(), dim1 % x.dim()):
+        raise TransposeError("the batch axis does not stay first", got=f"axes {dim0} and {dim1} swapped")
     return y.transpose(dim0, dim1)
 
 

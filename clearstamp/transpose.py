@@ -197,9 +197,8 @@ class Transposed:
         """The nodes whose value is, or holds, a tensor computed from the input (and not from its shape alone)."""
         signals = {self._input}
         for node in self._graph.nodes:
-            if any(isinstance(v, Tensor) for v in tree_leaves(values[node])) and not signals.isdisjoint(
-                node.all_input_nodes
-            ):
+            holds_tensor = any(isinstance(value, Tensor) for value in tree_leaves(values[node]))
+            if holds_tensor and not signals.isdisjoint(node.all_input_nodes):
                 signals.add(node)
         return signals
 
@@ -243,7 +242,8 @@ class Transposed:
         return [replace(s, extra_dropout=s.rule.weighted and any(below[n] for n in s.sources)) for s in steps]
 
     def _step(self, node: fx.Node) -> Step:
-        function, arguments = node.target, dict(node.kwargs)
+        function: Any = node.target
+        arguments: dict[str, Any] = dict(node.kwargs)
         if node.op == "call_module":
             kind = module_type(self.model.get_submodule(str(node.target)))
             if kind is None:
@@ -293,6 +293,7 @@ class Transposed:
                 return getattr(self.model.get_submodule(argument.layer), argument.name)
             return training if argument is MODE else argument
 
-        args, kwargs = (fx.node.map_aggregate(given, fill) for given in (step.args, step.kwargs))
+        args: Any = fx.node.map_aggregate(step.args, fill)
+        kwargs: Any = fx.node.map_aggregate(step.kwargs, fill)
         passed = step.rule.apply(signal, *args, **kwargs)
         return passed if isinstance(passed, tuple) else (passed,)

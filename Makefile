@@ -1,0 +1,60 @@
+# Every target that needs Python sets up .venv by itself; `make setup` is a no-op when nothing changed.
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+SHELL := /bin/bash
+
+PYTHON ?= python3
+PROFILE ?= quick
+LAUNCH ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+NOTEBOOKS := $(basename $(notdir $(sort $(wildcard notebooks/*.ipynb))))
+
+export MPLBACKEND := agg
+
+.PHONY: help setup reproduce test book bench lint lock clean $(NOTEBOOKS)
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@for notebook in $(NOTEBOOKS); do printf 'make %-13s %s\n' "$$notebook" 'run this notebook alone, if anything changed'; done
+
+setup: $(READY) ## install the locked dependencies into .venv
+
+$(READY): requirements.lock pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
+	touch $@
+
+reproduce: $(NOTEBOOKS) ## run the notebooks (PROFILE=quick|paper, LAUNCH="srun --gpus=1"), build the book, print the claims
+	$(BIN)/python book/build.py --profile $(PROFILE)
+
+$(NOTEBOOKS): %: $(READY)
+	+$(LAUNCH) $(BIN)/python notebooks/execute.py notebooks/$*.ipynb --profile $(PROFILE)
+
+test: $(READY) ## run every test, and every notebook in the tiny profile
+	records=$$(mktemp -d) && trap 'rm -rf "$$records"' EXIT && \
+	CLEARSTAMP_ARTIFACTS="$$records" $(BIN)/python -m pytest --nbmake --nbmake-timeout=600 tests notebooks
+
+book: $(READY) ## build the book from the notebooks that ran, print the claims
+	$(BIN)/python book/build.py --profile $(PROFILE)
+
+bench: $(READY) ## measure hardening steps, the cost of a stamp step and memory
+	$(BIN)/python tests/bench.py
+
+lint: $(READY) ## check style, types and notebook outputs, as the pre-commit hooks do
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/nbstripout --verify --keep-id $(wildcard notebooks/*.ipynb)
+
+lock: $(READY) ## pin the newest dependencies in requirements.lock
+	$(BIN)/uv pip compile pyproject.toml --all-extras --upgrade --generate-hashes --universal --python-version 3.11 \
+	  --no-emit-index-url --no-header --quiet -o requirements.lock
+
+clean: ## remove what was built, but neither .venv nor artifacts/paper
+	rm -rf build dist *.egg-info book/_build book/_generated artifacts/tiny artifacts/quick
+	rm -rf .mypy_cache .pytest_cache .ruff_cache
+	find clearstamp notebooks tests book -name __pycache__ -prune -exec rm -rf {} +

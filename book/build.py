@@ -1,0 +1,155 @@
+"""Build the book from notebooks that ran: python book/build.py --profile quick
+
+Fills the git-ignored `_generated/` with the executed notebooks, the tables of claims and rules and the provenance, runs
+jupyter-book with warnings as errors, and prints the claims. It executes nothing and needs no network.
+"""
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import yaml
+
+from clearstamp import claims, records
+from clearstamp.errors import ClearStampError, RecordError
+from clearstamp.records import Record
+from clearstamp.rules import READOUTS
+
+HERE = Path(__file__).parent
+GENERATED = "_generated"
+FULL_SCALE = "paper"
+
+
+def build(profile: str, *, book: Path = HERE) -> Path:
+    """Build the book whose sources lie in `book` from the artifacts of `profile`; the path of its front page.
+
+    Raises `RecordError` if a notebook that the table of contents lists is missing, or if jupyter-book fails or
+    warns.
+    """
+    notebooks = executed(profile, book)
+    made = records.load_all(profile)
+    generate(book / GENERATED, profile, notebooks, made)
+    return render(book)
+
+
+def executed(profile: str, book: Path) -> list[Path]:
+    """The executed notebooks that the table of contents lists. Raises `RecordError` for those that are missing."""
+    folder, remedy = records.artifacts() / profile, f"run `make reproduce PROFILE={profile}`"
+    contents = yaml.safe_load((book / "_toc.yml").read_text(encoding="utf-8"))
+    files = [Path(chapter["file"]) for part in contents["parts"] for chapter in part["chapters"]]
+    notebooks = [folder / f"{file.name}.ipynb" for file in files if file.parent.name == GENERATED]
+    if missing := [path.name for path in notebooks if not path.is_file()]:
+        raise RecordError(
+            "the book lacks executed notebooks", got=f"no {', '.join(missing)}", where=folder, remedy=remedy
+        )
+    return notebooks
+
+
+def generate(folder: Path, profile: str, notebooks: Iterable[Path], made: Sequence[Record]) -> None:
+    """Fill `folder`, emptied first, with all that the sources include."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    for path in notebooks:
+        shutil.copy(path, folder)
+    line, banner = provenance(profile, made)
+    admonition = f":::{{warning}}\n{banner}\n:::\n\n" if banner else ""
+    texts = {
+        "claims.md": claims.table(claims.judge(claims.load(), made), "markdown"),
+        "tolerances.md": tolerances(profile),
+        "rules.md": rules(),
+        "provenance.md": f"{admonition}{escape(line)}\n",
+        "provenance.json": json.dumps({"line": line, "banner": banner}),
+    }
+    for name, text in texts.items():
+        (folder / name).write_text(text, encoding="utf-8")
+
+
+def provenance(profile: str, made: Sequence[Record]) -> tuple[str, str]:
+    """Where the numbers come from, in one line, and a warning (empty at full scale)."""
+
+    def listed(values: Iterable[object]) -> str:
+        return ", ".join(sorted({str(value) for value in values})) or "none"
+
+    def revision(about: dict[str, object]) -> str:
+        commit = str(about.get("commit") or "unknown")[:12]
+        return f"{commit} with uncommitted changes" if about.get("dirty") else commit
+
+    line = (
+        f"Profile {profile}; book built at commit {revision(records.provenance())}; {len(made)} records, "
+        f"commits: {listed(revision(r.provenance) for r in made)}; "
+        f"data: {listed(r.dataset.get('name') for r in made)}; "
+        f"devices: {listed(r.provenance.get('device') for r in made)}."
+    )
+    if profile == FULL_SCALE:
+        return line, ""
+    return line, f"Not at the paper's scale: these numbers come from the reduced profile “{profile}”."
+
+
+def tolerances(profile: str) -> str:
+    """How each claim is judged, why so, and what it costs."""
+    meaning = {"least": "at least the paper's value, less", "near": "the paper's value, within"}
+    rows = [
+        (c.id, c.notebook, f"{meaning[c.verdict]} {c.tolerance:g}", c.reason, f"{c.minutes[profile]:g}")
+        for c in claims.load()
+    ]
+    return table(("claim", "notebook", "holds if the result is", "why", "minutes"), rows)
+
+
+def rules() -> str:
+    """Every rule of both readouts, with what it computes, its label and its source."""
+    found = {rule: None for registry in READOUTS.values() for rule in registry.values()}
+    rows = []
+    for rule in found:
+        readouts = [readout for readout, registry in READOUTS.items() if rule in registry.values()]
+        summary = (rule.apply.__doc__ or "").strip().split("\n")[0]
+        rows.append((rule.name, summary, ", ".join(readouts), rule.label, rule.source))
+    return table(("rule", "signal at the input", "readout", "label", "source"), rows)
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table of plain text."""
+    lines = [head, ["---"] * len(head), *([escape(cell) for cell in row] for row in rows)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def escape(text: str) -> str:
+    """Plain text for Markdown."""
+    return "".join(f"\\{c}" if c in r"\`*_{}[]<>#|$~^" else c for c in text)
+
+
+def render(book: Path) -> Path:
+    """Run jupyter-book, from scratch; the front page. A page that is up to date would not repeat its warnings."""
+    shutil.rmtree(book / "_build", ignore_errors=True)
+    page = book / "_build" / "html" / "index.html"
+    run = "from jupyter_book.cli.main import main; main()"  # this interpreter's: its scripts need not be on the PATH
+    command = [sys.executable, "-c", run, "build", str(book), "-W", "-n", "--keep-going", "--quiet"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    if done.returncode != 0 or not page.is_file():
+        print(done.stdout, file=sys.stderr)
+        raise RecordError("the book does not build without warnings", got=f"jupyter-book exited {done.returncode}")
+    return page
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line: 0, or 1 after one line that says what is wrong."""
+    parser = argparse.ArgumentParser(description="Build the book from the notebooks that ran.")
+    parser.add_argument("--profile", default="quick", help="whose artifacts to show")
+    parser.add_argument("--book", type=Path, default=HERE, help="folder of the book's sources")
+    given = parser.parse_args(arguments)
+    try:
+        page = build(given.profile, book=given.book)
+        rows = claims.judge(claims.load(), records.load_all(given.profile))
+    except ClearStampError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(claims.table(rows, "plain"))
+    print(f"\nbook: {page}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

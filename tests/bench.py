@@ -1,0 +1,87 @@
+"""Measure what hardening and constraint training cost: ``make bench``.
+
+Steps are counted, times are given as ratios: nothing here depends on how fast this machine is.
+"""
+
+import resource
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+
+import clearstamp as cs
+from clearstamp import models
+from clearstamp.experiments import FOUR_LETTERS
+from clearstamp.training import adam, descend
+
+GOALS = {"paper": 300, "adjoint": 800}
+SHAPE, OUTPUTS, BATCH, KEYS = (1, 28, 28), 10, 64, 11
+ROUNDS, STEPS = 21, 3
+
+
+def marked_model(readout: str, seed: int) -> tuple[torch.nn.Module, cs.Transposed, cs.Stamp]:
+    """The default CNN, its transposed model and a stamp of eleven keys."""
+    model = models.build("cnn", SHAPE, OUTPUTS, seed=seed)
+    stamp = cs.Stamp.from_texts(FOUR_LETTERS[:KEYS], outputs=OUTPUTS, shape=SHAPE, seed=seed)
+    return model, cs.transpose(model, torch.zeros(1, *SHAPE), readout=readout), stamp
+
+
+def hardening() -> bool:
+    """Steps to a mean SSIM of 0.95; were all within the goal?"""
+    met = True
+    print(f"hardening: default CNN, {KEYS} keys, steps to mean SSIM 0.95 (the paper: 0.92 after 10,000)")
+    print(f"  {'readout':8} {'seed':>4} {'steps':>6} {'goal':>6}")
+    for readout, goal in GOALS.items():
+        for seed in (0, 1, 2):
+            _, back, stamp = marked_model(readout, seed)
+            done = cs.harden(back, stamp, steps=2 * goal, target=0.95, check_every=10)
+            within = done.reached and done.steps <= goal
+            met &= within
+            steps = str(done.steps) if done.reached else f">{done.steps}"
+            print(f"  {readout:8} {seed:4} {steps:>6} {goal:6}  {'met' if within else 'MISSED'}", flush=True)
+    return met
+
+
+def cost_of_a_stamp_step(readout: str) -> list[float]:
+    """Time of a training step with a stamp step after it over one without, a ratio a round; the two interleaved."""
+    model, back, stamp = marked_model(readout, 0)
+    loss = cs.StampLoss(back, stamp)
+    task, stamping = (adam(model.parameters(), lr=1e-4) for _ in range(2))
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(BATCH, *SHAPE, generator=generator)
+    labels = torch.randint(OUTPUTS, (BATCH,), generator=generator)
+
+    def unmarked() -> None:
+        descend(F.cross_entropy(model(images), labels), task, "task loss")
+
+    def marked() -> None:
+        unmarked()
+        descend(loss(), stamping, "stamp loss")
+
+    for step in (unmarked, marked):  # the first step allocates the optimizers' state
+        step()
+    return [seconds(marked) / seconds(unmarked) for _ in range(ROUNDS)]
+
+
+def seconds(step: Callable[[], None]) -> float:
+    began = time.perf_counter()
+    for _ in range(STEPS):
+        step()
+    return time.perf_counter() - began
+
+
+def main() -> None:
+    met = hardening()
+    print(f"\ntraining step, marked over unmarked, batch {BATCH}, {ROUNDS} rounds (the paper, whole epochs: 1.40)")
+    for readout in GOALS:
+        low, median, high = statistics.quantiles(cost_of_a_stamp_step(readout), n=4)
+        print(f"  {readout:8} median {median:.2f}, quartiles {low:.2f} to {high:.2f}", flush=True)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # kibibytes on Linux
+    print(f"\npeak memory of this process: {peak:.2f} GiB (goal: under 4)")
+    print("all goals met" if met and peak < 4 else "NOT all goals met")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,217 @@
+"""Hardening, constraint training and their limits, on models that train within a second."""
+
+import copy
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from clearstamp.errors import StampError, TrainingError
+from clearstamp.rules import READOUTS
+from clearstamp.scores import structural_similarity
+from clearstamp.stamp import Stamp
+from clearstamp.training import StampLoss, accuracy, fit, harden, sgd
+from clearstamp.transpose import Transposed, transpose
+from clearstamp.verification import read
+
+SHAPE = (1, 12, 12)
+both_readouts = pytest.mark.parametrize("readout", READOUTS)
+
+
+@pytest.fixture
+def model() -> nn.Sequential:
+    return nn.Sequential(nn.Flatten(), nn.Linear(144, 64), nn.ReLU(), nn.Dropout(0.0), nn.Linear(64, 4))
+
+
+@pytest.fixture
+def stamp() -> Stamp:
+    return Stamp.from_texts(["A", "B"], outputs=4, shape=SHAPE, seed=0)
+
+
+@pytest.fixture
+def batches() -> list[tuple[Tensor, Tensor]]:
+    """Four classes told apart by the brightness of a quarter of the image."""
+    labels = torch.arange(4).repeat(16)
+    images = torch.rand(64, *SHAPE) * 0.3
+    for image, label in zip(images, labels.tolist(), strict=True):
+        image[:, 3 * label : 3 * label + 3] += 0.7
+    return list(zip(images.split(16), labels.split(16), strict=True))
+
+
+def backwards(model: nn.Module, readout: str = "paper") -> Transposed:
+    return transpose(model, torch.zeros(1, *SHAPE), readout=readout)
+
+
+def weights(model: nn.Module) -> list[Tensor]:
+    return [p.detach().clone() for p in model.parameters()]
+
+
+def unchanged(model: nn.Module, before: list[Tensor]) -> bool:
+    return all(torch.equal(p, old) for p, old in zip(model.parameters(), before, strict=True))
+
+
+# ------------------------------------------------------------------------------------------------------- stamp loss
+
+
+@both_readouts
+def test_stamp_loss_is_its_formula(model, stamp, readout):
+    back = backwards(model, readout)
+    images = back(stamp.keys)
+    expected = 1 - structural_similarity(images, stamp.secrets).mean() + (images - stamp.secrets).square().mean()
+    torch.testing.assert_close(StampLoss(back, stamp)(), expected, rtol=1e-6, atol=0)
+
+
+def test_stamp_loss_in_a_loop_written_by_hand_is_what_fit_does(model, stamp, batches):
+    twin = copy.deepcopy(model)
+    fit(model, batches, epochs=2, lr=0.1, stamp_lr=0.01, stamp_loss=StampLoss(backwards(model), stamp), optimizer=sgd)
+    loss = StampLoss(backwards(twin), stamp)
+    for inputs, labels in batches * 2:
+        for lr, term in ((0.1, lambda x=inputs, y=labels: F.cross_entropy(twin(x), y)), (0.01, loss)):
+            twin.zero_grad()
+            term().backward()
+            with torch.no_grad():
+                for p in twin.parameters():
+                    p -= lr * p.grad
+    for fitted, expected in zip(model.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(fitted, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_stamp_loss_drops_at_its_rate(model, stamp):
+    torch.manual_seed(1)
+    loss = StampLoss(backwards(model), stamp, dropout=0.5)()
+    torch.manual_seed(1)
+    images = backwards(model)(stamp.keys, dropout=0.5)
+    expected = 1 - structural_similarity(images, stamp.secrets).mean() + F.mse_loss(images, stamp.secrets)
+    torch.testing.assert_close(loss, expected, rtol=1e-6, atol=0)
+
+
+# -------------------------------------------------------------------------------------------------------- hardening
+
+
+@both_readouts
+def test_hardening_reaches_its_target_and_stops(model, stamp, readout):
+    back = backwards(model, readout)
+    seen = []
+    outcome = harden(
+        back,
+        stamp,
+        steps=2000,
+        target=0.9,
+        lr=3e-3,
+        check_every=7,
+        on_check=lambda step, images: seen.append((step, tuple(images.shape))),
+        progress=False,
+    )
+    assert outcome.reached and outcome.steps < 2000 and outcome.steps % 7 == 0
+    assert len(outcome.losses) == outcome.steps and outcome.losses[-1] < outcome.losses[0]
+    assert [step for step, _ in outcome.ssim] == list(range(0, outcome.steps + 1, 7))
+    assert seen == [(step, (2, *SHAPE)) for step, _ in outcome.ssim]
+    assert all(score < 0.9 for _, score in outcome.ssim[:-1]) and outcome.ssim[-1][1] >= 0.9
+    assert read(back, stamp).summary()["ssim"] == pytest.approx(outcome.ssim[-1][1], abs=1e-6)
+    assert harden(back, stamp, target=0.9, progress=False).steps == 0, "nothing is left to do"
+
+
+@pytest.mark.parametrize(("steps", "looks"), [(0, [0]), (10, [0, 4, 8, 10]), (8, [0, 4, 8])])
+def test_hardening_without_a_target_takes_every_step(model, stamp, steps, looks):
+    outcome = harden(backwards(model), stamp, steps=steps, target=None, check_every=4, progress=False)
+    assert (outcome.steps, outcome.reached, [step for step, _ in outcome.ssim]) == (steps, False, looks)
+
+
+@pytest.mark.parametrize("given", [{"steps": -1}, {"check_every": 0}])
+def test_hardening_refuses_numbers_of_steps(model, stamp, given):
+    with pytest.raises(TrainingError, match="no such number of steps"):
+        harden(backwards(model), stamp, **given, progress=False)
+
+
+# ------------------------------------------------------------------------------------------------------------- fit
+
+
+def test_marked_training_lowers_both_losses(model, stamp, batches):
+    back, epochs = backwards(model), []
+    outcome = fit(
+        model, batches, epochs=30, lr=3e-3, stamp_loss=StampLoss(back, stamp), on_epoch=epochs.append, progress=False
+    )
+    assert epochs == list(range(1, 31))
+    assert len(outcome.losses) == len(outcome.stamp_losses) == 120
+    assert outcome.losses[-1] < 0.5 * outcome.losses[0]
+    assert outcome.stamp_losses[-1] < 0.5 * outcome.stamp_losses[0]
+    assert accuracy(model, batches) == 1
+
+
+def test_plain_training_has_no_stamp_losses(model, batches):
+    outcome = fit(model, batches, epochs=1, lr=3e-3, progress=False)
+    assert len(outcome.losses) == 4 and outcome.stamp_losses == []
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_training_and_measuring_give_the_mode_back(model, batches, training):
+    model.train(training)
+    modes = []
+    model.register_forward_hook(lambda m, *_: modes.append(m.training))
+    fit(model, batches, epochs=1, progress=False)
+    accuracy(model, batches)
+    assert modes == [True] * 4 + [False] * 4
+    assert model.training is training
+    with pytest.raises(ZeroDivisionError):
+        fit(model, batches, epochs=1, on_epoch=lambda _: 1 / 0, progress=False)
+    assert model.training is training
+
+
+# --------------------------------------------------------------------------------------------------------- accuracy
+
+
+def test_accuracy_is_the_share_of_right_answers(batches):
+    always_two = nn.Sequential(nn.Flatten(), nn.Linear(144, 4))
+    with torch.no_grad():
+        always_two[1].weight.zero_()
+        always_two[1].bias.copy_(torch.tensor([0.0, 0.0, 1.0, 0.0]))
+    assert accuracy(always_two, batches) == 0.25
+    assert accuracy(always_two, [(torch.zeros(3, *SHAPE), torch.tensor([2, 2, 1]))]) == pytest.approx(2 / 3)
+
+
+def test_accuracy_of_nothing(model):
+    with pytest.raises(TrainingError, match="no data"):
+        accuracy(model, [])
+
+
+# ----------------------------------------------------------------------------------------------------------- errors
+
+
+def test_hardening_stops_before_a_loss_that_is_not_finite(model, stamp):
+    with torch.no_grad():
+        model[1].weight[0, 0] = math.nan
+    before = weights(model)
+    with pytest.raises(TrainingError, match="stamp loss is not finite; got: nan.*lower the learning rate"):
+        harden(backwards(model), stamp, steps=3, target=None, progress=False)
+    torch.testing.assert_close(weights(model), before, rtol=0, atol=0, equal_nan=True)
+
+
+def test_training_stops_before_a_loss_that_is_not_finite(model, batches):
+    before = weights(model)
+    with pytest.raises(TrainingError, match="task loss is not finite"):
+        fit(model, [(torch.full((2, *SHAPE), math.nan), torch.tensor([0, 1]))], progress=False)
+    assert unchanged(model, before) and model.training
+    with pytest.raises(TrainingError, match="stamp loss is not finite; got: inf"):
+        fit(model, batches, lr=0.0, stamp_lr=1.0, stamp_loss=lambda: model[1].weight.sum() * math.inf, progress=False)
+    assert unchanged(model, before)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        Stamp.from_texts(["A"], outputs=5, shape=SHAPE, seed=0),
+        Stamp.from_texts(["A"], outputs=4, shape=(1, 12, 11), seed=0),
+    ],
+)
+def test_a_stamp_that_does_not_fit(model, other):
+    for use in (StampLoss, harden, read):
+        with pytest.raises(StampError, match="does not fit the model.*keys of 4 outputs.*outputs= and shape="):
+            use(backwards(model), other)
+
+
+@pytest.mark.parametrize("rate", [-0.1, 1.0])
+def test_dropout_out_of_range(model, stamp, rate):
+    with pytest.raises(TrainingError, match="dropout rate out of range"):
+        StampLoss(backwards(model), stamp, dropout=rate)
