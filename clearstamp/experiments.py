@@ -19,7 +19,7 @@ from clearstamp.errors import RecordError
 from clearstamp.models import build
 from clearstamp.records import Record
 from clearstamp.stamp import PAPER_KEY, Stamp
-from clearstamp.training import StampLoss, accuracy, adam, fit, harden, sgd
+from clearstamp.training import Fit, StampLoss, accuracy, adam, fit, harden, sgd
 from clearstamp.transpose import transpose
 from clearstamp.verification import read
 
@@ -184,8 +184,10 @@ def fresh_model(experiment: LifeCycle, sets: Sets, seed: int) -> nn.Module:
     return model.to(device(), memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
-def train(experiment: LifeCycle, scale: Profile, sets: Sets, seed: int, model: nn.Module, loss: StampLoss | None):
-    """Five epochs of the paper, from the same images in the same order with and without a stamp."""
+def train(
+    experiment: LifeCycle, scale: Profile, sets: Sets, seed: int, model: nn.Module, loss: StampLoss | None
+) -> Fit:
+    """The profile's epochs, over the same images in the same order with and without a stamp."""
     loader = sets.train.loader(experiment.batch_size, seed=seed)
     return fit(
         model,

@@ -131,7 +131,7 @@ class Stamp:
     def save(self, path: str | Path) -> None:
         """Write one ``.safetensors`` file; a crash leaves the old file or the new one, never half of one."""
         tensors = {"keys": self.keys.cpu().contiguous(), "secrets": self.secrets.cpu().contiguous()}
-        about = {"format": FORMAT, "version": VERSION, "labels": self.labels, "checksum": checksum(**tensors)}
+        about = {"format": FORMAT, "version": VERSION, "labels": self.labels, "checksum": checksum(self.labels, tensors)}
         write_atomically(Path(path), save(tensors, {FORMAT: json.dumps(about, ensure_ascii=False)}))
 
     @classmethod
@@ -159,7 +159,7 @@ class Stamp:
                 where=path,
                 remedy="read it with the release of clearstamp that wrote it, or a newer one",
             )
-        if about.get("checksum") != checksum(**tensors):
+        if about.get("checksum") != checksum(about.get("labels", ()), tensors):
             raise StampError("the stamp was changed or damaged after it was written: wrong checksum", where=path)
         return cls(tensors["keys"], tensors["secrets"], tuple(about["labels"]))
 
@@ -280,9 +280,9 @@ def check_shape(shape: tuple[int, int, int]) -> None:
         raise StampError("not an image shape", got=tuple(shape), expected="(C, H, W) with C 1 or 3, H and W at least 8")
 
 
-def checksum(**tensors: Tensor) -> str:
-    """sha256 over names, shapes, types and values, in the order of the names."""
-    digest = hashlib.sha256()
+def checksum(labels: Sequence[str], tensors: dict[str, Tensor]) -> str:
+    """sha256 over the labels and over names, shapes, types and values, in the order of the names."""
+    digest = hashlib.sha256(json.dumps(list(labels)).encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())

@@ -128,6 +128,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ClearStampError as error:
         print(f"{label}  {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print(f"{label}  interrupted; a new run goes on from the records that are there", file=sys.stderr)
+        return 130
     print(f"{label}  {'done' if ran else 'up to date'}", flush=True)
     return 0
 

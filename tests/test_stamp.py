@@ -247,6 +247,7 @@ def flipped(path) -> None:
         (lambda path: rewritten(path, format="other"), "a safetensors file, but no stamp"),
         (lambda path: rewritten(path, {"keys": torch.zeros(1, 2)}), "a safetensors file, but no stamp"),
         (lambda path: rewritten(path, version=2), "unknown version of the stamp format; got: 2; expected: 1"),
+        (lambda path: rewritten(path, labels=["another", "name"]), "wrong checksum"),
         (lambda path: rewritten(path, checksum="0" * 64), "wrong checksum"),
         (lambda path: rewritten(path, {"keys": keys(), "secrets": secrets()}), "wrong checksum"),
         (flipped, "wrong checksum"),
@@ -258,3 +259,7 @@ def test_files_that_are_no_stamp(tmp_path, spoil, message):
     with pytest.raises(StampError, match=message) as caught:
         Stamp.load(path)
     assert str(path) in str(caught.value)
+
+
+def test_the_papers_key_is_the_first_draw_of_seed_0():
+    torch.testing.assert_close(draw_keys(1, 10, seed=0), torch.tensor([PAPER_KEY]), rtol=0, atol=1.1e-4)
