@@ -12,8 +12,6 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 NOTEBOOKS := $(basename $(notdir $(sort $(wildcard notebooks/*.ipynb))))
 
-export MPLBACKEND := agg
-
 .PHONY: help setup reproduce test book bench lint lock clean $(NOTEBOOKS)
 
 help: ## list the targets

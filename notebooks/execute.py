@@ -44,6 +44,7 @@ def execute(notebook: Path, profile: str, parameters: Mapping[str, Any] | None =
         partial, failed = (finished.with_suffix(f".{state}.ipynb") for state in ("partial", "failed"))
         finished.parent.mkdir(parents=True, exist_ok=True)
         partial.unlink(missing_ok=True)
+        os.environ.pop("MPLBACKEND", None)  # figures go into the notebook, whatever backend the shell asks for
         try:
             executed = papermill.execute_notebook(
                 notebook, partial, given, kernel_name="python3", language="python", stderr_file=sys.stderr

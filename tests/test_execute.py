@@ -108,6 +108,16 @@ def test_result_has_the_output_but_neither_bars_nor_paths(
     assert [path.name for path in artifacts.iterdir()] == ["small.ipynb"]
 
 
+def test_figures_are_kept_whatever_the_shells_backend(
+    notebook: Path, artifacts: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    write(notebook, "import matplotlib.pyplot as plt\nfigure = plt.figure()\nplt.close(figure)\nfigure")
+    runner.execute(notebook, "tiny")
+    (result,) = nbformat.read(artifacts / "small.ipynb", as_version=4).cells[-1].outputs
+    assert "image/png" in result.data
+
+
 def test_failure_leaves_no_finished_notebook(notebook: Path, artifacts: Path, capsys: pytest.CaptureFixture[str]):
     write(notebook, "raise KeyError('oh dear')")
     assert runner.main([str(notebook), "--profile", "tiny"]) == 1
