@@ -112,7 +112,7 @@ def test_figures_are_kept_whatever_the_shells_backend(
     notebook: Path, artifacts: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("MPLBACKEND", "agg")
-    write(notebook, "import matplotlib.pyplot as plt\nfigure = plt.figure()\nplt.close(figure)\nfigure")
+    write(notebook, "import matplotlib.pyplot as plt\nfigure, axis = plt.subplots()\nplt.close(figure)\nfigure")
     runner.execute(notebook, "tiny")
     (result,) = nbformat.read(artifacts / "small.ipynb", as_version=4).cells[-1].outputs
     assert "image/png" in result.data
