@@ -131,7 +131,12 @@ class Stamp:
     def save(self, path: str | Path) -> None:
         """Write one ``.safetensors`` file; a crash leaves the old file or the new one, never half of one."""
         tensors = {"keys": self.keys.cpu().contiguous(), "secrets": self.secrets.cpu().contiguous()}
-        about = {"format": FORMAT, "version": VERSION, "labels": self.labels, "checksum": checksum(self.labels, tensors)}
+        about = {
+            "format": FORMAT,
+            "version": VERSION,
+            "labels": self.labels,
+            "checksum": checksum(self.labels, tensors),
+        }
         write_atomically(Path(path), save(tensors, {FORMAT: json.dumps(about, ensure_ascii=False)}))
 
     @classmethod
