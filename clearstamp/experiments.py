@@ -91,7 +91,7 @@ class LifeCycle:
     """One experiment: everything that decides its result but the profile's scale and the seed.
 
     `keys` counts the stamp's pairs, 0 for a model without a stamp; `paper_key` takes the paper's single key. `until` is
-    the last stage that is run. `lr` is that of training, as in the paper's default scenario (its Tables 2 and 3 have 1e-3);
+    the last stage that is run. `lr` is that of training, as in the paper's default scenario (Tables 2 and 3 have 1e-3);
     fine-tuning takes a tenth of it, hardening `hardening_lr`.
     """
 
