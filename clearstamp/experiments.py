@@ -8,17 +8,20 @@ goes on where it stopped.
 import time
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cache
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from clearstamp import claims, data, records
+from clearstamp.dependencies import watch
 from clearstamp.errors import RecordError
 from clearstamp.models import build
 from clearstamp.records import Record
-from clearstamp.stamp import PAPER_KEY, Stamp
+from clearstamp.stamp import PAPER_KEY, Stamp, checksum, write_atomically
 from clearstamp.training import Fit, StampLoss, accuracy, adam, fit, harden, sgd
 from clearstamp.transpose import transpose
 from clearstamp.verification import read
@@ -30,8 +33,6 @@ SECRETS = {"four letters": FOUR_LETTERS, "one letter": ONE_LETTER, "icons": ICON
 """The paper's three kinds of secrets."""
 
 OPTIMIZERS = {"adam": adam, "sgd": sgd}
-CODE = ("rules", "transpose", "scores", "stamp", "data", "models", "training", "verification", "experiments")
-"""The modules whose code decides a result."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +93,8 @@ class LifeCycle:
 
     `keys` counts the stamp's pairs, 0 for a model without a stamp; `paper_key` takes the paper's single key. `until` is
     the last stage that is run. `lr` is that of training, as in the paper's default scenario (Tables 2 and 3 have 1e-3);
-    fine-tuning takes a tenth of it, hardening `hardening_lr`.
+    fine-tuning takes a tenth of it, hardening `hardening_lr`. `dropout` acts in hardening and constraint training,
+    `noise` (see `StampLoss`; the paper has none) in constraint training alone.
     """
 
     name: str
@@ -107,6 +109,7 @@ class LifeCycle:
     lr: float = 1e-4
     hardening_lr: float = 1e-3
     dropout: float = 0.0
+    noise: float = 0.0
     batch_size: int = 64
     until: Literal["hardened", "finetuned"] = "finetuned"
 
@@ -149,32 +152,63 @@ def run_all(experiments: list[LifeCycle], profile_name: str, seeds: tuple[int, .
 
 def run(experiment: LifeCycle, profile_name: str, seed: int) -> Record:
     """The record of one experiment: found if it was made by this code from these parameters, else run and saved."""
+    found = records.find(profile_name, f"{experiment.name}-seed{seed}", parameters(experiment, profile_name))
+    return found or perform(experiment, profile_name, seed)
+
+
+def parameters(experiment: LifeCycle, profile_name: str) -> dict[str, Any]:
+    """All that decides the result but seed and code."""
     scale = profile(profile_name)
-    parameters = asdict(experiment) | {f.name: getattr(scale, f.name) for f in fields(scale) if f.name != "seeds"}
-    mark = records.fingerprint(parameters | {"seed": seed}, CODE)
-    found = records.find(profile_name, f"{experiment.name}-seed{seed}", mark)
-    if found is not None:
-        return found
+    return asdict(experiment) | {f.name: getattr(scale, f.name) for f in fields(scale) if f.name != "seeds"}
+
+
+def perform(experiment: LifeCycle, profile_name: str, seed: int) -> Record:
+    """Run one experiment; save its record and the weights of the trained model."""
+    scale = profile(profile_name)
     sets = load_sets(scale)
     began = time.perf_counter()
-    results, arrays = (plain if experiment.keys == 0 else marked)(experiment, scale, sets, seed)
+    with watch() as code:
+        results, arrays, weights = (plain if experiment.keys == 0 else marked)(experiment, scale, sets, seed)
+    seconds = time.perf_counter() - began
+    if weights:
+        write_atomically(weights_file(experiment, profile_name, seed), save(weights))
     record = Record(
         experiment=experiment.name,
         profile=profile_name,
-        parameters=parameters,
+        parameters=parameters(experiment, profile_name),
         seed=seed,
-        fingerprint=mark,
+        code=code,
         results=results,
         paper=claims.paper_values(experiment.name),
         dataset=sets.about(),
-        wall_seconds=round(time.perf_counter() - began, 1),
+        wall_seconds=round(seconds, 1),
+        weights=checksum((), weights) if weights else None,
         arrays=arrays,
     )
     record.save()
     return record
 
 
-Outcome = tuple[dict[str, dict[str, Any]], dict[str, Tensor]]
+def trained(experiment: LifeCycle, profile_name: str, seed: int) -> tuple[nn.Module, Stamp]:
+    """The model as it was after training, not yet fine-tuned, and its stamp. Trained anew if its weights are lost."""
+    record, path = run(experiment, profile_name, seed), weights_file(experiment, profile_name, seed)
+    weights = load_file(path) if path.is_file() else {}
+    if checksum((), weights) != record.weights:
+        perform(experiment, profile_name, seed)
+        weights = load_file(path)
+    sets = load_sets(profile(profile_name))
+    model = fresh_model(experiment, sets, seed)
+    model.load_state_dict(weights)
+    return model, experiment.stamp(sets.train.shape, sets.train.classes, seed)
+
+
+def weights_file(experiment: LifeCycle, profile_name: str, seed: int) -> Path:
+    """Where the trained weights lie. They are not kept in the repository: records are."""
+    return records.artifacts() / profile_name / "weights" / f"{experiment.name}-seed{seed}.safetensors"
+
+
+Outcome = tuple[dict[str, dict[str, Any]], dict[str, Tensor], dict[str, Tensor]]
+"""Results, arrays, and the trained model's weights (none if there was no training)."""
 
 
 def device() -> torch.device:
@@ -223,7 +257,7 @@ def plain(experiment: LifeCycle, scale: Profile, sets: Sets, seed: int) -> Outco
     look("untrained")
     train(experiment, scale, sets, seed, model, None)
     look("trained")
-    return results, arrays
+    return results, arrays, snapshot(model)
 
 
 def marked(experiment: LifeCycle, scale: Profile, sets: Sets, seed: int) -> Outcome:
@@ -259,9 +293,12 @@ def marked(experiment: LifeCycle, scale: Profile, sets: Sets, seed: int) -> Outc
     arrays["hardening/steps"] = torch.tensor(shown)
     arrays["hardening/frames"] = torch.stack([frames[step] for step in shown]).half()
     arrays["hardening/losses"] = torch.tensor(hardening.losses)
+    weights: dict[str, Tensor] = {}
     if experiment.until == "finetuned":
-        training = train(experiment, scale, sets, seed, model, StampLoss(back, stamp, dropout=experiment.dropout))
+        loss = StampLoss(back, stamp, dropout=experiment.dropout, noise=experiment.noise)
+        training = train(experiment, scale, sets, seed, model, loss)
         look("trained")
+        weights = snapshot(model)
         arrays["training/losses"] = smooth(training.losses)
         arrays["training/stamp losses"] = smooth(training.stamp_losses)
         tuning = sets.train.loader(experiment.batch_size, seed=seed + 1000)
@@ -273,7 +310,15 @@ def marked(experiment: LifeCycle, scale: Profile, sets: Sets, seed: int) -> Outc
             optimizer=OPTIMIZERS[experiment.optimizer],
         )
         look("finetuned")
-    return results, arrays
+    return results, arrays, weights
+
+
+def snapshot(model: nn.Module) -> dict[str, Tensor]:
+    """A copy of the model's weights and buffers on the CPU."""
+    return {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, tensor in model.state_dict().items()
+    }
 
 
 def slider_steps(steps: list[int], most: int = 16) -> list[int]:

@@ -1,14 +1,10 @@
 """One frozen record per result: a JSON file, with its pictures beside it in a safetensors file."""
 
-import ast
-import hashlib
 import json
 import os
 import platform
 import subprocess
-from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
-from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,10 +14,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from clearstamp.dependencies import PACKAGE, changed
 from clearstamp.errors import RecordError
 from clearstamp.stamp import write_atomically
 
-PACKAGE = Path(__file__).parent
 LIBRARIES = ("torch", "torchvision", "pytorch-msssim", "numpy")
 
 
@@ -29,19 +25,21 @@ LIBRARIES = ("torch", "torchvision", "pytorch-msssim", "numpy")
 class Record:
     """One result and all that is needed to make it again.
 
-    `results` maps a stage of the experiment to its numbers, `paper` the same stages to the paper's. `arrays` holds
-    pictures and curves; it is stored beside the JSON file and not in it.
+    `results` maps a stage of the experiment to its numbers, `paper` the same stages to the paper's. `code` names what
+    of the library ran, with digests; `weights` is the checksum of the trained model. `arrays` holds pictures and
+    curves; it is stored beside the JSON file and not in it.
     """
 
     experiment: str
     profile: str
     parameters: dict[str, Any]
     seed: int
-    fingerprint: str
+    code: dict[str, str]
     results: dict[str, dict[str, Any]]
     paper: dict[str, Any]
     dataset: dict[str, Any]
     wall_seconds: float
+    weights: str | None = None
     provenance: dict[str, Any] = field(default_factory=lambda: provenance())
     arrays: dict[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
 
@@ -55,7 +53,7 @@ class Record:
         path = folder(self.profile) / f"{self.name}.json"
         about = {key: value for key, value in asdict(self).items() if key != "arrays"}
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.arrays.items()}
-        write_atomically(path.with_suffix(".safetensors"), save(tensors, {"fingerprint": self.fingerprint}))
+        write_atomically(path.with_suffix(".safetensors"), save(tensors))
         write_atomically(path, (json.dumps(about, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode())
         return path
 
@@ -89,39 +87,14 @@ def load_all(profile: str) -> list[Record]:
     return [load(path) for path in sorted(folder(profile).glob("*.json"))]
 
 
-def find(profile: str, name: str, fingerprint: str) -> Record | None:
-    """The record `name` if it was made by this very code from these very parameters, else None."""
+def find(profile: str, name: str, parameters: dict[str, Any]) -> Record | None:
+    """The record `name` if it has these parameters and the code that made it is what it was, else None."""
     path = folder(profile) / f"{name}.json"
     if not path.is_file():
         return None
     record = load(path)
-    return record if record.fingerprint == fingerprint else None
-
-
-def fingerprint(parameters: Mapping[str, Any], modules: Iterable[str]) -> str:
-    """What a result depends on: its parameters and the code of `modules`, but not comments or docstrings."""
-    digest = hashlib.sha256(json.dumps(parameters, sort_keys=True, default=str).encode())
-    for name in modules:
-        digest.update(code_digest(PACKAGE / f"{name}.py").encode())
-    return digest.hexdigest()
-
-
-def library_digest() -> str:
-    """sha256 over the code of the whole library and its claims."""
-    digest = hashlib.sha256((PACKAGE / "claims.yml").read_bytes())
-    for path in sorted(PACKAGE.glob("*.py")):
-        digest.update(code_digest(path).encode())
-    return digest.hexdigest()
-
-
-@cache
-def code_digest(path: Path) -> str:
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    for node in ast.walk(tree):
-        body = getattr(node, "body", None)
-        if isinstance(body, list):
-            node.body = [s for s in body if not (isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant))]  # type: ignore[attr-defined]
-    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
+    same = record.parameters == json.loads(json.dumps(parameters))
+    return record if same and not changed(record.code) else None
 
 
 def provenance() -> dict[str, Any]:

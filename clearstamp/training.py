@@ -8,6 +8,7 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.optim import SGD, Adam, Optimizer
 from tqdm import tqdm
 
@@ -28,20 +29,46 @@ class StampLoss:
     >>> loss().backward()                    # doctest: +SKIP
 
     SSIM is taken of the unclamped signal (as in the paper). `dropout` is the rate after every transposed convolution
-    and linear layer but the last. Raises `StampError` if the stamp does not fit the model.
+    and linear layer but the last. `noise` reads the stamp from weights that are off by a normal error, drawn anew at
+    every call, of `noise` times each tensor's standard deviation: a stamp that shows there also shows after somebody
+    moves the weights. The weights themselves stay as they are. Raises `StampError` if the stamp does not fit the model,
+    `TrainingError` if a rate is out of range.
     """
 
-    def __init__(self, back: Transposed, stamp: Stamp, *, dropout: float = 0.0):
+    def __init__(self, back: Transposed, stamp: Stamp, *, dropout: float = 0.0, noise: float = 0.0):
         check_fit(back, stamp)
         if not 0 <= dropout < 1:
             raise TrainingError("dropout rate out of range", got=dropout, expected="0 <= rate < 1")
-        self.back, self.dropout = back, dropout
+        if not 0 <= noise < math.inf:
+            raise TrainingError("noise out of range", got=noise, expected="a finite number, at least 0")
+        self.back, self.dropout, self.noise = back, dropout, noise
         self.stamp = stamp.to(back.device)
 
     def __call__(self) -> Tensor:
-        images = self.back(self.stamp.keys, dropout=self.dropout)
+        images = self.images()
         ssim = structural_similarity(images, self.stamp.secrets)
         return (1 - ssim).mean() + F.mse_loss(images, self.stamp.secrets)
+
+    def images(self) -> Tensor:
+        """The images ``[k, C, H, W]`` of a training walk, with dropout and noise."""
+        if not self.noise:
+            return self.back(self.stamp.keys, dropout=self.dropout)
+        noisy = {
+            f"model.{name}": weight + self.noise * weight.detach().std(correction=0) * torch.randn_like(weight)
+            for name, weight in self.back.model.named_parameters()
+        }
+        return functional_call(Walk(self.back), noisy, (self.stamp.keys, self.dropout))
+
+
+class Walk(nn.Module):
+    """The transposed model as a module over the forward model's weights, which `functional_call` exchanges."""
+
+    def __init__(self, back: Transposed):
+        super().__init__()
+        self.back, self.model = back, back.model
+
+    def forward(self, keys: Tensor, dropout: float) -> Tensor:
+        return self.back(keys, dropout=dropout)
 
 
 def check_fit(back: Transposed, stamp: Stamp) -> None:
@@ -74,6 +101,7 @@ def harden(
     target: float | None = 0.95,
     lr: float = 1e-3,
     dropout: float = 0.0,
+    noise: float = 0.0,
     optimizer: MakeOptimizer = adam,
     check_every: int = 10,
     on_check: Callable[[int, Tensor], None] | None = None,
@@ -86,7 +114,7 @@ def harden(
     step 0. Raises `StampError` if the stamp does not fit, `TrainingError` if the loss is not finite: the weights are
     then those before the bad step.
     """
-    loss = StampLoss(back, stamp, dropout=dropout)
+    loss = StampLoss(back, stamp, dropout=dropout, noise=noise)
     if steps < 0 or check_every < 1:
         raise TrainingError("no such number of steps", got=f"steps={steps}, check_every={check_every}")
     trainer = optimizer(back.model.parameters(), lr=lr)

@@ -22,7 +22,7 @@ os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"  # "python3" is this environment's k
 import nbformat
 import papermill
 
-from clearstamp import experiments, records
+from clearstamp import dependencies, experiments, records
 from clearstamp.errors import ClearStampError, RecordError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -71,7 +71,7 @@ def fingerprint(notebook: Path, profile: str, parameters: Mapping[str, Any]) -> 
     if not notebook.is_file():
         raise RecordError("no such notebook", got=notebook)
     cells = [(cell.cell_type, cell.source, cell.metadata) for cell in nbformat.read(notebook, as_version=4).cells]
-    content = [cells, parameters, repr(experiments.profile(profile)), records.library_digest()]
+    content = [cells, parameters, repr(experiments.profile(profile)), dependencies.library_digest()]
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from clearstamp import records
+from clearstamp import dependencies
 from clearstamp.errors import RecordError
 
 sys.path.append(str(Path(__file__).parent.parent / "notebooks"))
@@ -75,7 +75,7 @@ def test_runs_once_then_only_after_a_change(notebook: Path, artifacts: Path, mon
     assert runner.execute(notebook, "tiny"), "source changed"
     assert not runner.execute(notebook, "tiny")
 
-    monkeypatch.setattr(records, "library_digest", lambda: "another library")
+    monkeypatch.setattr(dependencies, "library_digest", lambda: "another library")
     assert runner.execute(notebook, "tiny"), "library changed"
     assert not runner.execute(notebook, "tiny")
 
@@ -108,9 +108,7 @@ def test_result_has_the_output_but_neither_bars_nor_paths(
     assert [path.name for path in artifacts.iterdir()] == ["small.ipynb"]
 
 
-def test_figures_are_kept_whatever_the_shells_backend(
-    notebook: Path, artifacts: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_figures_are_kept_whatever_the_shells_backend(notebook: Path, artifacts: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("MPLBACKEND", "agg")
     write(notebook, "import matplotlib.pyplot as plt\nfigure, axis = plt.subplots()\nplt.close(figure)\nfigure")
     runner.execute(notebook, "tiny")

@@ -7,6 +7,8 @@ from clearstamp import experiments, records
 from clearstamp.errors import RecordError
 from clearstamp.experiments import LifeCycle
 from clearstamp.stamp import PAPER_KEY
+from clearstamp.transpose import transpose
+from clearstamp.verification import read
 
 SMALL = {"model": "fc", "keys": 2}
 
@@ -44,6 +46,20 @@ def test_the_same_seed_gives_the_same_result():
     second = experiments.run(LifeCycle(name="two", **SMALL), "tiny", 1)
     assert first.results == second.results
     assert torch.equal(first.arrays["finetuned"], second.arrays["finetuned"])
+
+
+def test_the_trained_model_is_kept_and_made_again_if_it_is_lost(monkeypatch):
+    experiment = LifeCycle(name="one", **SMALL)
+    record = experiments.run(experiment, "tiny", 0)
+    with monkeypatch.context() as patch:
+        patch.setattr(experiments, "marked", lambda *_: pytest.fail("trained a second time"))
+        model, stamp = experiments.trained(experiment, "tiny", 0)
+    found = read(transpose(model, stamp.secrets[:1]), stamp)
+    assert found.summary()["ssim"] == pytest.approx(record.results["trained"]["ssim"], abs=1e-6)
+    assert torch.equal(stamp.secrets, record.arrays["secrets"])
+    experiments.weights_file(experiment, "tiny", 0).unlink()
+    again, _ = experiments.trained(experiment, "tiny", 0)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
 
 
 def test_the_unmarked_twin_is_read_with_the_owners_keys_under_both_readouts():

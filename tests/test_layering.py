@@ -9,7 +9,7 @@ import clearstamp
 
 ORDER = (
     *("errors", "rules", "transpose", "scores", "stamp", "data", "models", "training", "verification"),
-    *("records", "claims", "experiments", "report"),
+    *("dependencies", "records", "claims", "experiments", "report"),
 )
 FILES = {path.stem: path for path in Path(clearstamp.__file__).parent.rglob("*.py")}
 

@@ -19,7 +19,7 @@ def record(**changes) -> Record:
         "profile": "tiny",
         "parameters": {"keys": 1},
         "seed": 3,
-        "fingerprint": "f",
+        "code": {},
         "results": {"trained": {"ssim": 0.5}},
         "paper": {"trained": {"ssim": {"value": 0.9, "where": "Table 2"}}},
         "dataset": {"name": "digits"},
@@ -40,12 +40,14 @@ def test_a_saved_record_is_loaded_whole():
     assert sorted(p.name for p in path.parent.iterdir()) == ["one-seed3.json", "one-seed3.safetensors"]
 
 
-def test_a_record_is_found_only_with_its_fingerprint():
+def test_a_record_is_found_only_with_its_parameters_and_its_code():
     made = record()
     made.save()
-    assert records.find("tiny", made.name, "f") == made
-    assert records.find("tiny", made.name, "other") is None
-    assert records.find("tiny", "two-seed3", "f") is None
+    assert records.find("tiny", made.name, {"keys": 1}) == made
+    assert records.find("tiny", made.name, {"keys": 2}) is None
+    assert records.find("tiny", "two-seed3", {"keys": 1}) is None
+    record(code={"rules.linear": "another"}).save()
+    assert records.find("tiny", made.name, {"keys": 1}) is None
 
 
 def test_a_number_that_is_not_finite_is_not_written():
@@ -65,18 +67,3 @@ def test_a_damaged_record_is_named(damage):
         path.with_suffix(".safetensors").unlink()
     with pytest.raises(RecordError, match="not a whole record.*one-seed3"):
         records.load_all("tiny")
-
-
-def test_a_fingerprint_follows_code_and_parameters_but_not_comments(tmp_path, monkeypatch):
-    monkeypatch.setattr(records, "PACKAGE", tmp_path)
-
-    def mark(code: str, **parameters) -> str:
-        (tmp_path / "one.py").write_text(code)
-        records.code_digest.cache_clear()
-        return records.fingerprint(parameters, ["one"])
-
-    first = mark("def f(x):\n    return x + 1\n", keys=1)
-    assert mark('def f(x):\n    """Adds."""\n    return x + 1  # one\n', keys=1) == first
-    assert mark("def f(x):\n    return x + 2\n", keys=1) != first
-    assert mark("def f(x):\n    return x + 1\n", keys=2) != first
-    records.code_digest.cache_clear()

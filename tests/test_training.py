@@ -87,6 +87,29 @@ def test_stamp_loss_drops_at_its_rate(model, stamp):
     torch.testing.assert_close(loss, expected, rtol=1e-6, atol=0)
 
 
+def test_noise_reads_the_stamp_from_weights_nearby_and_leaves_the_weights_alone(model, stamp):
+    before, back = weights(model), backwards(model)
+    torch.manual_seed(1)
+    loss = StampLoss(back, stamp, noise=0.5)()
+    loss.backward()
+    assert unchanged(model, before)
+    moved = copy.deepcopy(model)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for p in moved.parameters():
+            p += 0.5 * p.std(correction=0) * torch.randn_like(p)
+    expected = StampLoss(backwards(moved), stamp)()
+    expected.backward()
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=0)
+    for p, other in zip(model.parameters(), moved.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, other.grad, rtol=1e-4, atol=1e-7)
+
+
+def test_noise_is_drawn_anew_at_every_call(model, stamp):
+    loss = StampLoss(backwards(model), stamp, noise=0.1)
+    assert loss().item() != loss().item()
+
+
 # -------------------------------------------------------------------------------------------------------- hardening
 
 

@@ -1,0 +1,128 @@
+"""Which of the library's code a result depends on: the functions that ran for it, and the constants that they name.
+
+A result is out of date when one of those changed. Code that it never ran, comments and docstrings do not count.
+"""
+
+import ast
+import hashlib
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from types import CodeType, FrameType
+from typing import Any
+
+PACKAGE = Path(__file__).parent
+
+
+@contextmanager
+def watch() -> Iterator[dict[str, str]]:
+    """Within the block, note what of the library runs in this thread; after it, the mapping given is filled:
+
+    name of a definition (``"rules.linear"``) to the digest of its code.
+    """
+    ran: set[CodeType] = set()
+    uses: dict[str, str] = {}
+
+    def note(frame: FrameType, event: str, _: Any) -> None:
+        if event == "call":
+            ran.add(frame.f_code)
+
+    constants()  # read the sources now: they may be edited before the block ends
+    before = sys.getprofile()
+    sys.setprofile(note)
+    try:
+        yield uses
+    finally:
+        sys.setprofile(before)
+    places = {(path.stem, code.co_firstlineno) for code in ran if (path := Path(code.co_filename)).parent == PACKAGE}
+    found = {f"{module}.{d.name}": d for module, line in places for d in definitions(module) if line in d.lines}
+    uses |= {name: digest(found[name]) for name in sorted(found)}
+
+
+def changed(uses: Mapping[str, str]) -> list[str]:
+    """The names in `uses` whose code is not what it was, or is gone."""
+    now: dict[str, str] = {}
+    for module in {name.partition(".")[0] for name in uses}:
+        now |= {f"{module}.{d.name}": digest(d) for d in definitions(module)}
+    return [name for name, was in uses.items() if now.get(name) != was]
+
+
+@dataclass(frozen=True)
+class Definition:
+    """A function, class or constant at the top of a module, its docstrings left out."""
+
+    name: str
+    lines: range
+    code: str
+    names: frozenset[str]
+    constant: bool
+
+
+@cache
+def definitions(module: str) -> tuple[Definition, ...]:
+    """The definitions of a module of this library; none if there is no such module."""
+    path = PACKAGE / f"{module}.py"
+    return tuple(parse(path.read_text(encoding="utf-8"))) if path.is_file() else ()
+
+
+def parse(source: str) -> Iterator[Definition]:
+    for node in ast.parse(source).body:
+        match node:
+            case ast.FunctionDef() | ast.ClassDef():
+                names = [node.name]
+            case ast.Assign():
+                names = [target.id for target in node.targets if isinstance(target, ast.Name)]
+            case ast.AnnAssign(target=ast.Name(id=name)):
+                names = [name]
+            case _:
+                continue
+        first = min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", []))])
+        lines = range(first, (node.end_lineno or first) + 1)
+        code = ast.dump(without_docstrings(node))
+        mentioned = frozenset(n.id for n in ast.walk(node) if isinstance(n, ast.Name))
+        for name in names:
+            yield Definition(name, lines, code, mentioned, isinstance(node, ast.Assign | ast.AnnAssign))
+
+
+def without_docstrings(tree: ast.AST) -> ast.AST:
+    """The tree, its bare strings taken out in place."""
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list):
+            node.body = [s for s in body if not (isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant))]  # type: ignore[attr-defined]
+    return tree
+
+
+@cache
+def constants() -> dict[str, list[Definition]]:
+    """Every constant of the library, by name."""
+    table: dict[str, list[Definition]] = {}
+    for path in sorted(PACKAGE.glob("*.py")):
+        for definition in definitions(path.stem):
+            if definition.constant:
+                table.setdefault(definition.name, []).append(definition)
+    return table
+
+
+@cache
+def digest(definition: Definition) -> str:
+    """A digest of a definition's code and of the constants that it names, and those that these name."""
+    needed, todo = {definition}, [definition]
+    while todo:
+        for name in todo.pop().names:
+            fresh = set(constants().get(name, ())) - needed
+            needed |= fresh
+            todo += fresh
+    return hashlib.sha256("\n".join(sorted(d.code for d in needed)).encode()).hexdigest()[:16]
+
+
+@cache
+def library_digest() -> str:
+    """sha256 over the code of the whole library and its claims."""
+    whole = hashlib.sha256((PACKAGE / "claims.yml").read_bytes())
+    for path in sorted(PACKAGE.glob("*.py")):
+        whole.update(ast.dump(without_docstrings(ast.parse(path.read_text(encoding="utf-8")))).encode())
+    return whole.hexdigest()

@@ -1,0 +1,95 @@
+"""What a result depends on: the code that ran for it, and nothing else."""
+
+import importlib.util
+
+import pytest
+import torch
+from torch import nn
+
+from clearstamp import dependencies
+from clearstamp.dependencies import changed, watch
+from clearstamp.transpose import transpose
+
+SOURCE = """
+import functools
+LIMIT = 3
+TABLE = {"limit": LIMIT}
+OTHER = 4
+
+@functools.cache
+def used(x):
+    return x + TABLE["limit"]
+
+def unused(x):
+    return x + OTHER
+
+class Walk:
+    size = 1
+    def step(self):
+        return self.size
+"""
+
+
+@pytest.fixture
+def library(tmp_path, monkeypatch):
+    """A library of one module; gives a function that writes its source and one that runs it under watch."""
+    monkeypatch.setattr(dependencies, "PACKAGE", tmp_path)
+    path = tmp_path / "one.py"
+
+    def clear():
+        for cached in (dependencies.definitions, dependencies.constants, dependencies.digest):
+            cached.cache_clear()
+
+    def write(source):
+        path.write_text(source)
+        clear()
+
+    def run():
+        spec = importlib.util.spec_from_file_location("one", path)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        with watch() as uses:
+            module.used(1)
+            module.Walk().step()
+        return uses
+
+    write(SOURCE)
+    yield write, run
+    clear()
+
+
+def test_what_ran_is_noted_and_what_did_not_is_not(library):
+    assert set(library[1]()) == {"one.used", "one.Walk"}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "names"),
+    [
+        ("x + TABLE", "x - TABLE", ["one.used"]),
+        ("LIMIT = 3", "LIMIT = 5", ["one.used"]),
+        ("size = 1", "size = 2", ["one.Walk"]),
+        ("def used", "def renamed", ["one.used"]),
+        ("x + OTHER", "x - OTHER", []),
+        ("OTHER = 4", "OTHER = 5", []),
+        ("    return x + TABLE", '    """Adds."""\n    # a comment\n    return x + TABLE', []),
+        ("import functools", "import functools\n\n\n", []),
+    ],
+)
+def test_a_result_is_out_of_date_when_code_or_constants_of_it_changed(library, old, new, names):
+    write, run = library
+    uses = run()
+    assert changed(uses) == []
+    assert old in SOURCE
+    write(SOURCE.replace(old, new))
+    assert changed(uses) == names
+
+
+def test_a_walk_depends_on_the_rules_that_it_took_and_on_no_others():
+    back = transpose(nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)), torch.zeros(1, 4), readout="adjoint")
+    with watch() as uses:
+        back(torch.zeros(1, 2))
+    assert {"rules.linear", "transpose.Transposed"} <= set(uses)
+    assert "rules.linear_paper" not in uses
+    assert changed(uses) == []
+    assert changed(uses | {"rules.linear": "another"}) == ["rules.linear"]
+    assert changed({"gone.one": "x"}) == ["gone.one"]
