@@ -37,7 +37,8 @@ def watch() -> Iterator[dict[str, str]]:
         yield uses
     finally:
         sys.setprofile(before)
-    places = {(path.stem, code.co_firstlineno) for code in ran if (path := Path(code.co_filename)).parent == PACKAGE}
+    files = {str(PACKAGE / f"{name.replace('.', '/')}.py"): name for name in modules()}
+    places = {(files[code.co_filename], code.co_firstlineno) for code in ran if code.co_filename in files}
     found = {f"{module}.{d.name}": d for module, line in places for d in definitions(module) if line in d.lines}
     uses |= {name: digest(found[name]) for name in sorted(found)}
 
@@ -45,7 +46,7 @@ def watch() -> Iterator[dict[str, str]]:
 def changed(uses: Mapping[str, str]) -> list[str]:
     """The names in `uses` whose code is not what it was, or is gone."""
     now: dict[str, str] = {}
-    for module in {name.partition(".")[0] for name in uses}:
+    for module in {name.rpartition(".")[0] for name in uses}:
         now |= {f"{module}.{d.name}": digest(d) for d in definitions(module)}
     return [name for name, was in uses.items() if now.get(name) != was]
 
@@ -61,10 +62,15 @@ class Definition:
     constant: bool
 
 
+def modules() -> list[str]:
+    """The names of the library's modules, such as ``"attacks.base"``."""
+    return [".".join(path.relative_to(PACKAGE).with_suffix("").parts) for path in sorted(PACKAGE.rglob("*.py"))]
+
+
 @cache
 def definitions(module: str) -> tuple[Definition, ...]:
     """The definitions of a module of this library; none if there is no such module."""
-    path = PACKAGE / f"{module}.py"
+    path = PACKAGE / f"{module.replace('.', '/')}.py"
     return tuple(parse(path.read_text(encoding="utf-8"))) if path.is_file() else ()
 
 
@@ -100,8 +106,8 @@ def without_docstrings(tree: ast.AST) -> ast.AST:
 def constants() -> dict[str, list[Definition]]:
     """Every constant of the library, by name."""
     table: dict[str, list[Definition]] = {}
-    for path in sorted(PACKAGE.glob("*.py")):
-        for definition in definitions(path.stem):
+    for module in modules():
+        for definition in definitions(module):
             if definition.constant:
                 table.setdefault(definition.name, []).append(definition)
     return table
@@ -123,6 +129,6 @@ def digest(definition: Definition) -> str:
 def library_digest() -> str:
     """sha256 over the code of the whole library and its claims."""
     whole = hashlib.sha256((PACKAGE / "claims.yml").read_bytes())
-    for path in sorted(PACKAGE.glob("*.py")):
+    for path in sorted(PACKAGE.rglob("*.py")):
         whole.update(ast.dump(without_docstrings(ast.parse(path.read_text(encoding="utf-8")))).encode())
     return whole.hexdigest()

@@ -38,5 +38,9 @@ class DataError(ClearStampError):
     """A data set that is missing, damaged or unknown."""
 
 
+class AttackError(ClearStampError):
+    """An attack that does not fit the model or the data, or that is set to what it cannot do."""
+
+
 class RecordError(ClearStampError):
     """A record, a claim, a profile or a notebook parameter that does not fit."""

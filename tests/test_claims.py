@@ -26,7 +26,7 @@ def claim(**changes) -> Claim:
 
 def record(readout: str, seed: int, ssim: float) -> Record:
     results = {"trained": {"ssim": ssim}}
-    return Record(f"one-{readout}", "quick", {}, seed, "f", results, {}, {}, 1.0)
+    return Record(f"one-{readout}", "quick", {}, seed, {}, results, {}, {}, 1.0)
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,15 @@ import clearstamp
 
 ORDER = (
     *("errors", "rules", "transpose", "scores", "stamp", "data", "models", "training", "verification"),
+    *("attacks.graph", "attacks.base", "attacks.training", "attacks.weights", "attacks.preserving", "attacks.adaptive"),
+    *("attacks",),
     *("dependencies", "records", "claims", "experiments", "report"),
 )
-FILES = {path.stem: path for path in Path(clearstamp.__file__).parent.rglob("*.py")}
+FOLDER = Path(clearstamp.__file__).parent
+FILES = {
+    ".".join(path.relative_to(FOLDER).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in FOLDER.rglob("*.py")
+}
 
 
 def imported(source: str) -> set[str]:
@@ -23,12 +29,17 @@ def imported(source: str) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, "relative imports hide what is imported"
             names |= {node.module} if node.module != "clearstamp" else {f"clearstamp.{a.name}" for a in node.names}
-    return {name.split(".")[1] if "." in name else "__init__" for name in names if name.split(".")[0] == "clearstamp"}
+    ours = {name for name in names if name.split(".")[0] == "clearstamp"}
+    return {name.partition(".")[2] or "__init__" for name in ours}
 
 
 def test_imports_are_found_wherever_they_stand():
     source = "import clearstamp.data\nfrom clearstamp import stamp\ndef f():\n    from clearstamp.rules import rule\n"
     assert imported(source) == {"data", "stamp", "rules"}
+    assert imported("from clearstamp.attacks.base import Attack\nfrom clearstamp.attacks import ATTACKS\n") == {
+        "attacks.base",
+        "attacks",
+    }
     assert imported("import clearstamp, torch\nfrom torch import nn") == {"__init__"}
 
 

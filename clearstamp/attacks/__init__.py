@@ -1,0 +1,39 @@
+"""Every manipulation of a marked model behind one contract: see `Attack` and `ATTACKS`."""
+
+from clearstamp.attacks.adaptive import Erasure, Overwriting
+from clearstamp.attacks.base import ATTACKS, Attack, Look, Outcome, Scene
+from clearstamp.attacks.preserving import (
+    BatchNormRescaling,
+    DummyUnits,
+    LogitShift,
+    Permutation,
+    Rescaling,
+    SplitUnits,
+)
+from clearstamp.attacks.training import Averaging, Distillation, FineTuning, Transfer
+from clearstamp.attacks.weights import Cast, FinePruning, Noise, Pruning, Quantization
+
+__all__ = [
+    "ATTACKS",
+    "Attack",
+    "Averaging",
+    "BatchNormRescaling",
+    "Cast",
+    "Distillation",
+    "DummyUnits",
+    "Erasure",
+    "FinePruning",
+    "FineTuning",
+    "LogitShift",
+    "Look",
+    "Noise",
+    "Outcome",
+    "Overwriting",
+    "Permutation",
+    "Pruning",
+    "Quantization",
+    "Rescaling",
+    "Scene",
+    "SplitUnits",
+    "Transfer",
+]

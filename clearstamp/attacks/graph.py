@@ -1,0 +1,163 @@
+"""What an attacker sees of a model's structure: its hidden units, and the layers that write and read them."""
+
+from dataclasses import dataclass, field
+from math import prod
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+from torch.fx.passes.shape_prop import ShapeProp
+
+from clearstamp.errors import AttackError
+from clearstamp.transpose import Tracer
+
+Layer = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
+LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+HOMOGENEOUS = (
+    *(nn.ReLU, nn.LeakyReLU, nn.PReLU, nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d),
+    *(nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d),
+    *(nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d),
+    *(F.relu, torch.relu, F.leaky_relu, F.dropout, F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d, "relu"),
+)
+"""Work on each unit by itself, and scale with it: f(d x) = d f(x) for d > 0."""
+ELEMENTWISE = (nn.GELU, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.ELU, nn.Softplus, nn.Hardswish, F.gelu, F.silu, torch.tanh)
+"""Work on each unit by itself."""
+FLATTEN = (nn.Flatten, torch.flatten, "flatten")
+
+
+@dataclass
+class Hidden:
+    """The units between two layers: `writer`'s rows make them, `reader`'s columns take them.
+
+    `norms` are the batch norms on the way, `width` the reader's columns a unit (more than 1 behind a flatten), and
+    `homogeneous` says whether everything on the way scales with a unit.
+    """
+
+    writer: Layer
+    reader: Layer
+    norms: list[nn.Module] = field(default_factory=list)
+    width: int = 1
+    homogeneous: bool = True
+
+    @property
+    def units(self) -> int:
+        return len(self.writer.weight)
+
+    @property
+    def rows(self) -> list[tuple[nn.Module, str, Tensor]]:
+        """Every tensor whose first axis runs over the units, with its owner and its name."""
+        owners = (self.writer, *self.norms)
+        named = ((o, n, t) for o in owners for n, t in (*o.named_parameters(), *o.named_buffers()))
+        return [(owner, name, tensor.detach()) for owner, name, tensor in named if tensor.dim()]
+
+    @property
+    def columns(self) -> Tensor:
+        """A copy of the reader's weight, ``[outputs, units, rest]``."""
+        return self.reader.weight.detach().reshape(len(self.reader.weight), self.units, -1).clone()
+
+    @columns.setter
+    def columns(self, value: Tensor) -> None:
+        self.reader.weight.data.copy_(value.reshape(self.reader.weight.shape))
+
+
+def hidden_layers(model: nn.Module, example: Tensor) -> list[Hidden]:
+    """The hidden units of a model, in the order of its layers; those that an addition or a gate reads are left out."""
+    graph, modules = trace(model, example), dict(model.named_modules())
+    uses = [node.target for node in graph.nodes if node.op == "call_module"]
+    found = []
+    for node in graph.nodes:
+        layer = modules.get(str(node.target)) if node.op == "call_module" else None
+        if is_layer(layer) and uses.count(node.target) == 1:
+            hidden = follow(node, modules)
+            if hidden is not None and uses.count(name_of(hidden.reader, modules)) == 1:
+                found.append(hidden)
+    return found
+
+
+def follow(node: fx.Node, modules: dict[str, nn.Module]) -> Hidden | None:
+    """The units that `node` writes, if each of them reaches one other layer by itself."""
+    hidden = Hidden(writer=modules[str(node.target)], reader=modules[str(node.target)])  # type: ignore[arg-type]
+    while len(node.users) == 1:
+        before = node.meta["tensor_meta"].shape
+        node = next(iter(node.users))
+        layer = modules.get(str(node.target)) if node.op == "call_module" else None
+        operation = node.target if layer is None else type(layer)
+        if is_layer(layer):
+            hidden.reader = layer  # type: ignore[assignment]
+            fits = hidden.reader.weight.shape[1] == hidden.units * hidden.width
+            return hidden if fits else None
+        if isinstance(layer, NORMS):
+            hidden.norms.append(layer)
+        elif operation in FLATTEN:
+            if node.meta["tensor_meta"].shape != (before[0], prod(before[1:])):
+                return None
+            hidden.width *= prod(before[2:])
+        elif operation in ELEMENTWISE:
+            hidden.homogeneous = False
+        elif operation not in HOMOGENEOUS:
+            return None
+    return None
+
+
+def is_layer(layer: object) -> bool:
+    return isinstance(layer, LAYERS) and getattr(layer, "groups", 1) == 1
+
+
+def name_of(layer: nn.Module, modules: dict[str, nn.Module]) -> str:
+    return next(name for name, module in modules.items() if module is layer)
+
+
+def trace(model: nn.Module, example: Tensor) -> fx.Graph:
+    """The model's graph in evaluation mode, every node with the shape of its value."""
+    training = model.training
+    model.eval()
+    try:
+        graph = Tracer().trace(model)
+        ShapeProp(fx.GraphModule(model, graph)).propagate(example)
+    except Exception as error:
+        raise AttackError("the model cannot be traced", got=f"{type(error).__name__}: {error}") from error
+    finally:
+        model.train(training)
+    return graph
+
+
+def layers(model: nn.Module, example: Tensor) -> list[Layer]:
+    """Every linear and convolutional layer, in the order in which they first run."""
+    graph, modules = trace(model, example), dict(model.named_modules())
+    ran = dict.fromkeys(str(node.target) for node in graph.nodes if node.op == "call_module")
+    return [layer for name in ran if isinstance(layer := modules[name], LAYERS)]
+
+
+def last_layer(model: nn.Module, example: Tensor) -> Layer:
+    """The layer that gives the logits. Raises `AttackError` if the model has none."""
+    found = layers(model, example)
+    if not found:
+        raise AttackError("the model has no linear or convolutional layer")
+    return found[-1]
+
+
+def grow(hidden: Hidden, rows: list[Tensor], columns: Tensor) -> None:
+    """Append units in place: `rows`, in the order of ``hidden.rows``, and all the reader's `columns`."""
+    count = len(rows[0])
+    for (owner, name, tensor), more in zip(hidden.rows, rows, strict=True):
+        whole = torch.cat([tensor, more])
+        setattr(owner, name, nn.Parameter(whole) if name in owner._parameters else whole)
+    weight = hidden.reader.weight
+    hidden.reader.weight = nn.Parameter(columns.reshape(len(weight), -1, *weight.shape[2:]))
+    for owner in (hidden.writer, *hidden.norms):
+        resize(owner, ("out_features", "out_channels", "num_features"), count)
+    resize(hidden.reader, ("in_features", "in_channels"), count * hidden.width)
+
+
+def resize(layer: nn.Module, names: tuple[str, ...], more: int) -> None:
+    """Correct the sizes that a layer tells of itself."""
+    for name in names:
+        if hasattr(layer, name):
+            setattr(layer, name, getattr(layer, name) + more)
+
+
+def replace_module(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
+    """Put `new` in the place of the submodule `old`."""
+    name = name_of(old, dict(model.named_modules()))
+    model.set_submodule(name, new)

@@ -1,0 +1,146 @@
+"""Attacks that leave what the model computes as it was: they cost no accuracy, no data and no training."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from clearstamp.attacks.base import Attack, Scene, check
+from clearstamp.attacks.graph import Hidden, grow, hidden_layers, last_layer
+from clearstamp.errors import AttackError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Permutation(Attack):
+    """Put the hidden units of every layer into another order."""
+
+    def run(self, scene: Scene) -> None:
+        for hidden in groups(scene):
+            order = torch.randperm(hidden.units)
+            for _, _, tensor in hidden.rows:
+                tensor.copy_(tensor[order].clone())
+            hidden.columns = hidden.columns[:, order]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rescaling(Attack):
+    """Multiply what goes into each hidden unit by d > 0 and divide what comes out of it by d.
+
+    `factor` is one d for all units of a layer; for None every unit draws its own, 2 to a whole power from -`octaves` to
+    `octaves`. Powers of two change no rounding, so that not one prediction changes.
+    """
+
+    factor: float | None = None
+    octaves: int = 5
+
+    def run(self, scene: Scene) -> None:
+        check(self.factor is None or 0 < self.factor < float("inf"), "no positive factor", self.factor, "a number > 0")
+        check(self.octaves >= 1, "no octaves to draw from", self.octaves, "at least 1")
+        fitting = [hidden for hidden in groups(scene) if hidden.homogeneous and not hidden.norms]
+        check(bool(fitting), "no unit that could be rescaled", "no ReLU between two layers", "ReLU units, no norm")
+        for hidden in fitting:
+            scale(hidden, hidden.writer, draw(hidden, self.factor, self.octaves))
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchNormRescaling(Attack):
+    """The same on a batch norm's weight and bias, in networks that have one before a ReLU."""
+
+    factor: float | None = None
+    octaves: int = 5
+
+    def run(self, scene: Scene) -> None:
+        check(self.factor is None or 0 < self.factor < float("inf"), "no positive factor", self.factor, "a number > 0")
+        fitting = [hidden for hidden in groups(scene) if hidden.homogeneous and hidden.norms]
+        check(
+            bool(fitting), "no batch norm that could be rescaled", "none", "batch norm, then ReLU, between two layers"
+        )
+        for hidden in fitting:
+            scale(hidden, hidden.norms[-1], draw(hidden, self.factor, self.octaves))
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogitShift(Attack):
+    """Add one number to every logit: the softmax does not change."""
+
+    shift: float = 8.0
+
+    def run(self, scene: Scene) -> None:
+        last = last_layer(scene.model, scene.example)
+        if last.bias is None:
+            raise AttackError("the last layer has no bias to shift")
+        last.bias.data += self.shift
+
+
+@dataclass(frozen=True, kw_only=True)
+class DummyUnits(Attack):
+    """Add the share `share` of hidden units that have no effect.
+
+    ``outgoing="zero"``: nobody reads them. ``outgoing="cancelling"``: pairs of equal units, read with opposite signs.
+    Their incoming weights and biases are normal, of `strength` times the spread of the layer's own.
+    """
+
+    share: float = 0.25
+    outgoing: Literal["zero", "cancelling"] = "zero"
+    strength: float = 5.0
+
+    def run(self, scene: Scene) -> None:
+        check(self.share > 0, "no units to add", self.share, "a share above 0")
+        check(self.outgoing in ("zero", "cancelling"), "unknown outgoing weights", self.outgoing, "zero or cancelling")
+        for hidden in groups(scene):
+            count = max(1, round(self.share * hidden.units / 2))
+            like = torch.randint(hidden.units, (count,))  # norms are taken over from units that are there
+            rows = [
+                normal_like(tensor[like], tensor, self.strength) if owner is hidden.writer else tensor[like]
+                for owner, _, tensor in hidden.rows
+            ]
+            columns = hidden.columns
+            outgoing = torch.zeros_like(columns[:, like])
+            if self.outgoing == "cancelling":
+                outgoing = normal_like(outgoing, columns, self.strength)
+            grow(hidden, [torch.cat([row, row]) for row in rows], torch.cat([columns, outgoing, -outgoing], 1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitUnits(Attack):
+    """Split the share `share` of hidden units in two: equal inputs, outputs in the proportion `part` to 1 - `part`."""
+
+    share: float = 0.25
+    part: float = 0.5
+
+    def run(self, scene: Scene) -> None:
+        check(0 < self.share <= 1, "no such share of units", self.share, "above 0, at most 1")
+        for hidden in groups(scene):
+            chosen = torch.randperm(hidden.units)[: max(1, round(self.share * hidden.units))]
+            columns = hidden.columns
+            twins = columns[:, chosen] * (1 - self.part)
+            columns[:, chosen] *= self.part
+            grow(hidden, [tensor[chosen] for _, _, tensor in hidden.rows], torch.cat([columns, twins], 1))
+
+
+def groups(scene: Scene) -> list[Hidden]:
+    """The model's hidden units; raises `AttackError` if it has none that stand by themselves."""
+    found = hidden_layers(scene.model, scene.example)
+    check(bool(found), "the model has no hidden units between two layers", "none", "at least one hidden layer")
+    return found
+
+
+def draw(hidden: Hidden, factor: float | None, octaves: int) -> Tensor:
+    """A factor for every unit."""
+    if factor is not None:
+        return torch.full((hidden.units,), factor)
+    return torch.exp2(torch.randint(-octaves, octaves + 1, (hidden.units,)).float())
+
+
+def scale(hidden: Hidden, layer: nn.Module, factors: Tensor) -> None:
+    """Multiply the weight and bias of `layer`, which makes the units, and divide their columns."""
+    factors = factors.to(hidden.writer.weight)
+    for tensor in layer.parameters(recurse=False):
+        tensor.data *= factors.reshape(-1, *[1] * (tensor.dim() - 1))
+    hidden.columns = hidden.columns / factors.reshape(1, -1, 1)
+
+
+def normal_like(shape: Tensor, source: Tensor, strength: float) -> Tensor:
+    """A normal tensor of `shape`, around the mean of `source` and with `strength` times its spread."""
+    return source.mean() + strength * source.std(correction=0) * torch.randn_like(shape)

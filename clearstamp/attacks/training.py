@@ -1,0 +1,140 @@
+"""Attacks that train on: fine-tuning, transfer to another task, distillation, averaging."""
+
+import copy
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from clearstamp.attacks.base import Attack, Scene, check
+from clearstamp.attacks.graph import last_layer, replace_module
+from clearstamp.errors import AttackError
+from clearstamp.training import MakeOptimizer, adam, fit, sgd
+
+OPTIMIZERS: dict[str, MakeOptimizer] = {"adam": adam, "sgd": sgd}
+
+
+@dataclass(frozen=True, kw_only=True)
+class FineTuning(Attack):
+    """Train on with cross-entropy, as the owner did but without the stamp (paper, Table 3; LR/10 is its default).
+
+    `layers` trains every layer or only the last; `reset_last` starts the last layer anew. One look an epoch.
+    """
+
+    epochs: int = 4
+    lr: float = 1e-5
+    optimizer: Literal["adam", "sgd"] = "adam"
+    weight_decay: float = 0.0
+    layers: Literal["all", "last"] = "all"
+    reset_last: bool = False
+
+    def run(self, scene: Scene) -> None:
+        check(self.optimizer in OPTIMIZERS, "unknown optimizer", self.optimizer, " or ".join(OPTIMIZERS))
+        check(self.layers in ("all", "last"), "unknown choice of layers", self.layers, "all or last")
+        last = last_layer(scene.model, scene.example)
+        if self.reset_last:
+            last.reset_parameters()
+        if self.layers == "last":
+            scene.model.requires_grad_(False)
+            last.requires_grad_(True)
+        optimizer = partial(OPTIMIZERS[self.optimizer], weight_decay=self.weight_decay)
+        train(scene, self.epochs, self.lr, optimizer)
+        scene.model.requires_grad_(True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transfer(Attack):
+    """Train the model for another task: the label's remainder by `modulus` (2: odd or even), with a new last layer.
+
+    The owner puts the original last layer back to read the stamp, as the paper does from CIFAR-100 to CIFAR-10.
+    Accuracy is that of the new task.
+    """
+
+    epochs: int = 4
+    lr: float = 1e-4
+    modulus: int = 2
+
+    def run(self, scene: Scene) -> None:
+        classes = scene.data.classes
+        check(2 <= self.modulus < classes, "no such task", self.modulus, f"a modulus from 2 to {classes - 1}")
+        original = copy.deepcopy(last_layer(scene.model, scene.example))
+        if not isinstance(original, nn.Linear):
+            raise AttackError("the last layer is not linear", got=type(original).__name__, expected="nn.Linear")
+        fresh = nn.Linear(original.in_features, self.modulus).to(original.weight.device)
+        replace_module(scene.model, last_layer(scene.model, scene.example), fresh)
+
+        def evidence(suspect: nn.Module) -> nn.Module:
+            restored = copy.deepcopy(suspect)
+            replace_module(restored, last_layer(restored, scene.example), original)
+            return restored
+
+        scene.evidence = evidence
+        scene.data, scene.test = (
+            replace(d, labels=d.labels % self.modulus, classes=self.modulus) for d in (scene.data, scene.test)
+        )
+        train(scene, self.epochs, self.lr, adam)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distillation(Attack):
+    """Train a fresh model of the same architecture on the marked model's answers to the attacker's images."""
+
+    epochs: int = 5
+    lr: float = 1e-3
+
+    def run(self, scene: Scene) -> None:
+        teacher, student = scene.model.eval(), copy.deepcopy(scene.model)
+        for layer in student.modules():
+            if list(layer.parameters(recurse=False)):
+                check(hasattr(layer, "reset_parameters"), "a layer that cannot be started anew", type(layer), "a reset")
+                layer.reset_parameters()  # type: ignore[operator]
+        scene.model = student
+
+        train(scene, self.epochs, self.lr, adam, Answers(teacher, scene))
+
+
+@dataclass(frozen=True)
+class Answers:
+    """The attacker's images with the teacher's probabilities in place of the labels, for as many passes as wanted."""
+
+    teacher: nn.Module
+    scene: Scene
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for images, _ in self.scene.data.loader(seed=self.scene.seed):
+            with torch.no_grad():
+                answers = self.teacher(images.to(self.scene.device)).softmax(1)
+            yield images, answers
+
+
+@dataclass(frozen=True, kw_only=True)
+class Averaging(Attack):
+    """The weighted mean of the marked model's weights and an unmarked model's; `weight` is that of the unmarked."""
+
+    weight: float = 0.5
+
+    def run(self, scene: Scene) -> None:
+        check(0 <= self.weight <= 1, "no such weight", self.weight, "0 to 1")
+        other = scene.need_unmarked()
+        with torch.no_grad():
+            for own, theirs in zip(scene.model.state_dict().values(), other.state_dict().values(), strict=True):
+                if own.is_floating_point():
+                    own.lerp_(theirs.to(own.device), self.weight)
+
+
+Batches = Iterable[tuple[Tensor, Tensor]]
+
+
+def train(scene: Scene, epochs: int, lr: float, optimizer: MakeOptimizer, batches: Batches | None = None) -> None:
+    """Epochs over the attacker's data (or over other `batches`), with a look after each."""
+    check(epochs >= 1, "no such number of epochs", epochs, "at least 1")
+
+    def look(epoch: int) -> None:
+        scene.look(f"epoch {epoch}")
+
+    batches = scene.data.loader(seed=scene.seed) if batches is None else batches
+    done = fit(scene.model, batches, epochs=epochs, lr=lr, optimizer=optimizer, on_epoch=look, progress=False)
+    scene.steps += len(done.losses)

@@ -1,0 +1,449 @@
+"""Every attack through its contract, and each for what it does, on a model that trains within a second."""
+
+import copy
+import json
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from clearstamp.attacks import (
+    ATTACKS,
+    Attack,
+    Averaging,
+    BatchNormRescaling,
+    Cast,
+    Distillation,
+    DummyUnits,
+    Erasure,
+    FinePruning,
+    FineTuning,
+    LogitShift,
+    Noise,
+    Overwriting,
+    Permutation,
+    Pruning,
+    Quantization,
+    Rescaling,
+    SplitUnits,
+    Transfer,
+)
+from clearstamp.attacks.graph import hidden_layers
+from clearstamp.data import Data
+from clearstamp.errors import AttackError
+from clearstamp.scores import similarity
+from clearstamp.stamp import Stamp, draw_keys, draw_text
+from clearstamp.training import harden
+from clearstamp.transpose import transpose
+from clearstamp.verification import extract
+
+SHAPE = (1, 12, 12)
+EXAMPLE = torch.zeros(1, *SHAPE)
+both_readouts = pytest.mark.parametrize("readout", ["paper", "adjoint"])
+
+
+def network() -> nn.Sequential:
+    return nn.Sequential(
+        *(nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.Conv2d(4, 6, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.Flatten(), nn.Linear(54, 16), nn.Dropout(0.1), nn.ReLU(), nn.Linear(16, 4)),
+    )
+
+
+def randomise(model: nn.Module) -> nn.Module:
+    """Weights, biases and running statistics that no test could take for a default."""
+    with torch.no_grad():
+        for tensor in (*model.parameters(), *model.buffers()):
+            if tensor.is_floating_point():
+                tensor += 0.1 * torch.rand_like(tensor)
+    return model.eval()
+
+
+@pytest.fixture
+def model() -> nn.Sequential:
+    return randomise(network())
+
+
+@pytest.fixture
+def stamp() -> Stamp:
+    return Stamp.from_texts(["A", "B", "C"], outputs=4, shape=SHAPE, seed=0)
+
+
+@pytest.fixture
+def data() -> Data:
+    """Four classes told apart by the place of a bright stripe."""
+    labels = torch.arange(4).repeat(24)
+    images = torch.randint(0, 80, (96, *SHAPE), dtype=torch.uint8)
+    for image, label in zip(images, labels.tolist(), strict=True):
+        image[:, 3 * label : 3 * label + 3] += 150
+    return Data("stripes", "train", images, labels, 4)
+
+
+def weights(model: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def images(model: nn.Module, stamp: Stamp, readout: str) -> Tensor:
+    return extract(transpose(model, EXAMPLE, readout=readout), stamp)
+
+
+# ----------------------------------------------------------------------------------------------------- the contract
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_every_attack_keeps_its_contract(name, model, stamp, data):
+    attack, before = ATTACKS[name](), weights(model)
+    unmarked = randomise(network())
+    state = torch.get_rng_state()
+    found = attack.apply(model, data, stamp, unmarked=unmarked, seed=3)
+    assert torch.equal(torch.get_rng_state(), state), "the global generator was touched"
+    assert same(weights(model), before), "the model that was given has changed"
+    assert not any(module.training for module in model.modules())
+    assert found.attack == name
+    assert json.loads(json.dumps(found.parameters)) == found.parameters
+    assert found.trace[-1] is found.after
+    for look in (found.before, *found.trace):
+        assert 0 <= look.accuracy <= 1
+        assert look.reading.images.shape == stamp.secrets.shape
+    assert found.steps >= 0
+    assert found.seconds >= 0
+    again = attack.apply(model, data, stamp, unmarked=unmarked, seed=3)
+    assert torch.equal(again.after.reading.images, found.after.reading.images)
+    if found.steps == 0:
+        assert all(p.requires_grad for p in found.model.parameters())
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_every_attack_refuses_images_of_another_shape(name, model, stamp, data):
+    other = replace(data, images=data.images[:, :, :10])
+    with pytest.raises(AttackError, match=r"data do not fit.*\(1, 10, 12\).*\(1, 12, 12\)"):
+        ATTACKS[name]().apply(model, other, stamp)
+
+
+def test_an_attack_is_found_by_its_name_as_soon_as_it_is_written(monkeypatch):
+    found: dict[str, type[Attack]] = {}
+    monkeypatch.setattr("clearstamp.attacks.base.ATTACKS", found)
+
+    class BrandNew(Attack):
+        def run(self, scene):
+            pass
+
+    assert found == {"brand-new": BrandNew}
+
+
+# -------------------------------------------------------------------------------------------- preserving the function
+
+PRESERVING: dict[str, tuple[Attack, bool, bool]] = {
+    # name: the attack, and whether the images of `paper` and of `adjoint` stay
+    "permutation": (Permutation(), True, True),
+    "rescaling": (Rescaling(), False, True),
+    "rescaling by one large factor": (Rescaling(factor=1024.0), False, True),
+    "batch norm": (BatchNormRescaling(), False, True),
+    "batch norm by one factor": (BatchNormRescaling(factor=0.125), False, True),
+    "logits": (LogitShift(), False, True),
+    "dummies": (DummyUnits(), False, True),
+    "cancelling dummies": (DummyUnits(outgoing="cancelling"), False, False),
+    "split": (SplitUnits(), False, True),
+    "split, beyond one": (SplitUnits(part=3.0), False, False),
+}
+
+
+@pytest.mark.parametrize("name", PRESERVING)
+def test_function_preserving_attacks_change_no_answer(name, model, stamp, data):
+    attack, *stays = PRESERVING[name]
+    inputs = torch.rand(64, *SHAPE)
+    for readout, stay in zip(("paper", "adjoint"), stays, strict=True):
+        found = attack.apply(model, data, stamp, readout=readout)
+        expected, got = model(inputs), found.model(inputs)
+        if name == "logits":
+            expected = expected + 8.0
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+        assert torch.equal(got.argmax(1), expected.argmax(1))
+        assert found.after.accuracy == found.before.accuracy
+        before, after = found.before.reading.images, found.after.reading.images
+        distance = (after - before).norm() / before.norm()
+        assert (distance < 1e-5) == stay, f"{readout}: {distance}"
+        assert not same(weights(found.model), weights(model))
+
+
+def test_hidden_units_are_found_through_norms_pools_and_flatten(model):
+    assert [(h.units, h.width, len(h.norms), h.homogeneous) for h in hidden_layers(model, EXAMPLE)] == [
+        (4, 1, 1, True),
+        (6, 9, 0, True),
+        (16, 1, 0, True),
+    ]
+
+
+def test_units_that_an_addition_reads_are_left_alone():
+    class Skip(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2)
+
+        def forward(self, x):
+            x = torch.relu(self.a(x))
+            return self.c(torch.tanh(self.b(x)) + x)
+
+    assert hidden_layers(Skip(), torch.zeros(1, 4)) == []
+
+
+def test_units_behind_a_tanh_are_permuted_but_not_rescaled(stamp, data):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(144, 8), nn.Tanh(), nn.Linear(8, 4))
+    (hidden,) = hidden_layers(model, EXAMPLE)
+    assert not hidden.homogeneous
+    inputs = torch.rand(8, *SHAPE)
+    torch.testing.assert_close(Permutation().apply(model, data, stamp).model(inputs), model(inputs))
+    with pytest.raises(AttackError, match="no unit that could be rescaled"):
+        Rescaling().apply(model, data, stamp)
+
+
+# ------------------------------------------------------------------------------------------------------- on weights
+
+
+def matrices(model: nn.Module) -> list[Tensor]:
+    return [layer.weight.detach() for layer in model if isinstance(layer, nn.Conv2d | nn.Linear)]
+
+
+def test_global_pruning_takes_the_least_weights_of_all(model, stamp, data):
+    pruned = matrices(Pruning(amount=0.7).apply(model, data, stamp).model)
+    before, after = (torch.cat([m.flatten() for m in ms]).abs() for ms in (matrices(model), pruned))
+    gone = after == 0
+    assert gone.sum() == round(0.7 * len(before))
+    assert before[gone].max() <= before[~gone].min()
+
+
+def test_layer_pruning_takes_the_same_share_of_each(model, stamp, data):
+    for matrix in matrices(Pruning(amount=0.5, scope="layer").apply(model, data, stamp).model):
+        assert (matrix == 0).sum() == round(0.5 * matrix.numel())
+
+
+def test_channel_pruning_silences_whole_units_and_spares_the_logits(model, stamp, data):
+    pruned = Pruning(amount=0.5, scope="channels").apply(model, data, stamp).model
+    layers = [layer for layer in pruned if isinstance(layer, nn.Conv2d | nn.Linear)]
+    for layer in layers[:-1]:
+        silent = (layer.weight.flatten(1) == 0).all(1)
+        assert silent.sum() == len(layer.weight) // 2
+        assert torch.equal(layer.bias[silent], torch.zeros(len(layer.weight) // 2))
+    assert torch.equal(layers[-1].weight, model[-1].weight)
+
+
+def test_fine_pruning_trains_and_keeps_the_zeros(model, stamp, data):
+    found = FinePruning(amount=0.6, epochs=2, lr=1e-3).apply(model, data, stamp)
+    pruned = matrices(Pruning(amount=0.6).apply(model, data, stamp).model)
+    for fine, plain in zip(matrices(found.model), pruned, strict=True):
+        assert torch.equal(fine == 0, plain == 0)
+        assert not torch.equal(fine, plain)
+    assert [look.label for look in found.trace] == ["epoch 1", "epoch 2"]
+    assert found.steps == 4
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_a_cast_keeps_what_the_type_holds(dtype, model, stamp, data):
+    cast = Cast(dtype=dtype).apply(model, data, stamp).model
+    for before, after in zip(model.parameters(), cast.parameters(), strict=True):
+        assert torch.equal(after, before.to(getattr(torch, dtype)).float())
+
+
+@pytest.mark.parametrize("per", ["tensor", "channel"])
+@pytest.mark.parametrize("bits", [3, 4, 8])
+def test_quantised_weights_lie_on_a_grid(bits, per, model, stamp, data):
+    quantised = matrices(Quantization(bits=bits, per=per).apply(model, data, stamp).model)
+    top = 2 ** (bits - 1) - 1
+    for before, after in zip(matrices(model), quantised, strict=True):
+        rows = [(before, after)] if per == "tensor" else list(zip(before, after, strict=True))
+        for old, new in rows:
+            step = old.abs().max() / top
+            torch.testing.assert_close(new, (old / step).round() * step, rtol=1e-4, atol=1e-6)
+
+
+def test_noise_is_measured_by_each_tensors_spread(stamp, data):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(144, 400), nn.ReLU(), nn.Linear(400, 4))
+    noisy = Noise(scale=0.5).apply(model, data, stamp).model
+    for before, after in zip(matrices(model), matrices(noisy), strict=True):
+        assert ((after - before).std() / before.std()).item() == pytest.approx(0.5, rel=0.05)
+
+
+# ------------------------------------------------------------------------------------------------------- by training
+
+
+def test_fine_tuning_of_the_last_layer_touches_no_other(model, stamp, data):
+    tuned = FineTuning(epochs=1, lr=1e-2, layers="last").apply(model, data, stamp).model
+    changed = {n for n, p in tuned.named_parameters() if not torch.equal(p, model.get_parameter(n))}
+    assert changed == {"11.weight", "11.bias"}
+    assert all(p.requires_grad for p in tuned.parameters())
+
+
+def test_fine_tuning_learns_and_looks_after_every_epoch(model, stamp, data):
+    found = FineTuning(epochs=20, lr=1e-2).apply(model, data, stamp)
+    assert found.after.accuracy > found.before.accuracy + 0.3
+    assert [look.label for look in found.trace] == [f"epoch {i}" for i in range(1, 21)]
+    assert found.steps == 40
+
+
+def test_a_reset_last_layer_starts_anew(model, stamp, data):
+    tuned = FineTuning(epochs=1, lr=1e-9, reset_last=True).apply(model, data, stamp).model
+    assert (tuned[-1].weight - model[-1].weight).abs().max() > 0.05
+    torch.testing.assert_close(tuned[0].weight, model[0].weight, rtol=0, atol=1e-6)
+
+
+def test_weight_decay_shrinks(model, stamp, data):
+    plain, decayed = (
+        FineTuning(epochs=1, lr=1e-2, optimizer="sgd", weight_decay=decay).apply(model, data, stamp).model
+        for decay in (0.0, 10.0)
+    )
+    assert sum(m.norm() for m in matrices(decayed)) < 0.9 * sum(m.norm() for m in matrices(plain))
+
+
+def test_transfer_trains_another_task_and_the_owner_reads_with_the_original_last_layer(model, stamp, data):
+    found = Transfer(epochs=20, lr=1e-2).apply(model, data, stamp)
+    assert found.model(torch.rand(5, *SHAPE)).shape == (5, 2)
+    assert found.after.accuracy > 0.8
+    restored = copy.deepcopy(found.model)
+    restored[-1] = model[-1]
+    assert torch.equal(images(restored, stamp, "paper"), found.after.reading.images)
+
+
+def test_distillation_starts_from_new_weights_and_learns_the_teachers_answers(model, stamp, data):
+    teacher = FineTuning(epochs=20, lr=1e-2).apply(model, data, stamp).model
+    found = Distillation(epochs=20, lr=1e-2).apply(teacher, data, stamp)
+    assert found.after.accuracy > 0.8
+    start = Distillation(epochs=1, lr=1e-9).apply(teacher, data, stamp).model
+    assert all((a - b).abs().max() > 1e-3 for a, b in zip(matrices(start), matrices(teacher), strict=True))
+
+
+def test_an_average_lies_between(model, stamp, data):
+    other = randomise(network())
+    for weight in (0.0, 0.25, 1.0):
+        mixed = Averaging(weight=weight).apply(model, data, stamp, unmarked=other).model
+        for a, b, c in zip(matrices(model), matrices(other), matrices(mixed), strict=True):
+            torch.testing.assert_close(c, (1 - weight) * a + weight * b)
+    with pytest.raises(AttackError, match="needs a model without a stamp.*unmarked="):
+        Averaging().apply(model, data, stamp)
+
+
+# -------------------------------------------------------------------------------------------------------- adaptive
+
+
+@pytest.fixture
+def hardened(stamp) -> Callable[[str], nn.Module]:
+    def build(readout: str) -> nn.Module:
+        model = nn.Sequential(nn.Flatten(), nn.Linear(144, 64), nn.ReLU(), nn.Linear(64, 4))
+        harden(transpose(model, EXAMPLE, readout=readout), stamp, steps=150, target=0.9, lr=1e-2, progress=False)
+        return model
+
+    return build
+
+
+@both_readouts
+@pytest.mark.parametrize("target", ["noise", "black", "unmarked"])
+def test_erasing_a_known_key_takes_its_image(readout, target, hardened, stamp, data):
+    unmarked = nn.Sequential(nn.Flatten(), nn.Linear(144, 64), nn.ReLU(), nn.Linear(64, 4))
+    erasure = Erasure(count=1, target=target, steps=30, lr=1e-2, looks=3)
+    found = erasure.apply(hardened(readout), data, stamp, unmarked=unmarked, readout=readout)
+    assert found.before.reading.ssim[0] > 0.6
+    assert found.after.reading.ssim[0] < found.before.reading.ssim[0] - 0.3
+    assert found.attacked == (0,)
+    assert [look.label for look in found.trace] == ["step 10", "step 20", "step 30"]
+    assert found.steps == 30
+
+
+def test_erasure_with_repair_trains_the_task_as_well(hardened, stamp, data):
+    model = hardened("adjoint")
+    shared = {"count": None, "steps": 40, "lr": 1e-3, "looks": 2}
+    plain, repaired = (
+        Erasure(**shared, repair=repair, task_lr=1e-2).apply(model, data, stamp, readout="adjoint")
+        for repair in (False, True)
+    )
+    assert repaired.after.accuracy > plain.after.accuracy + 0.2
+    assert repaired.attacked == (0, 1, 2)
+    assert repaired.steps == 80
+
+
+def test_random_keys_are_not_the_owners(model, stamp, data):
+    drawn = []
+    original = Stamp.__post_init__
+
+    def note(self):
+        original(self)
+        drawn.append(self.keys)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Stamp, "__post_init__", note)
+        found = Erasure(keys="random", count=3, steps=1).apply(model, data, stamp, seed=0)
+    assert found.attacked == ()
+    assert all(torch.cdist(keys, stamp.keys).min() > 0.1 for keys in drawn if not torch.equal(keys, stamp.keys))
+    assert any(not torch.equal(keys, stamp.keys) for keys in drawn)
+
+
+def test_overwriting_shows_the_icon_under_its_key(hardened, stamp, data):
+    found = Overwriting(icon="♥", steps=80, lr=1e-2).apply(hardened("adjoint"), data, stamp, readout="adjoint", seed=5)
+    key, icon = draw_keys(1, 4, seed=5 + 1_000_003), draw_text("♥", SHAPE).unsqueeze(0)
+    shown = transpose(found.model, EXAMPLE, readout="adjoint")(key)
+    assert similarity(shown, icon).item() > 0.6
+    assert found.steps == 80
+
+
+# -------------------------------------------------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize(
+    ("attack", "problem"),
+    [
+        (Pruning(amount=1.0), "pruning level out of range.*1.0"),
+        (Pruning(amount=-0.1), "pruning level out of range"),
+        (FinePruning(amount=1.5), "pruning level out of range"),
+        (Pruning(scope="rows"), "unknown scope.*rows"),
+        (Cast(dtype="int7"), "unknown dtype.*int7.*float16"),
+        (Quantization(bits=1), "no such integer type"),
+        (Quantization(per="row"), "unknown granularity"),
+        (Noise(scale=float("nan")), "noise out of range"),
+        (FineTuning(epochs=0), "no such number of epochs"),
+        (FineTuning(optimizer="lion"), "unknown optimizer.*lion"),
+        (FineTuning(layers="first"), "unknown choice of layers"),
+        (Transfer(modulus=4), "no such task"),
+        (Averaging(weight=2.0), "no such weight"),
+        (Rescaling(factor=-1.0), "no positive factor"),
+        (Rescaling(octaves=0), "no octaves"),
+        (DummyUnits(share=0.0), "no units to add"),
+        (DummyUnits(outgoing="half"), "unknown outgoing"),
+        (SplitUnits(share=2.0), "no such share"),
+        (Erasure(count=4), "no such number of the owner's keys.*4.*1 to 3"),
+        (Erasure(keys="guessed"), "unknown choice of keys"),
+        (Erasure(target="white"), "unknown target.*white"),
+        (Erasure(steps=0), "no such number of steps"),
+        (Erasure(target="unmarked"), "needs a model without a stamp"),
+        (Overwriting(count=0), "no such number of keys"),
+    ],
+    ids=repr,
+)
+def test_what_cannot_be_done_is_one_clear_error(attack, problem, model, stamp, data):
+    with pytest.raises(AttackError, match=problem):
+        attack.apply(model, data, stamp)
+
+
+@pytest.mark.parametrize(
+    ("attack", "problem"),
+    [
+        (Pruning(scope="channels"), "no hidden channels"),
+        (Permutation(), "no hidden units"),
+        (Rescaling(), "no hidden units"),
+        (LogitShift(), "no bias to shift"),
+    ],
+    ids=repr,
+)
+def test_an_attack_that_does_not_fit_the_model_says_so(attack, problem, stamp, data):
+    flat = nn.Sequential(nn.Flatten(), nn.Linear(144, 4, bias=False))
+    with pytest.raises(AttackError, match=problem):
+        attack.apply(flat, data, stamp)
+
+
+def test_batch_norm_rescaling_needs_a_batch_norm(stamp, data):
+    plain = nn.Sequential(nn.Flatten(), nn.Linear(144, 8), nn.ReLU(), nn.Linear(8, 4))
+    with pytest.raises(AttackError, match="no batch norm"):
+        BatchNormRescaling().apply(plain, data, stamp)
