@@ -31,6 +31,20 @@ def test_a_life_cycle_is_read_after_every_stage(readout):
     assert record.results["hardened"]["ssim"] > 0.1
 
 
+def test_learning_rates_are_those_of_the_paper(monkeypatch):
+    rates: list[tuple[str, float]] = []
+    for name in ("harden", "fit"):
+        original = getattr(experiments, name)
+
+        def note(*args, name=name, original=original, **kwargs):
+            rates.append((name, kwargs["lr"]))
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(experiments, name, note)
+    experiments.run(LifeCycle(name="one", **SMALL), "tiny", 0)
+    assert rates == [("harden", 1e-3), ("fit", 1e-4), ("fit", pytest.approx(1e-5))]
+
+
 def test_a_finished_record_is_not_made_again_and_a_changed_one_is(monkeypatch):
     first = experiments.run(LifeCycle(name="one", until="hardened", **SMALL), "tiny", 0)
     made: list[str] = []

@@ -24,6 +24,8 @@ def test_cnn_sizes(name, norms):
     assert weights(model) == [(32, 1, 5, 5), (64, 32, 5, 5), (512, 3136), (256, 512), (10, 256)]
     assert sum(isinstance(layer, nn.BatchNorm2d) for layer in model) == norms
     assert sum(isinstance(layer, nn.ReLU) for layer in model) == 4
+    pools = [layer for layer in model if isinstance(layer, nn.MaxPool2d)]
+    assert [pool.kernel_size for pool in pools] == [2, 2]
 
 
 def test_fc_sizes():
