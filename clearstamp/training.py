@@ -99,7 +99,7 @@ def harden(
     *,
     steps: int = 10_000,
     target: float | None = 0.95,
-    lr: float = 1e-3,
+    lr: float = 1e-4,
     dropout: float = 0.0,
     noise: float = 0.0,
     optimizer: MakeOptimizer = adam,
@@ -111,8 +111,10 @@ def harden(
 
     Stops as soon as the mean SSIM of the plain readout reaches `target` (looked at every `check_every` steps), or after
     `steps`; with ``target=None`` always after `steps`. `on_check(step, images)` is called at every look, beginning with
-    step 0. Raises `StampError` if the stamp does not fit, `TrainingError` if the loss is not finite: the weights are
-    then those before the bad step.
+    step 0. A higher `lr` takes fewer steps, but moves the weights farther, which the main task may suffer from.
+
+    Raises `StampError` if the stamp does not fit, `TrainingError` if the loss is not finite: the weights are then those
+    before the bad step.
     """
     loss = StampLoss(back, stamp, dropout=dropout, noise=noise)
     if steps < 0 or check_every < 1:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 import clearstamp as cs
 from clearstamp import models
-from clearstamp.experiments import FOUR_LETTERS
+from clearstamp.lifecycle import FOUR_LETTERS
 from clearstamp.training import adam, descend
 
 GOALS = {"paper": 300, "adjoint": 800}

@@ -3,9 +3,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from clearstamp import experiments, records
+from clearstamp import experiments, lifecycle, records
 from clearstamp.errors import RecordError
-from clearstamp.experiments import LifeCycle
+from clearstamp.experiments import PROFILES, run_all, weights_file
+from clearstamp.lifecycle import LifeCycle, trained
 from clearstamp.stamp import PAPER_KEY
 from clearstamp.transpose import transpose
 from clearstamp.verification import read
@@ -22,7 +23,7 @@ def tiny(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("readout", ["paper", "adjoint"])
 def test_a_life_cycle_is_read_after_every_stage(readout):
-    record = experiments.run(LifeCycle(name="one", readout=readout, **SMALL), "tiny", 0)
+    record = run_all([LifeCycle(name="one", readout=readout, lr=1e-3, **SMALL)], "tiny", (0,))[0]
     assert list(record.results) == ["hardened", "trained", "finetuned"]
     for stage, found in record.results.items():
         assert {"accuracy", "ssim", "ssim_min", "developed_ssim", "correlation"} <= set(found)
@@ -34,50 +35,50 @@ def test_a_life_cycle_is_read_after_every_stage(readout):
 def test_learning_rates_are_those_of_the_paper(monkeypatch):
     rates: list[tuple[str, float]] = []
     for name in ("harden", "fit"):
-        original = getattr(experiments, name)
+        original = getattr(lifecycle, name)
 
         def note(*args, name=name, original=original, **kwargs):
             rates.append((name, kwargs["lr"]))
             return original(*args, **kwargs)
 
-        monkeypatch.setattr(experiments, name, note)
-    experiments.run(LifeCycle(name="one", **SMALL), "tiny", 0)
-    assert rates == [("harden", 1e-3), ("fit", 1e-4), ("fit", pytest.approx(1e-5))]
+        monkeypatch.setattr(lifecycle, name, note)
+    run_all([LifeCycle(name="one", **SMALL)], "tiny", (0,))[0]
+    assert rates == [("harden", 1e-4), ("fit", 1e-4), ("fit", pytest.approx(1e-5))]
 
 
 def test_a_finished_record_is_not_made_again_and_a_changed_one_is(monkeypatch):
-    first = experiments.run(LifeCycle(name="one", until="hardened", **SMALL), "tiny", 0)
+    first = run_all([LifeCycle(name="one", until="hardened", **SMALL)], "tiny", (0,))[0]
     made: list[str] = []
     monkeypatch.setattr(records.Record, "save", lambda self: made.append(self.name))
-    assert experiments.run(LifeCycle(name="one", until="hardened", **SMALL), "tiny", 0) == first
+    assert run_all([LifeCycle(name="one", until="hardened", **SMALL)], "tiny", (0,))[0] == first
     assert made == []
-    experiments.run(LifeCycle(name="one", until="hardened", lr=2e-3, **SMALL), "tiny", 0)
+    run_all([LifeCycle(name="one", until="hardened", lr=2e-3, **SMALL)], "tiny", (0,))[0]
     assert made == ["one-seed0"]
 
 
 def test_the_same_seed_gives_the_same_result():
-    first = experiments.run(LifeCycle(name="one", **SMALL), "tiny", 1)
-    second = experiments.run(LifeCycle(name="two", **SMALL), "tiny", 1)
+    first = run_all([LifeCycle(name="one", **SMALL)], "tiny", (1,))[0]
+    second = run_all([LifeCycle(name="two", **SMALL)], "tiny", (1,))[0]
     assert first.results == second.results
     assert torch.equal(first.arrays["finetuned"], second.arrays["finetuned"])
 
 
 def test_the_trained_model_is_kept_and_made_again_if_it_is_lost(monkeypatch):
     experiment = LifeCycle(name="one", **SMALL)
-    record = experiments.run(experiment, "tiny", 0)
+    record = run_all([experiment], "tiny", (0,))[0]
     with monkeypatch.context() as patch:
-        patch.setattr(experiments, "marked", lambda *_: pytest.fail("trained a second time"))
-        model, stamp = experiments.trained(experiment, "tiny", 0)
+        patch.setattr(lifecycle, "marked", lambda *_: pytest.fail("trained a second time"))
+        model, stamp = trained(experiment, PROFILES["tiny"], 0)
     found = read(transpose(model, stamp.secrets[:1]), stamp)
     assert found.summary()["ssim"] == pytest.approx(record.results["trained"]["ssim"], abs=1e-6)
     assert torch.equal(stamp.secrets, record.arrays["secrets"])
-    experiments.weights_file(experiment, "tiny", 0).unlink()
-    again, _ = experiments.trained(experiment, "tiny", 0)
+    weights_file(experiment, PROFILES["tiny"], 0).unlink()
+    again, _ = trained(experiment, PROFILES["tiny"], 0)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
 
 
 def test_the_unmarked_twin_is_read_with_the_owners_keys_under_both_readouts():
-    record = experiments.run(LifeCycle(name="unmarked", model="fc", keys=0), "tiny", 0)
+    record = run_all([LifeCycle(name="unmarked", model="fc", keys=0)], "tiny", (0,))[0]
     assert set(record.results) == {"untrained", "trained"}
     for keys in ("1 key", "11 keys"):
         for readout in ("paper", "adjoint"):
@@ -90,20 +91,20 @@ def test_the_papers_key_is_the_stamps_key():
 
 
 def test_every_kind_of_secret_can_be_drawn_and_no_two_are_the_same():
-    for kind, texts in experiments.SECRETS.items():
+    for kind, texts in lifecycle.SECRETS.items():
         stamp = LifeCycle(name="one", keys=len(texts), secrets=kind).stamp((1, 28, 28), 10, 0)
         assert len(stamp.secrets.flatten(1).unique(dim=0)) == len(texts)
 
 
 def test_unknown_profiles_and_too_many_keys_are_errors():
     with pytest.raises(RecordError, match="unknown profile.*'huge'.*'quick'"):
-        experiments.run(LifeCycle(name="one"), "huge", 0)
+        run_all([LifeCycle(name="one")], "huge", (0,))[0]
     with pytest.raises(RecordError, match="not that many secrets.*12"):
         LifeCycle(name="one", keys=12, secrets="icons").stamp((1, 28, 28), 10, 0)
 
 
 def test_slider_steps_keep_the_first_and_the_last():
-    chosen = experiments.slider_steps(list(range(0, 1000, 10)))
+    chosen = lifecycle.slider_steps(list(range(0, 1000, 10)))
     assert len(chosen) <= 16
     assert (chosen[0], chosen[-1]) == (0, 990)
     assert chosen == sorted(set(chosen))

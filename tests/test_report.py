@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from clearstamp import experiments, report
+from clearstamp import report
 from clearstamp.errors import RecordError
-from clearstamp.experiments import LifeCycle
+from clearstamp.experiments import run_all
+from clearstamp.lifecycle import LifeCycle
 from clearstamp.report import Slider, montage
 
 FRAMES = [np.full((4, 6), value, np.uint8) for value in (0, 128, 255)]
@@ -18,8 +19,8 @@ def made(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CLEARSTAMP_ARTIFACTS", str(tmp_path_factory.mktemp("artifacts")))
         yield {
-            "marked": [experiments.run(LifeCycle(name="11-keys-paper", model="fc"), "tiny", 0)],
-            "unmarked": [experiments.run(LifeCycle(name="unmarked", model="fc", keys=0), "tiny", 0)],
+            "marked": run_all([LifeCycle(name="11-keys-paper", model="fc")], "tiny"),
+            "unmarked": run_all([LifeCycle(name="unmarked", model="fc", keys=0)], "tiny"),
         }
 
 

@@ -1,0 +1,68 @@
+"""Attacks of one kind on one marked model as one experiment."""
+
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from torch import Tensor
+
+from clearstamp.attacks import Attack, Look
+from clearstamp.data import Data
+from clearstamp.experiments import Experiment, Findings, Profile, load_sets, run
+from clearstamp.lifecycle import LifeCycle, trained
+
+UNMARKED = LifeCycle(name="unmarked", keys=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Campaign(Experiment):
+    """Every one of `attacks`, by label, on the trained model of `on`, each on a copy of its own.
+
+    The attacker has the owner's training images, or with `unseen` images that the model never saw: the first half of
+    the test images, and accuracy is measured on the other half.
+    """
+
+    on: LifeCycle
+    attacks: dict[str, Attack] = field(hash=False)
+    unseen: bool = False
+
+    def parameters(self, scale: Profile, seed: int) -> dict[str, Any]:
+        attacks = {label: {"attack": attack.name} | asdict(attack) for label, attack in self.attacks.items()}
+        marks = {experiment.name: run(experiment, scale, seed).weights for experiment in (self.on, UNMARKED)}
+        return asdict(self.on) | {"name": self.name, "unseen": self.unseen, "attacks": attacks, "weights": marks}
+
+    def conduct(self, scale: Profile, seed: int) -> Findings:
+        model, stamp = trained(self.on, scale, seed)
+        unmarked, _ = trained(UNMARKED, scale, seed)
+        sets = load_sets(scale)
+        data, test = halves(sets.test) if self.unseen else (sets.train, sets.test)
+        results: dict[str, dict[str, Any]] = {}
+        arrays: dict[str, Tensor] = {"secrets": stamp.secrets}
+
+        def keep(stage: str, look: Look, attacked: tuple[int, ...]) -> None:
+            scores = look.reading.summary()
+            if attacked:
+                at = list(attacked)
+                scores |= {
+                    "ssim_attacked": look.reading.ssim[at].mean().item(),
+                    "developed_ssim_attacked": look.reading.developed_ssim[at].mean().item(),
+                }
+            results[stage] = {"accuracy": look.accuracy} | scores
+            arrays[stage] = look.reading.images
+
+        for label, attack in self.attacks.items():
+            found = attack.apply(model, data, stamp, test=test, unmarked=unmarked, readout=self.on.readout, seed=seed)
+            if "before" not in results:
+                keep("before", found.before, ())
+            for look in found.trace[:-1]:
+                keep(f"{label}, {look.label}", look, found.attacked)
+            keep(label, found.after, found.attacked)
+            results[label] |= {"steps": found.steps, "seconds": round(found.seconds, 2)}
+        return results, arrays, {}
+
+
+def halves(data: Data) -> tuple[Data, Data]:
+    """The first and the second half of a set."""
+    half = len(data) // 2
+    parts = (slice(half), slice(half, None))
+    first, second = (replace(data, images=data.images[part], labels=data.labels[part]) for part in parts)
+    return first, second

@@ -1,0 +1,194 @@
+"""The life cycle of a stamp as one experiment: a model is hardened, trained, fine-tuned, and read after each."""
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from clearstamp.errors import RecordError
+from clearstamp.experiments import Experiment, Findings, Profile, Sets, load_sets, trained_weights
+from clearstamp.models import build
+from clearstamp.stamp import PAPER_KEY, Stamp
+from clearstamp.training import Fit, StampLoss, accuracy, adam, fit, harden, sgd
+from clearstamp.transpose import transpose
+from clearstamp.verification import read
+
+FOUR_LETTERS = tuple("".join(chr(65 + (4 * i + j * (1 + 2 * (i // 13))) % 26) for j in range(4)) for i in range(20))
+ONE_LETTER = tuple("ABCDEFGHIJKLMNOPQRST")
+ICONS = tuple("★☎♞♥☂⚓✈☀♫✂☃")
+SECRETS = {"four letters": FOUR_LETTERS, "one letter": ONE_LETTER, "icons": ICONS}
+"""The paper's three kinds of secrets."""
+
+OPTIMIZERS = {"adam": adam, "sgd": sgd}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LifeCycle(Experiment):
+    """One experiment: everything that decides its result but the profile's scale and the seed.
+
+    `keys` counts the stamp's pairs, 0 for a model without a stamp; `paper_key` takes the paper's single key. `until` is
+    the last stage that is run. `lr` is that of hardening and training, as in the paper's default scenario (its Tables 2
+    and 3 have 1e-3); fine-tuning takes a tenth of it. `dropout` acts in hardening and constraint training,
+    `noise` (see `StampLoss`; the paper has none) in constraint training alone.
+    """
+
+    readout: Literal["paper", "adjoint"] = "paper"
+    model: str = "cnn"
+    keys: int = 11
+    paper_key: bool = False
+    secrets: str = "four letters"
+    key_range: float = 10.0
+    target: float = 0.99
+    optimizer: str = "adam"
+    lr: float = 1e-4
+    dropout: float = 0.0
+    noise: float = 0.0
+    batch_size: int = 64
+    until: Literal["hardened", "finetuned"] = "finetuned"
+
+    def parameters(self, scale: Profile, seed: int) -> dict[str, Any]:
+        return asdict(self)
+
+    def conduct(self, scale: Profile, seed: int) -> Findings:
+        return (plain if self.keys == 0 else marked)(self, scale, load_sets(scale), seed)
+
+    def stamp(self, shape: tuple[int, int, int], outputs: int, seed: int) -> Stamp:
+        """The stamp, its keys drawn from `seed`."""
+        texts = SECRETS[self.secrets][: self.keys]
+        if len(texts) < self.keys:
+            raise RecordError("not that many secrets", got=self.keys, expected=f"at most {len(texts)} {self.secrets}")
+        drawn = Stamp.from_texts(texts, outputs=outputs, shape=shape, seed=seed, key_range=self.key_range)
+        return replace(drawn, keys=torch.tensor([PAPER_KEY])) if self.paper_key else drawn
+
+
+def trained(experiment: LifeCycle, scale: Profile, seed: int) -> tuple[nn.Module, Stamp]:
+    """The model as it was after training, not yet fine-tuned, and its stamp."""
+    sets = load_sets(scale)
+    model = fresh_model(experiment, sets, seed)
+    model.load_state_dict(trained_weights(experiment, scale, seed))
+    return model, experiment.stamp(sets.train.shape, sets.train.classes, seed)
+
+
+def device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def fresh_model(experiment: LifeCycle, sets: Sets, seed: int) -> nn.Module:
+    model = build(experiment.model, sets.train.shape, sets.train.classes, seed=seed)
+    return model.to(device(), memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def train(
+    experiment: LifeCycle, scale: Profile, sets: Sets, seed: int, model: nn.Module, loss: StampLoss | None
+) -> Fit:
+    """The profile's epochs, over the same images in the same order with and without a stamp."""
+    loader = sets.train.loader(experiment.batch_size, seed=seed)
+    return fit(
+        model,
+        loader,
+        epochs=scale.epochs,
+        lr=experiment.lr,
+        stamp_loss=loss,
+        optimizer=OPTIMIZERS[experiment.optimizer],
+    )
+
+
+def plain(experiment: LifeCycle, scale: Profile, sets: Sets, seed: int) -> Findings:
+    """The unmarked twin: same initial weights, same batches; read with the keys that the marked models get."""
+    model, test = fresh_model(experiment, sets, seed), sets.test.loader(1000)
+    stamps = {
+        "1 key": replace(experiment, keys=1, paper_key=True).stamp(sets.train.shape, sets.train.classes, seed),
+        "11 keys": replace(experiment, keys=11).stamp(sets.train.shape, sets.train.classes, seed),
+    }
+    results: dict[str, dict[str, Any]] = {}
+    arrays: dict[str, Tensor] = {}
+
+    def look(stage: str) -> None:
+        results[stage] = {"accuracy": accuracy(model, test)}
+        for keys, stamp in stamps.items():
+            for readout in ("paper", "adjoint"):
+                reading = read(transpose(model, stamp.secrets[:1].to(device()), readout=readout), stamp)
+                results[stage] |= {f"{k} ({keys}, {readout})": v for k, v in reading.summary().items()}
+                arrays[f"{stage}/{keys}/{readout}"] = reading.images
+
+    torch.manual_seed(seed)
+    look("untrained")
+    train(experiment, scale, sets, seed, model, None)
+    look("trained")
+    return results, arrays, snapshot(model)
+
+
+def marked(experiment: LifeCycle, scale: Profile, sets: Sets, seed: int) -> Findings:
+    """Hardening, constraint training and fine-tuning at a tenth of the learning rate, read after each."""
+    model, test = fresh_model(experiment, sets, seed), sets.test.loader(1000)
+    stamp = experiment.stamp(sets.train.shape, sets.train.classes, seed)
+    back = transpose(model, stamp.secrets[:1].to(device()), readout=experiment.readout)
+    results: dict[str, dict[str, Any]] = {}
+    frames: dict[int, Tensor] = {}
+    arrays: dict[str, Tensor] = {"secrets": stamp.secrets}
+
+    def look(stage: str) -> None:
+        reading = read(back, stamp)
+        results[stage] = {"accuracy": accuracy(model, test)} | reading.summary()
+        arrays[stage] = reading.images
+
+    torch.manual_seed(seed)
+    hardening = harden(
+        back,
+        stamp,
+        steps=scale.hardening_steps,
+        target=experiment.target,
+        lr=experiment.lr,
+        dropout=experiment.dropout,
+        optimizer=OPTIMIZERS[experiment.optimizer],
+        on_check=frames.__setitem__,
+    )
+    look("hardened")
+    results["hardened"] |= {"steps": hardening.steps, "reached": hardening.reached} | {
+        f"steps to {goal}": next((step for step, ssim in hardening.ssim if ssim >= goal), None) for goal in (0.9, 0.95)
+    }
+    shown = slider_steps(sorted(frames))
+    arrays["hardening/steps"] = torch.tensor(shown)
+    arrays["hardening/frames"] = torch.stack([frames[step] for step in shown]).half()
+    arrays["hardening/losses"] = torch.tensor(hardening.losses)
+    weights: dict[str, Tensor] = {}
+    if experiment.until == "finetuned":
+        loss = StampLoss(back, stamp, dropout=experiment.dropout, noise=experiment.noise)
+        training = train(experiment, scale, sets, seed, model, loss)
+        look("trained")
+        weights = snapshot(model)
+        arrays["training/losses"] = smooth(training.losses)
+        arrays["training/stamp losses"] = smooth(training.stamp_losses)
+        tuning = sets.train.loader(experiment.batch_size, seed=seed + 1000)
+        fit(
+            model,
+            tuning,
+            epochs=scale.finetune_epochs,
+            lr=experiment.lr / 10,
+            optimizer=OPTIMIZERS[experiment.optimizer],
+        )
+        look("finetuned")
+    return results, arrays, weights
+
+
+def snapshot(model: nn.Module) -> dict[str, Tensor]:
+    """A copy of the model's weights and buffers on the CPU."""
+    return {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, tensor in model.state_dict().items()
+    }
+
+
+def slider_steps(steps: list[int], most: int = 16) -> list[int]:
+    """At most `most` of the steps: the first, the last, and denser at the beginning, where the image appears."""
+    if len(steps) <= most:
+        return steps
+    places = (torch.linspace(0, 1, most) ** 2 * (len(steps) - 1)).round().int().tolist()
+    return [steps[i] for i in dict.fromkeys(places)]
+
+
+def smooth(losses: list[float], points: int = 200) -> Tensor:
+    """The mean of each of at most `points` equal stretches of a loss curve."""
+    curve = torch.tensor(losses)
+    return torch.stack([part.mean() for part in curve.tensor_split(min(points, len(curve)))])
