@@ -6,7 +6,7 @@ A result is out of date when one of those changed. Code that it never ran, comme
 import ast
 import hashlib
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -21,7 +21,7 @@ PACKAGE = Path(__file__).parent
 def watch() -> Iterator[dict[str, str]]:
     """Within the block, note what of the library runs in this thread; after it, the mapping given is filled:
 
-    name of a definition (``"rules.linear"``) to the digest of its code.
+    name of a definition (``"rules:linear"``) to the digest of its code.
     """
     ran: set[CodeType] = set()
     uses: dict[str, str] = {}
@@ -39,24 +39,27 @@ def watch() -> Iterator[dict[str, str]]:
         sys.setprofile(before)
     files = {str(PACKAGE / f"{name.replace('.', '/')}.py"): name for name in modules()}
     places = {(files[code.co_filename], code.co_firstlineno) for code in ran if code.co_filename in files}
-    found = {f"{module}.{d.name}": d for module, line in places for d in definitions(module) if line in d.lines}
+    found = {f"{module}:{d.name}": d for module, line in places for d in definitions(module) if line in d.lines}
     uses |= {name: digest(found[name]) for name in sorted(found)}
 
 
 def changed(uses: Mapping[str, str]) -> list[str]:
     """The names in `uses` whose code is not what it was, or is gone."""
     now: dict[str, str] = {}
-    for module in {name.rpartition(".")[0] for name in uses}:
-        now |= {f"{module}.{d.name}": digest(d) for d in definitions(module)}
+    for module in {name.partition(":")[0] for name in uses}:
+        now |= {f"{module}:{d.name}": digest(d) for d in definitions(module)}
     return [name for name, was in uses.items() if now.get(name) != was]
 
 
 @dataclass(frozen=True)
 class Definition:
-    """A function, class or constant at the top of a module, its docstrings left out."""
+    """A function, a method (``"Class.method"``) or a constant at the top of a module, its docstrings left out.
+
+    A method's code holds its class's decorators and bases, and those class attributes that it names.
+    """
 
     name: str
-    lines: range
+    lines: frozenset[int]
     code: str
     names: frozenset[str]
     constant: bool
@@ -75,25 +78,54 @@ def definitions(module: str) -> tuple[Definition, ...]:
 
 
 def parse(source: str) -> Iterator[Definition]:
-    for node in ast.parse(source).body:
-        match node:
-            case ast.FunctionDef() | ast.ClassDef():
-                names = [node.name]
-            case ast.Assign():
-                names = [target.id for target in node.targets if isinstance(target, ast.Name)]
-            case ast.AnnAssign(target=ast.Name(id=name)):
-                names = [name]
-            case _:
-                continue
-        first = min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", []))])
-        lines = range(first, (node.end_lineno or first) + 1)
-        code = ast.dump(without_docstrings(node))
-        mentioned = frozenset(n.id for n in ast.walk(node) if isinstance(n, ast.Name))
-        for name in names:
-            yield Definition(name, lines, code, mentioned, isinstance(node, ast.Assign | ast.AnnAssign))
+    for node in without_docstrings(ast.parse(source)).body:
+        if isinstance(node, ast.FunctionDef):
+            yield definition(node.name, [node])
+        elif isinstance(node, ast.ClassDef):
+            yield from methods(node)
+        else:
+            for name in targets(node):
+                yield definition(name, [node], constant=True)
 
 
-def without_docstrings(tree: ast.AST) -> ast.AST:
+def methods(node: ast.ClassDef) -> Iterator[Definition]:
+    """The methods of a class; a property and its setter are one."""
+    attributes = {name: part for part in node.body for name in targets(part)}
+    head = ast.Tuple([*node.decorator_list, *node.bases], ast.Load())
+    functions = [part for part in node.body if isinstance(part, ast.FunctionDef)]
+    for name in dict.fromkeys(function.name for function in functions):
+        parts = [function for function in functions if function.name == name]
+        named = {n.attr for part in parts for n in ast.walk(part) if isinstance(n, ast.Attribute)}
+        used = [attributes[attribute] for attribute in sorted(named & attributes.keys())]
+        yield definition(f"{node.name}.{name}", parts, [head, *used])
+
+
+def definition(
+    name: str, parts: Sequence[ast.stmt], more: Sequence[ast.AST] = (), *, constant: bool = False
+) -> Definition:
+    lines = {
+        line
+        for part in parts
+        for line in range(
+            min([part.lineno, *(d.lineno for d in getattr(part, "decorator_list", []))]), (part.end_lineno or 0) + 1
+        )
+    }
+    trees = [*parts, *more]
+    names = frozenset(n.id for tree in trees for n in ast.walk(tree) if isinstance(n, ast.Name))
+    return Definition(name, frozenset(lines), "\n".join(map(ast.dump, trees)), names, constant)
+
+
+def targets(node: ast.stmt) -> list[str]:
+    """The names that an assignment gives a value to."""
+    match node:
+        case ast.Assign():
+            return [target.id for target in node.targets if isinstance(target, ast.Name)]
+        case ast.AnnAssign(target=ast.Name(id=name)):
+            return [name]
+    return []
+
+
+def without_docstrings(tree: ast.Module) -> ast.Module:
     """The tree, its bare strings taken out in place."""
     for node in ast.walk(tree):
         body = getattr(node, "body", None)

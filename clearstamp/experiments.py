@@ -7,7 +7,7 @@ goes on where it stopped.
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -129,7 +129,9 @@ def run_all(experiments: Sequence[Experiment], profile_name: str, seeds: tuple[i
 
 def run(experiment: Experiment, scale: Profile, seed: int) -> Record:
     """The record of one experiment: found if it was made by this code from these parameters, else run and saved."""
-    found = records.find(scale.name, f"{experiment.name}-seed{seed}", parameters(experiment, scale, seed))
+    given = parameters(experiment, scale, seed)
+    defaults = {f.name: f.default for f in fields(experiment) if f.name in given and f.default is not MISSING}
+    found = records.find(scale.name, f"{experiment.name}-seed{seed}", given, defaults)
     return found or perform(experiment, scale, seed)
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import subprocess
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -87,13 +88,18 @@ def load_all(profile: str) -> list[Record]:
     return [load(path) for path in sorted(folder(profile).glob("*.json"))]
 
 
-def find(profile: str, name: str, parameters: dict[str, Any]) -> Record | None:
-    """The record `name` if it has these parameters and the code that made it is what it was, else None."""
+def find(
+    profile: str, name: str, parameters: Mapping[str, Any], defaults: Mapping[str, Any] | None = None
+) -> Record | None:
+    """The record `name` if it has these parameters and the code that made it is what it was, else None.
+
+    A parameter that the record does not have yet counts as its default.
+    """
     path = folder(profile) / f"{name}.json"
     if not path.is_file():
         return None
     record = load(path)
-    same = record.parameters == json.loads(json.dumps(parameters))
+    same = json.loads(json.dumps(dict(defaults or {}))) | record.parameters == json.loads(json.dumps(parameters))
     return record if same and not changed(record.code) else None
 
 

@@ -46,7 +46,9 @@ def test_a_record_is_found_only_with_its_parameters_and_its_code():
     assert records.find("tiny", made.name, {"keys": 1}) == made
     assert records.find("tiny", made.name, {"keys": 2}) is None
     assert records.find("tiny", "two-seed3", {"keys": 1}) is None
-    record(code={"rules.linear": "another"}).save()
+    assert records.find("tiny", made.name, {"keys": 1, "later": 0.5}, {"later": 0.5}) == made
+    assert records.find("tiny", made.name, {"keys": 1, "later": 0.5}, {"later": 0.0}) is None
+    record(code={"rules:linear": "another"}).save()
     assert records.find("tiny", made.name, {"keys": 1}) is None
 
 
