@@ -28,12 +28,12 @@ class Campaign(Experiment):
     def parameters(self, scale: Profile, seed: int) -> dict[str, Any]:
         attacks = {label: {"attack": attack.name} | asdict(attack) for label, attack in self.attacks.items()}
         marks = {experiment.name: run(experiment, scale, seed).weights for experiment in (self.on, UNMARKED)}
-        return asdict(self.on) | {"name": self.name, "unseen": self.unseen, "attacks": attacks, "weights": marks}
+        return {"on": asdict(self.on), "unseen": self.unseen, "attacks": attacks, "weights": marks}
 
     def conduct(self, scale: Profile, seed: int) -> Findings:
-        model, stamp = trained(self.on, scale, seed)
-        unmarked, _ = trained(UNMARKED, scale, seed)
         sets = load_sets(scale)
+        model, unmarked = (trained(experiment, scale, seed) for experiment in (self.on, UNMARKED))
+        stamp = self.on.stamp(sets.train.shape, sets.train.classes, seed)
         data, test = halves(sets.test) if self.unseen else (sets.train, sets.test)
         results: dict[str, dict[str, Any]] = {}
         arrays: dict[str, Tensor] = {"secrets": stamp.secrets}

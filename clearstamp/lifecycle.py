@@ -62,12 +62,11 @@ class LifeCycle(Experiment):
         return replace(drawn, keys=torch.tensor([PAPER_KEY])) if self.paper_key else drawn
 
 
-def trained(experiment: LifeCycle, scale: Profile, seed: int) -> tuple[nn.Module, Stamp]:
-    """The model as it was after training, not yet fine-tuned, and its stamp."""
-    sets = load_sets(scale)
-    model = fresh_model(experiment, sets, seed)
+def trained(experiment: LifeCycle, scale: Profile, seed: int) -> nn.Module:
+    """The model as it was after training, not yet fine-tuned."""
+    model = fresh_model(experiment, load_sets(scale), seed)
     model.load_state_dict(trained_weights(experiment, scale, seed))
-    return model, experiment.stamp(sets.train.shape, sets.train.classes, seed)
+    return model
 
 
 def device() -> torch.device:

@@ -5,7 +5,7 @@ import hashlib
 import html
 import io
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean
 from typing import Any
@@ -160,11 +160,15 @@ def hardening_slider(record: Record) -> Slider:
 
 
 def stamp_figure(record: Record) -> Figure:
-    """The secrets, then the raw signal and the developed pictures of every stage."""
-    stages = [stage for stage in STAGES if stage in record.arrays]
+    """The secrets, then the raw signal and the developed pictures of every stage of a life cycle."""
+    return stages_figure(record, {stage: title for stage, title in STAGES.items() if stage in record.arrays})
+
+
+def stages_figure(record: Record, stages: Mapping[str, str]) -> Figure:
+    """The secrets, then the raw signal and the developed pictures of the record's `stages`, under their titles."""
     rows = [("secret", record.arrays["secrets"])]
-    for stage in stages:
-        rows += [(f"{STAGES[stage]}: raw", record.arrays[stage]), ("developed", develop(record.arrays[stage]))]
+    for stage, title in stages.items():
+        rows += [(f"{title}: raw", record.arrays[stage]), ("developed", develop(record.arrays[stage]))]
     sheets = [montage(images) for _, images in rows]
     width = 9.0
     figure, axes = plt.subplots(
@@ -177,6 +181,58 @@ def stamp_figure(record: Record) -> Figure:
         axis.imshow(sheet, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
         axis.set_title(title, fontsize=9, loc="left")
         axis.axis("off")
+    figure.tight_layout()
+    plt.close(figure)
+    return figure
+
+
+def attack_slider(record: Record, attack: str = "", *, name: str = "attack") -> Slider:
+    """The stamp under a campaign's attacks: raw signal above, developed pictures below, with what is left of the model.
+
+    Shows the stages that belong to `attack` (its steps on the way and its end), or, for none, the end of each attack.
+    """
+    stages = stages_of(record, attack)
+    frames = [montage(torch.cat([i, develop(i)]), columns=len(i)) for i in (record.arrays[s] for s in stages)]
+    labels = [
+        f"{stage.removeprefix(attack).lstrip(', ') or stage}: accuracy {found['accuracy']:.3f}, "
+        f"mean SSIM {found['ssim']:.3f}, developed {found['developed_ssim']:.3f}"
+        for stage, found in ((stage, record.results[stage]) for stage in stages)
+    ]
+    alt = f"{record.experiment}, stamp under {attack or 'every attack'}"
+    return Slider(frames, labels, name, alt)
+
+
+def stages_of(record: Record, attack: str) -> list[str]:
+    """``"before"`` and the stages of one attack of a campaign, or for none the ends of all of them."""
+    found = [s for s in record.results if (s.startswith(f"{attack}, ") or s == attack if attack else is_end(record, s))]
+    if not found:
+        raise RecordError("the record has no such attack", got=repr(attack), expected=", ".join(record.results))
+    return ["before", *found]
+
+
+def is_end(record: Record, stage: str) -> bool:
+    """Is a stage of a campaign the end of an attack, rather than a look on its way?"""
+    return "steps" in record.results[stage]
+
+
+def plane_figure(groups: Mapping[str, Sequence[Record]], *, metric: str = "developed_ssim") -> Figure:
+    """Every stage of every record on one plane: accuracy left, and legibility left.
+
+    One colour a group. The line of each group is its attackers' front: the least legibility that was reached at that
+    accuracy or more.
+    """
+    figure, axis = plt.subplots(figsize=(8, 4.5))
+    for colour, (title, made) in zip(plt.rcParams["axes.prop_cycle"].by_key()["color"], groups.items(), strict=False):
+        points = sorted((found["accuracy"], found[metric]) for r in made for found in r.results.values())
+        if not points:
+            continue
+        accuracies, scores = np.array(points).T
+        axis.scatter(accuracies, scores, s=14, color=colour, alpha=0.5, linewidths=0)
+        front = np.minimum.accumulate(scores[::-1])[::-1]
+        axis.plot(accuracies, front, color=colour, drawstyle="steps-pre", lw=1.5, label=title)
+    axis.set_xlabel("accuracy left")
+    axis.set_ylabel(f"legibility left ({SCORES[metric]})")
+    axis.legend(fontsize=8, loc="center left")
     figure.tight_layout()
     plt.close(figure)
     return figure
@@ -222,6 +278,20 @@ def score_table(records: Sequence[Record], stage: str) -> Markdown:
     for name in names:
         made = [r for r in records if r.experiment == name]
         lines.append([name, str(len(made)), *(f"{mean(r.results[stage][c] for r in made):.3f}" for c in columns)])
+    return Markdown("\n".join("| " + " | ".join(line) + " |" for line in lines))
+
+
+def attacks_table(records: Sequence[Record]) -> Markdown:
+    """One line for every attack of the campaigns, at its end: the mean over the seeds of every score."""
+    head = ["campaign", "attack", "seeds", *SCORES.values(), "known keys' SSIM", "optimizer steps"]
+    lines = [head, ["---", "---", *["--:"] * (len(head) - 2)]]
+    for name in dict.fromkeys(r.experiment for r in records):
+        made = [r for r in records if r.experiment == name]
+        for stage in (s for s in made[0].results if s == "before" or is_end(made[0], s)):
+            found = [r.results[stage] for r in made]
+            scores = [f"{mean(f[c] for f in found):.3f}" for c in SCORES]
+            known = f"{mean(f['ssim_attacked'] for f in found):.3f}" if "ssim_attacked" in found[0] else ""
+            lines.append([name, stage, str(len(made)), *scores, known, str(found[0].get("steps", ""))])
     return Markdown("\n".join("| " + " | ".join(line) + " |" for line in lines))
 
 

@@ -11,7 +11,7 @@ ORDER = (
     *("errors", "rules", "transpose", "scores", "stamp", "data", "models", "training", "verification"),
     *("attacks.graph", "attacks.base", "attacks.training", "attacks.weights", "attacks.preserving", "attacks.adaptive"),
     *("attacks",),
-    *("dependencies", "records", "claims", "experiments", "lifecycle", "report"),
+    *("dependencies", "records", "claims", "experiments", "lifecycle", "campaigns", "report"),
 )
 FOLDER = Path(clearstamp.__file__).parent
 FILES = {
