@@ -91,7 +91,11 @@ def provenance(profile: str, made: Sequence[Record]) -> tuple[str, str]:
 
 def tolerances(profile: str) -> str:
     """How each claim is judged, why so, and what it costs."""
-    meaning = {"least": "at least the paper's value, less", "near": "the paper's value, within"}
+    meaning = {
+        "least": "at least the paper's value, less",
+        "most": "at most the paper's value, plus",
+        "near": "the paper's value, within",
+    }
     rows = [
         (c.id, c.notebook, f"{meaning[c.verdict]} {c.tolerance:g}", c.reason, f"{c.minutes[profile]:g}")
         for c in claims.load()

@@ -21,7 +21,8 @@ class Claim:
     """One number of the paper that the book checks.
 
     `experiment` and `metric` may hold ``{readout}``. `verdict` says how the reproduced mean has to stand to the paper's
-    value: within `tolerance` of it (``near``), or no more than that below it (``least``); `reason` says why.
+    value: within `tolerance` of it (``near``), no more than that below it (``least``), or no more than that above it
+    (``most``); `reason` says why.
     `minutes` is the expected compute time of the claim's experiment for each profile, on two CPU cores.
     """
 
@@ -33,7 +34,7 @@ class Claim:
     stage: str
     metric: str
     paper: float
-    verdict: Literal["near", "least"]
+    verdict: Literal["near", "least", "most"]
     tolerance: float
     reason: str
     minutes: dict[str, float]
@@ -41,7 +42,8 @@ class Claim:
     def holds(self, value: float) -> bool:
         """Does a reproduced value bear the claim out?"""
         off = value - self.paper
-        return off >= -self.tolerance if self.verdict == "least" else abs(off) <= self.tolerance
+        below, above = self.verdict != "most", self.verdict != "least"  # which side of the paper's value counts
+        return not (below and off < -self.tolerance) and not (above and off > self.tolerance)
 
 
 @dataclass(frozen=True)

@@ -120,6 +120,14 @@ def test_every_attack_keeps_its_contract(name, model, stamp, data):
 
 
 @pytest.mark.parametrize("name", ATTACKS)
+def test_every_attack_works_on_channels_last(name, model, stamp, data):
+    model = model.to(memory_format=torch.channels_last)
+    found = ATTACKS[name]().apply(model, data, stamp, unmarked=randomise(network()))
+    assert model[4].weight.is_contiguous(memory_format=torch.channels_last)
+    assert found.after.reading.images.isfinite().all()
+
+
+@pytest.mark.parametrize("name", ATTACKS)
 def test_every_attack_refuses_images_of_another_shape(name, model, stamp, data):
     other = replace(data, images=data.images[:, :, :10])
     with pytest.raises(AttackError, match=r"data do not fit.*\(1, 10, 12\).*\(1, 12, 12\)"):

@@ -163,7 +163,8 @@ class Attack(ABC):
                     got=f"images {images.shape}",
                     expected=f"images {tuple(stamp.secrets.shape[1:])}",
                 )
-        scene = Scene(copy.deepcopy(model), data, test, stamp, unmarked, readout, seed)
+        plain = copy.deepcopy(model).to(memory_format=torch.contiguous_format)  # torch's pruning needs plain strides
+        scene = Scene(plain, data, test, stamp, unmarked, readout, seed)
         with torch.random.fork_rng(devices=[scene.device] if scene.device.type == "cuda" else []):
             before = scene.look("before")
             scene.trace.clear()
