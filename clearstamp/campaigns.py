@@ -1,5 +1,6 @@
 """Attacks of one kind on one marked model as one experiment."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -7,10 +8,16 @@ from torch import Tensor
 
 from clearstamp.attacks import Attack, Look
 from clearstamp.data import Data
-from clearstamp.experiments import Experiment, Findings, Profile, load_sets, run
+from clearstamp.experiments import Experiment, Findings, Profile, load_sets, run, run_all
 from clearstamp.lifecycle import LifeCycle, trained
+from clearstamp.records import Record
 
 UNMARKED = LifeCycle(name="unmarked", keys=0)
+PUBLISHED = [LifeCycle(name="11-keys-paper", readout="paper"), LifeCycle(name="11-keys-adjoint", readout="adjoint")]
+"""The default scenario as published, under both readouts."""
+NOISY = [replace(life, name=life.name.replace("keys", "keys-noise"), noise=0.3) for life in PUBLISHED]
+"""The same with noise in the stamp step."""
+MARKED = PUBLISHED + NOISY
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +65,17 @@ class Campaign(Experiment):
             keep(label, found.after, found.attacked)
             results[label] |= {"steps": found.steps, "seconds": round(found.seconds, 2)}
         return results, arrays, {}
+
+
+def attack_all(
+    family: str, attacks: dict[str, Attack], models: Sequence[LifeCycle], profile_name: str, *, unseen: bool = False
+) -> list[Record]:
+    """The same attacks on each of several marked models, for every seed of the profile; named ``family-model``."""
+    campaigns = [
+        Campaign(name=f"{family}-{on.name.removeprefix('11-keys-')}", on=on, attacks=attacks, unseen=unseen)
+        for on in models
+    ]
+    return run_all(campaigns, profile_name)
 
 
 def halves(data: Data) -> tuple[Data, Data]:

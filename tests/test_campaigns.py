@@ -100,3 +100,10 @@ def test_the_plane_has_a_front_for_each_group(record):
     scores = [found["developed_ssim"] for found in record.results.values()]
     assert line.get_ydata()[0] == pytest.approx(min(scores))
     assert all(a <= b for a, b in zip(line.get_ydata(), line.get_ydata()[1:], strict=False))
+
+
+def test_the_same_attacks_meet_every_model():
+    models = [ON, replace(ON, name="11-keys-paper", readout="paper")]
+    made = campaigns.attack_all("noise", {"0.1 sigma": Noise(scale=0.1)}, models, "tiny")
+    assert [r.experiment for r in made] == ["noise-2-keys-adjoint", "noise-paper"]
+    assert [r.parameters["on"]["readout"] for r in made] == ["adjoint", "paper"]
