@@ -9,7 +9,7 @@ from clearstamp.errors import ClearStampError
 from clearstamp.models import build
 from clearstamp.scores import correlation, develop, similarity
 from clearstamp.stamp import PAPER_KEY, Stamp
-from clearstamp.training import StampLoss, accuracy, fit, harden
+from clearstamp.training import RehearsedLoss, StampLoss, accuracy, fit, harden
 from clearstamp.transpose import Transposed, transpose
 from clearstamp.verification import Reading, extract, read
 
@@ -17,6 +17,7 @@ __all__ = [
     "PAPER_KEY",
     "ClearStampError",
     "Reading",
+    "RehearsedLoss",
     "Stamp",
     "StampLoss",
     "Transposed",

@@ -9,7 +9,7 @@ from torch import Tensor
 from clearstamp.attacks import Attack, Look
 from clearstamp.data import Data
 from clearstamp.experiments import Experiment, Findings, Profile, load_sets, run, run_all
-from clearstamp.lifecycle import LifeCycle, trained
+from clearstamp.lifecycle import LifeCycle, Rehearsed, trained
 from clearstamp.records import Record
 
 UNMARKED = LifeCycle(name="unmarked", keys=0)
@@ -17,7 +17,9 @@ PUBLISHED = [LifeCycle(name="11-keys-paper", readout="paper"), LifeCycle(name="1
 """The default scenario as published, under both readouts."""
 NOISY = [replace(life, name=life.name.replace("keys", "keys-noise"), noise=0.3) for life in PUBLISHED]
 """The same with noise in the stamp step."""
-MARKED = PUBLISHED + NOISY
+REHEARSED = [Rehearsed(name="11-keys-rehearsed-adjoint", readout="adjoint")]
+"""The same with a rehearsed erasure in the stamp step, under the readout that rescaling does not wipe."""
+MARKED = PUBLISHED + NOISY + REHEARSED
 
 
 @dataclass(frozen=True, kw_only=True)

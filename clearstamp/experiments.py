@@ -51,7 +51,7 @@ PROFILES = {
     "quick": Profile(
         name="quick",
         dataset="mnist" if data.available("mnist") else "digits",
-        train_images=12_000 if data.available("mnist") else None,
+        train_images=6_000 if data.available("mnist") else None,
         test_images=2_000 if data.available("mnist") else None,
         hardening_steps=1_000,
         epochs=3,

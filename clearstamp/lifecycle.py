@@ -10,7 +10,7 @@ from clearstamp.errors import RecordError
 from clearstamp.experiments import Experiment, Findings, Profile, Sets, load_sets, trained_weights
 from clearstamp.models import build
 from clearstamp.stamp import PAPER_KEY, Stamp
-from clearstamp.training import Fit, StampLoss, accuracy, adam, fit, harden, sgd
+from clearstamp.training import Fit, RehearsedLoss, StampLoss, accuracy, adam, fit, harden, sgd
 from clearstamp.transpose import transpose
 from clearstamp.verification import read
 
@@ -60,6 +60,40 @@ class LifeCycle(Experiment):
             raise RecordError("not that many secrets", got=self.keys, expected=f"at most {len(texts)} {self.secrets}")
         drawn = Stamp.from_texts(texts, outputs=outputs, shape=shape, seed=seed, key_range=self.key_range)
         return replace(drawn, keys=torch.tensor([PAPER_KEY])) if self.paper_key else drawn
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rehearsed(LifeCycle):
+    """Constraint training with `RehearsedLoss`, read after hardening and after training."""
+
+    rehearsal_steps: int = 3
+    rehearsal_rate: float = 1e-3
+    rehearsal_known: float = 0.5
+
+    def conduct(self, scale: Profile, seed: int) -> Findings:
+        sets = load_sets(scale)
+        model, test = fresh_model(self, sets, seed), sets.test.loader(1000)
+        stamp = self.stamp(sets.train.shape, sets.train.classes, seed)
+        back = transpose(model, stamp.secrets[:1].to(device()), readout=self.readout)
+        results: dict[str, dict[str, Any]] = {}
+        arrays: dict[str, Tensor] = {"secrets": stamp.secrets}
+
+        def look(stage: str) -> None:
+            reading = read(back, stamp)
+            results[stage] = {"accuracy": accuracy(model, test)} | reading.summary()
+            arrays[stage] = reading.images
+
+        torch.manual_seed(seed)
+        harden(back, stamp, steps=scale.hardening_steps, target=self.target, lr=self.lr)
+        look("hardened")
+        loss = RehearsedLoss(
+            back, stamp, steps=self.rehearsal_steps, rate=self.rehearsal_rate, known=self.rehearsal_known
+        )
+        training = train(self, scale, sets, seed, model, loss)
+        look("trained")
+        arrays["training/losses"] = smooth(training.losses)
+        arrays["training/stamp losses"] = smooth(training.stamp_losses)
+        return results, arrays, snapshot(model)
 
 
 def trained(experiment: LifeCycle, scale: Profile, seed: int) -> nn.Module:

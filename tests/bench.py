@@ -36,7 +36,7 @@ def hardening() -> bool:
     for readout, goal in GOALS.items():
         for seed in (0, 1, 2):
             _, back, stamp = marked_model(readout, seed)
-            done = cs.harden(back, stamp, steps=2 * goal, target=0.95, check_every=10)
+            done = cs.harden(back, stamp, steps=2 * goal, target=0.95, check_every=10, progress=False)
             within = done.reached and done.steps <= goal
             met &= within
             steps = str(done.steps) if done.reached else f">{done.steps}"

@@ -6,7 +6,7 @@ import torch
 from clearstamp import experiments, lifecycle, records
 from clearstamp.errors import RecordError
 from clearstamp.experiments import PROFILES, run_all, weights_file
-from clearstamp.lifecycle import LifeCycle, trained
+from clearstamp.lifecycle import LifeCycle, Rehearsed, trained
 from clearstamp.stamp import PAPER_KEY
 from clearstamp.transpose import transpose
 from clearstamp.verification import read
@@ -30,6 +30,26 @@ def test_a_life_cycle_is_read_after_every_stage(readout):
         assert record.arrays[stage].shape == (2, 1, 28, 28)
     assert record.dataset["train"]["images"] == 128
     assert record.results["hardened"]["ssim"] > 0.1
+
+
+def test_a_rehearsed_stamp_is_read_after_hardening_and_training(monkeypatch):
+    given: list[dict] = []
+    original = lifecycle.RehearsedLoss
+
+    def note(*args, **kwargs):
+        given.append(kwargs)
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(lifecycle, "RehearsedLoss", note)
+    experiment = Rehearsed(name="one", lr=1e-3, rehearsal_steps=2, rehearsal_rate=1e-4, rehearsal_known=1.0, **SMALL)
+    (record,) = run_all([experiment], "tiny")
+    assert list(record.results) == ["hardened", "trained"]
+    assert given == [{"steps": 2, "rate": 1e-4, "known": 1.0}]
+    assert record.results["trained"]["ssim"] > 0.1
+    assert record.parameters["rehearsal_steps"] == 2
+    stamp = experiment.stamp((1, 28, 28), 10, 0)
+    found = read(transpose(trained(experiment, PROFILES["tiny"], 0), stamp.secrets[:1]), stamp)
+    assert found.summary()["ssim"] == pytest.approx(record.results["trained"]["ssim"], abs=1e-6)
 
 
 def test_learning_rates_are_those_of_the_paper(monkeypatch):
