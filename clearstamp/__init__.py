@@ -11,6 +11,7 @@ from clearstamp.scores import correlation, develop, similarity
 from clearstamp.stamp import PAPER_KEY, Stamp
 from clearstamp.training import RehearsedLoss, StampLoss, accuracy, fit, harden
 from clearstamp.transpose import Transposed, transpose
+from clearstamp.units import merge_equal_units
 from clearstamp.verification import Reading, extract, read
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "fit",
     "harden",
     "load",
+    "merge_equal_units",
     "read",
     "similarity",
     "transpose",

@@ -27,17 +27,19 @@ class Campaign(Experiment):
     """Every one of `attacks`, by label, on the trained model of `on`, each on a copy of its own.
 
     The attacker has the owner's training images, or with `unseen` images that the model never saw: the first half of
-    the test images, and accuracy is measured on the other half.
+    the test images, and accuracy is measured on the other half. With `merge` the owner merges equal units before
+    reading.
     """
 
     on: LifeCycle
     attacks: dict[str, Attack] = field(hash=False)
     unseen: bool = False
+    merge: bool = False
 
     def parameters(self, scale: Profile, seed: int) -> dict[str, Any]:
         attacks = {label: {"attack": attack.name} | asdict(attack) for label, attack in self.attacks.items()}
         marks = {experiment.name: run(experiment, scale, seed).weights for experiment in (self.on, UNMARKED)}
-        return {"on": asdict(self.on), "unseen": self.unseen, "attacks": attacks, "weights": marks}
+        return {"on": asdict(self.on), "unseen": self.unseen, "merge": self.merge, "attacks": attacks, "weights": marks}
 
     def conduct(self, scale: Profile, seed: int) -> Findings:
         sets = load_sets(scale)
@@ -59,7 +61,9 @@ class Campaign(Experiment):
             arrays[stage] = look.reading.images
 
         for label, attack in self.attacks.items():
-            found = attack.apply(model, data, stamp, test=test, unmarked=unmarked, readout=self.on.readout, seed=seed)
+            found = attack.apply(
+                model, data, stamp, test=test, unmarked=unmarked, readout=self.on.readout, merge=self.merge, seed=seed
+            )
             if "before" not in results:
                 keep("before", found.before, ())
             for look in found.trace[:-1]:
@@ -70,12 +74,14 @@ class Campaign(Experiment):
 
 
 def attack_all(
-    family: str, attacks: dict[str, Attack], models: Sequence[LifeCycle], profile_name: str, *, unseen: bool = False
+    family: str, attacks: dict[str, Attack], models: Sequence[LifeCycle], profile_name: str, **how: bool
 ) -> list[Record]:
-    """The same attacks on each of several marked models, for every seed of the profile; named ``family-model``."""
+    """The same attacks on each of several marked models, for every seed of the profile; named ``family-model``.
+
+    `how` are the flags of `Campaign`.
+    """
     campaigns = [
-        Campaign(name=f"{family}-{on.name.removeprefix('11-keys-')}", on=on, attacks=attacks, unseen=unseen)
-        for on in models
+        Campaign(name=f"{family}-{on.name.removeprefix('11-keys-')}", on=on, attacks=attacks, **how) for on in models
     ]
     return run_all(campaigns, profile_name)
 

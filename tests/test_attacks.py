@@ -30,13 +30,13 @@ from clearstamp.attacks import (
     SplitUnits,
     Transfer,
 )
-from clearstamp.attacks.graph import hidden_layers
 from clearstamp.data import Data
 from clearstamp.errors import AttackError
 from clearstamp.scores import similarity
 from clearstamp.stamp import Stamp, draw_keys, draw_text
 from clearstamp.training import harden
 from clearstamp.transpose import transpose
+from clearstamp.units import hidden_layers
 from clearstamp.verification import extract
 
 SHAPE = (1, 12, 12)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from clearstamp import campaigns, experiments, report
-from clearstamp.attacks import Averaging, Erasure, FineTuning, Noise, Permutation
+from clearstamp.attacks import Averaging, Erasure, FineTuning, Noise, Permutation, SplitUnits
 from clearstamp.campaigns import Campaign, halves
 from clearstamp.data import load
 from clearstamp.errors import RecordError
@@ -67,6 +67,7 @@ def test_a_campaign_is_run_again_only_if_its_attacks_or_its_model_changed(record
     assert fresh(attacks=ATTACKS | {"tuned": FineTuning(epochs=3)}) == "all-adjoint"
     assert fresh(attacks=ATTACKS | {"permuted": Noise(scale=0.0)}) == "all-adjoint"
     assert fresh(unseen=True) == "all-adjoint"
+    assert fresh(merge=True) == "all-adjoint"
 
 
 def test_unseen_images_are_not_those_of_the_measurement():
@@ -107,3 +108,14 @@ def test_the_same_attacks_meet_every_model():
     made = campaigns.attack_all("noise", {"0.1 sigma": Noise(scale=0.1)}, models, "tiny")
     assert [r.experiment for r in made] == ["noise-2-keys-adjoint", "noise-paper"]
     assert [r.parameters["on"]["readout"] for r in made] == ["adjoint", "paper"]
+
+
+def test_an_owner_who_merges_equal_units_reads_what_cancelling_units_hid():
+    attacks = {"split": SplitUnits(part=3.0)}
+    (hidden,), (merged,) = (
+        campaigns.attack_all(f"split-{merge}", attacks, [ON], "tiny", merge=merge) for merge in (False, True)
+    )
+    whole = merged.results["before"]["ssim"]
+    assert whole == pytest.approx(hidden.results["before"]["ssim"], abs=1e-4)
+    assert merged.results["split"]["ssim"] == pytest.approx(whole, abs=1e-3)
+    assert hidden.results["split"]["ssim"] < whole - 0.05

@@ -16,6 +16,7 @@ from clearstamp.errors import AttackError
 from clearstamp.stamp import Stamp
 from clearstamp.training import accuracy
 from clearstamp.transpose import transpose
+from clearstamp.units import merge_equal_units
 from clearstamp.verification import Reading, read
 
 
@@ -68,6 +69,7 @@ class Scene:
         unmarked: a model without a stamp, for the attacks that need one.
         seed: for everything that the attacker draws.
         readout: which of the two the owner reads with.
+        merge: does the owner merge equal units first?
         test: the images on which accuracy is measured; an attacker who changes the task changes their labels.
         evidence: the model that the owner reads, made from the attacker's; the very same unless an attack says so.
         steps: optimizer steps so far.
@@ -82,10 +84,11 @@ class Scene:
         stamp: Stamp,
         unmarked: nn.Module | None,
         readout: str,
+        merge: bool,
         seed: int,
     ):
         self.model, self.data, self.test, self.stamp, self.unmarked = model, data, test, stamp, unmarked
-        self.readout, self.seed = readout, seed
+        self.readout, self.merge, self.seed = readout, merge, seed
         self.evidence: Callable[[nn.Module], nn.Module] = lambda suspect: suspect
         self.steps = 0
         self.attacked: tuple[int, ...] = ()
@@ -111,7 +114,10 @@ class Scene:
     def look(self, label: str) -> Look:
         """Measure the model as it is now and keep that on the trace."""
         began = time.perf_counter()
-        back = transpose(self.evidence(self.model), self.example, readout=self.readout)
+        evidence = self.evidence(self.model)
+        if self.merge:
+            evidence = merge_equal_units(evidence, self.example)
+        back = transpose(evidence, self.example, readout=self.readout)
         found = Look(label, accuracy(self.model, self.test.loader(1000)), read(back, self.stamp))
         self.trace.append(found)
         self.looking += time.perf_counter() - began
@@ -148,12 +154,14 @@ class Attack(ABC):
         test: Data | None = None,
         unmarked: nn.Module | None = None,
         readout: str = "paper",
+        merge: bool = False,
         seed: int = 0,
     ) -> Outcome:
         """Attack a copy of `model`; the model itself stays as it is.
 
-        `data` are the attacker's images, `test` those on which accuracy is measured (`data` for None). Raises
-        `AttackError` for data that do not fit, and if the attack does not fit the model.
+        `data` are the attacker's images, `test` those on which accuracy is measured (`data` for None). With `merge` the
+        owner reads the stamp from the model that `merge_equal_units` makes of the suspect. Raises `AttackError` for
+        data that do not fit, and if the attack does not fit the model.
         """
         test = data if test is None else test
         for images in (data, test):
@@ -164,7 +172,7 @@ class Attack(ABC):
                     expected=f"images {tuple(stamp.secrets.shape[1:])}",
                 )
         plain = copy.deepcopy(model).to(memory_format=torch.contiguous_format)  # torch's pruning needs plain strides
-        scene = Scene(plain, data, test, stamp, unmarked, readout, seed)
+        scene = Scene(plain, data, test, stamp, unmarked, readout, merge, seed)
         with torch.random.fork_rng(devices=[scene.device] if scene.device.type == "cuda" else []):
             before = scene.look("before")
             scene.trace.clear()

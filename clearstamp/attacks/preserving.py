@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from clearstamp.attacks.base import Attack, Scene, check
-from clearstamp.attacks.graph import Hidden, grow, hidden_layers, last_layer
 from clearstamp.errors import AttackError
+from clearstamp.units import Hidden, hidden_layers, last_layer, rebuild
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +99,8 @@ class DummyUnits(Attack):
             outgoing = torch.zeros_like(columns[:, like])
             if self.outgoing == "cancelling":
                 outgoing = normal_like(outgoing, columns, self.strength)
-            grow(hidden, [torch.cat([row, row]) for row in rows], torch.cat([columns, outgoing, -outgoing], 1))
+            wider = [torch.cat([tensor, row, row]) for (_, _, tensor), row in zip(hidden.rows, rows, strict=True)]
+            rebuild(hidden, wider, torch.cat([columns, outgoing, -outgoing], 1))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +117,8 @@ class SplitUnits(Attack):
             columns = hidden.columns
             twins = columns[:, chosen] * (1 - self.part)
             columns[:, chosen] *= self.part
-            grow(hidden, [tensor[chosen] for _, _, tensor in hidden.rows], torch.cat([columns, twins], 1))
+            wider = [torch.cat([tensor, tensor[chosen]]) for _, _, tensor in hidden.rows]
+            rebuild(hidden, wider, torch.cat([columns, twins], 1))
 
 
 def groups(scene: Scene) -> list[Hidden]:

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from clearstamp.attacks.base import Attack, Scene, check
-from clearstamp.attacks.graph import last_layer, replace_module
 from clearstamp.errors import AttackError
 from clearstamp.training import MakeOptimizer, adam, fit, sgd
+from clearstamp.units import last_layer, replace_module
 
 OPTIMIZERS: dict[str, MakeOptimizer] = {"adam": adam, "sgd": sgd}
 

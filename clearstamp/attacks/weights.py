@@ -7,9 +7,9 @@ import torch
 from torch.nn.utils import prune
 
 from clearstamp.attacks.base import Attack, Scene, check
-from clearstamp.attacks.graph import hidden_layers, layers
 from clearstamp.attacks.training import train
 from clearstamp.training import adam
+from clearstamp.units import hidden_layers, layers
 
 Scope = Literal["global", "layer", "channels"]
 

@@ -1,5 +1,9 @@
-"""What an attacker sees of a model's structure: its hidden units, and the layers that write and read them."""
+"""Hidden units: the layers that write and read them, and how a model is rewritten unit by unit.
 
+Attackers use this to change a model without changing what it computes, and judges to undo it.
+"""
+
+import copy
 from dataclasses import dataclass, field
 from math import prod
 
@@ -137,24 +141,49 @@ def last_layer(model: nn.Module, example: Tensor) -> Layer:
     return found[-1]
 
 
-def grow(hidden: Hidden, rows: list[Tensor], columns: Tensor) -> None:
-    """Append units in place: `rows`, in the order of ``hidden.rows``, and all the reader's `columns`."""
-    count = len(rows[0])
-    for (owner, name, tensor), more in zip(hidden.rows, rows, strict=True):
-        whole = torch.cat([tensor, more])
-        setattr(owner, name, nn.Parameter(whole) if name in owner._parameters else whole)
+def rebuild(hidden: Hidden, rows: list[Tensor], columns: Tensor) -> None:
+    """Give both layers other units in place: `rows` in the order of ``hidden.rows``, and the reader's `columns`."""
+    for (owner, name, _), row in zip(hidden.rows, rows, strict=True):
+        setattr(owner, name, nn.Parameter(row) if name in owner._parameters else row)
     weight = hidden.reader.weight
     hidden.reader.weight = nn.Parameter(columns.reshape(len(weight), -1, *weight.shape[2:]))
     for owner in (hidden.writer, *hidden.norms):
-        resize(owner, ("out_features", "out_channels", "num_features"), count)
-    resize(hidden.reader, ("in_features", "in_channels"), count * hidden.width)
+        resize(owner, ("out_features", "out_channels", "num_features"), len(rows[0]))
+    resize(hidden.reader, ("in_features", "in_channels"), hidden.reader.weight.shape[1])
 
 
-def resize(layer: nn.Module, names: tuple[str, ...], more: int) -> None:
-    """Correct the sizes that a layer tells of itself."""
+def resize(layer: nn.Module, names: tuple[str, ...], size: int) -> None:
+    """Correct the size that a layer tells of itself."""
     for name in names:
         if hasattr(layer, name):
-            setattr(layer, name, getattr(layer, name) + more)
+            setattr(layer, name, size)
+
+
+def merge_equal_units(model: nn.Module, example: Tensor, *, tolerance: float = 1e-4) -> nn.Module:
+    """A copy of the model that computes the same with every set of equal hidden units made one unit.
+
+    Equal are units whose incoming weights and biases are; between ReLU layers without a norm also units that are a
+    positive multiple of each other. An attacker who adds units that cancel, or splits units into parts of either sign,
+    changes what a ReLU lets through when the network is run backwards; this undoes it. `tolerance` is the distance of
+    the incoming weights, as vectors of length 1, up to which units count as equal. Raises `AttackError` if the model
+    cannot be traced.
+    """
+    merged = copy.deepcopy(model)
+    for hidden in hidden_layers(merged, example):
+        rows = [tensor for _, _, tensor in hidden.rows]
+        incoming = torch.cat([row.reshape(hidden.units, -1) for row in rows], 1).double()
+        lengths = incoming.norm(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+        directions, scales = incoming / lengths, lengths.squeeze(1)
+        near = torch.cdist(directions, directions, compute_mode="donot_use_mm_for_euclid_dist") <= tolerance
+        if not hidden.homogeneous or hidden.norms:
+            near &= (scales - scales.unsqueeze(1)).abs() <= tolerance * scales
+        first = near.int().argmax(1)
+        kept, place = first.unique(return_inverse=True)
+        if len(kept) < hidden.units:
+            columns = hidden.columns * (scales / scales[first]).to(hidden.columns).reshape(1, -1, 1)
+            sums = torch.zeros_like(columns[:, : len(kept)]).index_add_(1, place, columns)
+            rebuild(hidden, [row[kept] for row in rows], sums)
+    return merged
 
 
 def replace_module(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
