@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -13,12 +13,13 @@ from clearstamp.lifecycle import LifeCycle, Rehearsed, trained
 from clearstamp.records import Record
 
 UNMARKED = LifeCycle(name="unmarked", keys=0)
-PUBLISHED = [LifeCycle(name="11-keys-paper", readout="paper"), LifeCycle(name="11-keys-adjoint", readout="adjoint")]
+READOUTS: tuple[Literal["paper"], Literal["adjoint"]] = ("paper", "adjoint")
+PUBLISHED = [LifeCycle(name=f"11-keys-{readout}", readout=readout, target=None) for readout in READOUTS]
 """The default scenario as published, under both readouts."""
-NOISY = [replace(life, name=life.name.replace("keys", "keys-noise"), noise=0.3) for life in PUBLISHED]
-"""The same with noise in the stamp step."""
+NOISY = [LifeCycle(name=f"11-keys-noise-{readout}", readout=readout, noise=0.3) for readout in READOUTS]
+"""Hardened no longer than needed, with noise in the stamp step."""
 REHEARSED = [Rehearsed(name="11-keys-rehearsed-adjoint", readout="adjoint")]
-"""The same with a rehearsed erasure in the stamp step, under the readout that rescaling does not wipe."""
+"""Hardened likewise, with a rehearsed erasure in the stamp step, under the readout that rescaling does not wipe."""
 MARKED = PUBLISHED + NOISY + REHEARSED
 
 

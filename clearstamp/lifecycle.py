@@ -27,10 +27,11 @@ OPTIMIZERS = {"adam": adam, "sgd": sgd}
 class LifeCycle(Experiment):
     """One experiment: everything that decides its result but the profile's scale and the seed.
 
-    `keys` counts the stamp's pairs, 0 for a model without a stamp; `paper_key` takes the paper's single key. `until` is
-    the last stage that is run. `lr` is that of hardening and training, as in the paper's default scenario (its Tables 2
-    and 3 have 1e-3); fine-tuning takes a tenth of it. `dropout` acts in hardening and constraint training,
-    `noise` (see `StampLoss`; the paper has none) in constraint training alone.
+    `keys` counts the stamp's pairs, 0 for a model without a stamp; `paper_key` takes the paper's single key. Hardening
+    stops at the mean SSIM `target`, or as in the paper after all its steps for None. `until` is the last stage that is
+    run. `lr` is that of hardening and training, as in the paper's default scenario (its Tables 2 and 3 have 1e-3);
+    fine-tuning takes a tenth of it. `dropout` acts in hardening and constraint training, `noise` (see `StampLoss`; the
+    paper has none) in constraint training alone.
     """
 
     readout: Literal["paper", "adjoint"] = "paper"
@@ -39,7 +40,7 @@ class LifeCycle(Experiment):
     paper_key: bool = False
     secrets: str = "four letters"
     key_range: float = 10.0
-    target: float = 0.99
+    target: float | None = 0.99
     optimizer: str = "adam"
     lr: float = 1e-4
     dropout: float = 0.0
