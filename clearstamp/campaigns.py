@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor
 
@@ -13,10 +13,15 @@ from clearstamp.lifecycle import LifeCycle, Rehearsed, trained
 from clearstamp.records import Record
 
 UNMARKED = LifeCycle(name="unmarked", keys=0)
-READOUTS: tuple[Literal["paper"], Literal["adjoint"]] = ("paper", "adjoint")
-PUBLISHED = [LifeCycle(name=f"11-keys-{readout}", readout=readout, target=None) for readout in READOUTS]
+PUBLISHED = [
+    LifeCycle(name="11-keys-paper", readout="paper", target=None),
+    LifeCycle(name="11-keys-adjoint", readout="adjoint", target=None),
+]
 """The default scenario as published, under both readouts."""
-NOISY = [LifeCycle(name=f"11-keys-noise-{readout}", readout=readout, noise=0.3) for readout in READOUTS]
+NOISY = [
+    LifeCycle(name="11-keys-noise-paper", readout="paper", noise=0.3),
+    LifeCycle(name="11-keys-noise-adjoint", readout="adjoint", noise=0.3),
+]
 """Hardened no longer than needed, with noise in the stamp step."""
 REHEARSED = [Rehearsed(name="11-keys-rehearsed-adjoint", readout="adjoint")]
 """Hardened likewise, with a rehearsed erasure in the stamp step, under the readout that rescaling does not wipe."""
