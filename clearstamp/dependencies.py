@@ -30,7 +30,8 @@ def watch() -> Iterator[dict[str, str]]:
         if event == "call":
             ran.add(frame.f_code)
 
-    constants()  # read the sources now: they may be edited before the block ends
+    for module in modules():  # read the sources now: they may be edited before the block ends
+        constants(module)
     before = sys.getprofile()
     sys.setprofile(note)
     try:
@@ -58,6 +59,7 @@ class Definition:
     A method's code holds its class's decorators and bases, and those class attributes that it names.
     """
 
+    module: str
     name: str
     lines: frozenset[int]
     code: str
@@ -74,21 +76,31 @@ def modules() -> list[str]:
 def definitions(module: str) -> tuple[Definition, ...]:
     """The definitions of a module of this library; none if there is no such module."""
     path = PACKAGE / f"{module.replace('.', '/')}.py"
-    return tuple(parse(path.read_text(encoding="utf-8"))) if path.is_file() else ()
+    return tuple(parse(module, read(path))) if path.is_file() else ()
 
 
-def parse(source: str) -> Iterator[Definition]:
-    for node in without_docstrings(ast.parse(source)).body:
+def read(path: Path) -> ast.Module:
+    """The code of a file, docstrings and other bare strings left out."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list):
+            node.body = [s for s in body if not (isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant))]  # type: ignore[attr-defined]
+    return tree
+
+
+def parse(module: str, tree: ast.Module) -> Iterator[Definition]:
+    for node in tree.body:
         if isinstance(node, ast.FunctionDef):
-            yield definition(node.name, [node])
+            yield definition(module, node.name, [node])
         elif isinstance(node, ast.ClassDef):
-            yield from methods(node)
+            yield from methods(module, node)
         else:
             for name in targets(node):
-                yield definition(name, [node], constant=True)
+                yield definition(module, name, [node], constant=True)
 
 
-def methods(node: ast.ClassDef) -> Iterator[Definition]:
+def methods(module: str, node: ast.ClassDef) -> Iterator[Definition]:
     """The methods of a class; a property and its setter are one."""
     attributes = {name: part for part in node.body for name in targets(part)}
     head = ast.Tuple([*node.decorator_list, *node.bases], ast.Load())
@@ -97,22 +109,21 @@ def methods(node: ast.ClassDef) -> Iterator[Definition]:
         parts = [function for function in functions if function.name == name]
         named = {n.attr for part in parts for n in ast.walk(part) if isinstance(n, ast.Attribute)}
         used = [attributes[attribute] for attribute in sorted(named & attributes.keys())]
-        yield definition(f"{node.name}.{name}", parts, [head, *used])
+        yield definition(module, f"{node.name}.{name}", parts, [head, *used])
 
 
 def definition(
-    name: str, parts: Sequence[ast.stmt], more: Sequence[ast.AST] = (), *, constant: bool = False
+    module: str, name: str, parts: Sequence[ast.stmt], more: Sequence[ast.AST] = (), *, constant: bool = False
 ) -> Definition:
-    lines = {
-        line
-        for part in parts
-        for line in range(
-            min([part.lineno, *(d.lineno for d in getattr(part, "decorator_list", []))]), (part.end_lineno or 0) + 1
-        )
-    }
+    lines: set[int] = set()
+    for part in parts:
+        decorators = [d.lineno for d in getattr(part, "decorator_list", [])]
+        lines |= set(range(min([part.lineno, *decorators]), (part.end_lineno or 0) + 1))
     trees = [*parts, *more]
     names = frozenset(n.id for tree in trees for n in ast.walk(tree) if isinstance(n, ast.Name))
-    return Definition(name, frozenset(lines), "\n".join(map(ast.dump, trees)), names, constant)
+    # Not ast.dump, whose text differs between versions of Python.
+    code = "\n".join(ast.unparse(ast.fix_missing_locations(tree)) for tree in trees)
+    return Definition(module, name, frozenset(lines), code, names, constant)
 
 
 def targets(node: ast.stmt) -> list[str]:
@@ -125,24 +136,16 @@ def targets(node: ast.stmt) -> list[str]:
     return []
 
 
-def without_docstrings(tree: ast.Module) -> ast.Module:
-    """The tree, its bare strings taken out in place."""
-    for node in ast.walk(tree):
-        body = getattr(node, "body", None)
-        if isinstance(body, list):
-            node.body = [s for s in body if not (isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant))]  # type: ignore[attr-defined]
-    return tree
-
-
 @cache
-def constants() -> dict[str, list[Definition]]:
-    """Every constant of the library, by name."""
-    table: dict[str, list[Definition]] = {}
-    for module in modules():
-        for definition in definitions(module):
-            if definition.constant:
-                table.setdefault(definition.name, []).append(definition)
-    return table
+def constants(module: str) -> dict[str, Definition]:
+    """The library's constants that a module sees by name: its own, and those that it imports from others."""
+    path = PACKAGE / f"{module.replace('.', '/')}.py"
+    seen = {d.name: d for d in definitions(module) if d.constant}
+    for node in read(path).body:
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("clearstamp."):
+            theirs = {d.name: d for d in definitions(node.module.removeprefix("clearstamp.")) if d.constant}
+            seen |= {alias.asname or alias.name: theirs[alias.name] for alias in node.names if alias.name in theirs}
+    return seen
 
 
 @cache
@@ -150,10 +153,11 @@ def digest(definition: Definition) -> str:
     """A digest of a definition's code and of the constants that it names, and those that these name."""
     needed, todo = {definition}, [definition]
     while todo:
-        for name in todo.pop().names:
-            fresh = set(constants().get(name, ())) - needed
-            needed |= fresh
-            todo += fresh
+        one = todo.pop()
+        visible = constants(one.module)
+        fresh = {visible[name] for name in one.names & visible.keys()} - needed
+        needed |= fresh
+        todo += fresh
     return hashlib.sha256("\n".join(sorted(d.code for d in needed)).encode()).hexdigest()[:16]
 
 
@@ -162,5 +166,5 @@ def library_digest() -> str:
     """sha256 over the code of the whole library and its claims."""
     whole = hashlib.sha256((PACKAGE / "claims.yml").read_bytes())
     for path in sorted(PACKAGE.rglob("*.py")):
-        whole.update(ast.dump(without_docstrings(ast.parse(path.read_text(encoding="utf-8")))).encode())
+        whole.update(ast.unparse(read(path)).encode())
     return whole.hexdigest()

@@ -1,6 +1,8 @@
 """What a result depends on: the code that ran for it, and nothing else."""
 
 import importlib.util
+import sys
+from types import ModuleType
 
 import pytest
 import torch
@@ -12,13 +14,14 @@ from clearstamp.transpose import transpose
 
 SOURCE = """
 import functools
+from clearstamp.two import BASE as START
 LIMIT = 3
 TABLE = {"limit": LIMIT}
 OTHER = 4
 
 @functools.cache
 def used(x):
-    return x + TABLE["limit"]
+    return x + TABLE["limit"] + START
 
 def unused(x):
     return x + OTHER
@@ -38,23 +41,28 @@ class Walk(object):
         pass
 """
 
+OTHER = "BASE = 1\nLIMIT = 'not that of one'\n"
+
 
 @pytest.fixture
 def library(tmp_path, monkeypatch):
-    """A library of one module; gives a function that writes its source and one that runs it under watch."""
+    """A library of two modules; gives a function that writes its source and one that runs it under watch."""
     monkeypatch.setattr(dependencies, "PACKAGE", tmp_path)
-    path = tmp_path / "one.py"
+    other = ModuleType("clearstamp.two")
+    other.BASE = 1
+    monkeypatch.setitem(sys.modules, "clearstamp.two", other)
 
     def clear():
         for cached in (dependencies.definitions, dependencies.constants, dependencies.digest):
             cached.cache_clear()
 
-    def write(source):
-        path.write_text(source)
+    def write(source, other=OTHER):
+        (tmp_path / "one.py").write_text(source)
+        (tmp_path / "two.py").write_text(other)
         clear()
 
     def run():
-        spec = importlib.util.spec_from_file_location("one", path)
+        spec = importlib.util.spec_from_file_location("one", tmp_path / "one.py")
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         with watch() as uses:
@@ -97,6 +105,15 @@ def test_a_result_is_out_of_date_when_code_or_constants_of_it_changed(library, o
     assert old in SOURCE
     write(SOURCE.replace(old, new))
     assert changed(uses) == names
+
+
+def test_only_the_constants_that_a_module_imports_count(library):
+    write, run = library
+    uses = run()
+    write(SOURCE, OTHER.replace("'not that", "'still not that"))
+    assert changed(uses) == []
+    write(SOURCE, OTHER.replace("BASE = 1", "BASE = 2"))
+    assert changed(uses) == ["one:used"]
 
 
 def test_a_walk_depends_on_the_rules_that_it_took_and_on_no_others():
