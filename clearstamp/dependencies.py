@@ -38,7 +38,7 @@ def watch() -> Iterator[dict[str, str]]:
         yield uses
     finally:
         sys.setprofile(before)
-    files = {str(PACKAGE / f"{name.replace('.', '/')}.py"): name for name in modules()}
+    files = {str(PACKAGE / f"{name.replace('.', '/')}.py"): name for name in modules() if name != "dependencies"}
     places = {(files[code.co_filename], code.co_firstlineno) for code in ran if code.co_filename in files}
     found = {f"{module}:{d.name}": d for module, line in places for d in definitions(module) if line in d.lines}
     uses |= {name: digest(found[name]) for name in sorted(found)}
