@@ -51,9 +51,9 @@ PROFILES = {
     "quick": Profile(
         name="quick",
         dataset="mnist" if data.available("mnist") else "digits",
-        train_images=6_000 if data.available("mnist") else None,
-        test_images=2_000 if data.available("mnist") else None,
-        hardening_steps=500,
+        train_images=5_000 if data.available("mnist") else None,
+        test_images=1_000 if data.available("mnist") else None,
+        hardening_steps=300,
         epochs=3,
         finetune_epochs=2,
         seeds=(0,),

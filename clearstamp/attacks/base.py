@@ -155,12 +155,14 @@ class Attack(ABC):
         unmarked: nn.Module | None = None,
         readout: str = "paper",
         merge: bool = False,
+        before: Look | None = None,
         seed: int = 0,
     ) -> Outcome:
         """Attack a copy of `model`; the model itself stays as it is.
 
         `data` are the attacker's images, `test` those on which accuracy is measured (`data` for None). With `merge` the
-        owner reads the stamp from the model that `merge_equal_units` makes of the suspect. Raises `AttackError` for
+        owner reads the stamp from the model that `merge_equal_units` makes of the suspect. `before` saves a look at
+        the model if one was taken already. Raises `AttackError` for
         data that do not fit, and if the attack does not fit the model.
         """
         test = data if test is None else test
@@ -174,7 +176,7 @@ class Attack(ABC):
         plain = copy.deepcopy(model).to(memory_format=torch.contiguous_format)  # torch's pruning needs plain strides
         scene = Scene(plain, data, test, stamp, unmarked, readout, merge, seed)
         with torch.random.fork_rng(devices=[scene.device] if scene.device.type == "cuda" else []):
-            before = scene.look("before")
+            before = scene.look("before") if before is None else before
             scene.trace.clear()
             torch.manual_seed(seed)
             began, scene.looking = time.perf_counter(), 0.0
