@@ -51,7 +51,7 @@ PROFILES = {
     "quick": Profile(
         name="quick",
         dataset="mnist" if data.available("mnist") else "digits",
-        train_images=5_000 if data.available("mnist") else None,
+        train_images=4_000 if data.available("mnist") else None,
         test_images=1_000 if data.available("mnist") else None,
         hardening_steps=300,
         epochs=3,

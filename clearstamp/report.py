@@ -221,7 +221,7 @@ def plane_figure(groups: Mapping[str, Sequence[Record]], *, metric: str = "devel
     One colour a group. The line of each group is its attackers' front: the least legibility that was reached at that
     accuracy or more.
     """
-    figure, axis = plt.subplots(figsize=(8, 4.5))
+    figure, axis = plt.subplots(figsize=(8, 5.5), layout="constrained")
     for colour, (title, made) in zip(plt.rcParams["axes.prop_cycle"].by_key()["color"], groups.items(), strict=False):
         points = sorted((found["accuracy"], found[metric]) for r in made for found in r.results.values())
         if not points:
@@ -232,8 +232,7 @@ def plane_figure(groups: Mapping[str, Sequence[Record]], *, metric: str = "devel
         axis.plot(accuracies, front, color=colour, drawstyle="steps-pre", lw=1.5, label=title)
     axis.set_xlabel("accuracy left")
     axis.set_ylabel(f"legibility left ({SCORES[metric]})")
-    axis.legend(fontsize=8, loc="center left")
-    figure.tight_layout()
+    figure.legend(fontsize=8, loc="outside lower center", ncols=2)
     plt.close(figure)
     return figure
 
@@ -282,16 +281,24 @@ def score_table(records: Sequence[Record], stage: str) -> Markdown:
 
 
 def attacks_table(records: Sequence[Record]) -> Markdown:
-    """One line for every attack of the campaigns, at its end: the mean over the seeds of every score."""
-    head = ["campaign", "attack", "seeds", *SCORES.values(), "known keys' SSIM", "optimizer steps"]
-    lines = [head, ["---", "---", *["--:"] * (len(head) - 2)]]
+    """One line for every attack of the campaigns, at its end: the mean over the seeds of each score.
+
+    *Known* is the SSIM of the keys that the attacker knew, *steps* what the attack took of the optimizer.
+    """
+    columns = {c: title for c, title in SCORES.items() if c != "ssim_min"} | {
+        "ssim_attacked": "known",
+        "steps": "steps",
+    }
+    lines = [["model", "attack", *columns.values()], ["---", "---", *["--:"] * len(columns)]]
     for name in dict.fromkeys(r.experiment for r in records):
         made = [r for r in records if r.experiment == name]
+        model = made[0].parameters["on"]["name"].removeprefix("11-keys-")
         for stage in (s for s in made[0].results if s == "before" or is_end(made[0], s)):
-            found = [r.results[stage] for r in made]
-            scores = [f"{mean(f[c] for f in found):.3f}" for c in SCORES]
-            known = f"{mean(f['ssim_attacked'] for f in found):.3f}" if "ssim_attacked" in found[0] else ""
-            lines.append([name, stage, str(len(made)), *scores, known, str(found[0].get("steps", ""))])
+            cells = []
+            for column in columns:
+                found = [r.results[stage][column] for r in made if column in r.results[stage]]
+                cells.append(f"{mean(found):{'.0f' if column == 'steps' else '.3f'}}" if found else "")
+            lines.append([model, stage, *cells])
     return Markdown("\n".join("| " + " | ".join(line) + " |" for line in lines))
 
 
