@@ -10,7 +10,7 @@ from clearstamp.errors import RecordError
 from clearstamp.experiments import Experiment, Findings, Profile, Sets, load_sets, trained_weights
 from clearstamp.models import build
 from clearstamp.stamp import PAPER_KEY, Stamp
-from clearstamp.training import Fit, RehearsedLoss, StampLoss, accuracy, adam, fit, harden, sgd
+from clearstamp.training import OPTIMIZERS, Fit, RehearsedLoss, StampLoss, accuracy, fit, harden
 from clearstamp.transpose import transpose
 from clearstamp.verification import read
 
@@ -19,8 +19,6 @@ ONE_LETTER = tuple("ABCDEFGHIJKLMNOPQRST")
 ICONS = tuple("★☎♞♥☂⚓✈☀♫✂☃")
 SECRETS = {"four letters": FOUR_LETTERS, "one letter": ONE_LETTER, "icons": ICONS}
 """The paper's three kinds of secrets."""
-
-OPTIMIZERS = {"adam": adam, "sgd": sgd}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,6 +20,7 @@ from clearstamp.transpose import Transposed
 MakeOptimizer = Callable[..., Optimizer]
 adam: MakeOptimizer = partial(Adam, fused=True)
 sgd: MakeOptimizer = partial(SGD, fused=True)
+OPTIMIZERS = {"adam": adam, "sgd": sgd}
 
 
 class StampLoss:

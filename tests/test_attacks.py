@@ -418,6 +418,7 @@ def test_overwriting_shows_the_icon_under_its_key(hardened, stamp, data):
         (Averaging(weight=2.0), "no such weight"),
         (Rescaling(factor=-1.0), "no positive factor"),
         (Rescaling(octaves=0), "no octaves"),
+        (BatchNormRescaling(octaves=0), "no octaves"),
         (DummyUnits(share=0.0), "no units to add"),
         (DummyUnits(outgoing="half"), "unknown outgoing"),
         (SplitUnits(share=2.0), "no such share"),

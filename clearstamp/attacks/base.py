@@ -162,8 +162,8 @@ class Attack(ABC):
 
         `data` are the attacker's images, `test` those on which accuracy is measured (`data` for None). With `merge` the
         owner reads the stamp from the model that `merge_equal_units` makes of the suspect. `before` saves a look at
-        the model if one was taken already. Raises `AttackError` for
-        data that do not fit, and if the attack does not fit the model.
+        the model if one was taken already. Raises `AttackError` for data that do not fit, and if the attack does not
+        fit the model.
         """
         test = data if test is None else test
         for images in (data, test):

@@ -24,7 +24,7 @@ class Permutation(Attack):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rescaling(Attack):
+class Scaling(Attack):
     """Multiply what goes into each hidden unit by d > 0 and divide what comes out of it by d.
 
     `factor` is one d for all units of a layer; for None every unit draws its own, 2 to a whole power from -`octaves` to
@@ -34,30 +34,42 @@ class Rescaling(Attack):
     factor: float | None = None
     octaves: int = 5
 
-    def run(self, scene: Scene) -> None:
+    def fitting(self, scene: Scene) -> list[Hidden]:
+        """The hidden units that scale, with and without norms."""
         check(self.factor is None or 0 < self.factor < float("inf"), "no positive factor", self.factor, "a number > 0")
         check(self.octaves >= 1, "no octaves to draw from", self.octaves, "at least 1")
-        fitting = [hidden for hidden in groups(scene) if hidden.homogeneous and not hidden.norms]
-        check(bool(fitting), "no unit that could be rescaled", "no ReLU between two layers", "ReLU units, no norm")
-        for hidden in fitting:
-            scale(hidden, hidden.writer, draw(hidden, self.factor, self.octaves))
+        return [hidden for hidden in groups(scene) if hidden.homogeneous]
+
+    def scale(self, hidden: Hidden, layer: nn.Module) -> None:
+        """Multiply the weight and bias of `layer`, which makes the units, and divide their columns."""
+        factors = draw(hidden, self.factor, self.octaves).to(hidden.writer.weight)
+        for tensor in layer.parameters(recurse=False):
+            tensor.data *= factors.reshape(-1, *[1] * (tensor.dim() - 1))
+        hidden.columns = hidden.columns / factors.reshape(1, -1, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
-class BatchNormRescaling(Attack):
-    """The same on a batch norm's weight and bias, in networks that have one before a ReLU."""
-
-    factor: float | None = None
-    octaves: int = 5
+class Rescaling(Scaling):
+    """Rescale the units between two layers that have no norm between them, by the layer's own weight and bias."""
 
     def run(self, scene: Scene) -> None:
-        check(self.factor is None or 0 < self.factor < float("inf"), "no positive factor", self.factor, "a number > 0")
-        fitting = [hidden for hidden in groups(scene) if hidden.homogeneous and hidden.norms]
+        fitting = [hidden for hidden in self.fitting(scene) if not hidden.norms]
+        check(bool(fitting), "no unit that could be rescaled", "no ReLU between two layers", "ReLU units, no norm")
+        for hidden in fitting:
+            self.scale(hidden, hidden.writer)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchNormRescaling(Scaling):
+    """Rescale the units behind a batch norm, by its weight and bias."""
+
+    def run(self, scene: Scene) -> None:
+        fitting = [hidden for hidden in self.fitting(scene) if hidden.norms]
         check(
             bool(fitting), "no batch norm that could be rescaled", "none", "batch norm, then ReLU, between two layers"
         )
         for hidden in fitting:
-            scale(hidden, hidden.norms[-1], draw(hidden, self.factor, self.octaves))
+            self.scale(hidden, hidden.norms[-1])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,14 +145,6 @@ def draw(hidden: Hidden, factor: float | None, octaves: int) -> Tensor:
     if factor is not None:
         return torch.full((hidden.units,), factor)
     return torch.exp2(torch.randint(-octaves, octaves + 1, (hidden.units,)).float())
-
-
-def scale(hidden: Hidden, layer: nn.Module, factors: Tensor) -> None:
-    """Multiply the weight and bias of `layer`, which makes the units, and divide their columns."""
-    factors = factors.to(hidden.writer.weight)
-    for tensor in layer.parameters(recurse=False):
-        tensor.data *= factors.reshape(-1, *[1] * (tensor.dim() - 1))
-    hidden.columns = hidden.columns / factors.reshape(1, -1, 1)
 
 
 def normal_like(shape: Tensor, source: Tensor, strength: float) -> Tensor:

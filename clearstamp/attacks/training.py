@@ -11,10 +11,8 @@ from torch import Tensor, nn
 
 from clearstamp.attacks.base import Attack, Scene, check
 from clearstamp.errors import AttackError
-from clearstamp.training import MakeOptimizer, adam, fit, sgd
+from clearstamp.training import OPTIMIZERS, MakeOptimizer, adam, fit
 from clearstamp.units import last_layer, replace_module
-
-OPTIMIZERS: dict[str, MakeOptimizer] = {"adam": adam, "sgd": sgd}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,11 +58,12 @@ class Transfer(Attack):
     def run(self, scene: Scene) -> None:
         classes = scene.data.classes
         check(2 <= self.modulus < classes, "no such task", self.modulus, f"a modulus from 2 to {classes - 1}")
-        original = copy.deepcopy(last_layer(scene.model, scene.example))
+        last = last_layer(scene.model, scene.example)
+        original = copy.deepcopy(last)
         if not isinstance(original, nn.Linear):
             raise AttackError("the last layer is not linear", got=type(original).__name__, expected="nn.Linear")
         fresh = nn.Linear(original.in_features, self.modulus).to(original.weight.device)
-        replace_module(scene.model, last_layer(scene.model, scene.example), fresh)
+        replace_module(scene.model, last, fresh)
 
         def evidence(suspect: nn.Module) -> nn.Module:
             restored = copy.deepcopy(suspect)
