@@ -10,7 +10,7 @@ from clearstamp.models import build
 from clearstamp.scores import correlation, develop, similarity
 from clearstamp.stamp import PAPER_KEY, Stamp
 from clearstamp.training import RehearsedLoss, StampLoss, accuracy, fit, harden
-from clearstamp.transpose import Transposed, transpose
+from clearstamp.transpose import Transposed, freeze, public_probe, transpose
 from clearstamp.units import merge_equal_units
 from clearstamp.verification import Reading, extract, read
 
@@ -28,9 +28,11 @@ __all__ = [
     "develop",
     "extract",
     "fit",
+    "freeze",
     "harden",
     "load",
     "merge_equal_units",
+    "public_probe",
     "read",
     "similarity",
     "transpose",

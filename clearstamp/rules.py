@@ -6,6 +6,10 @@ input tensor is replaced by a meta tensor of its recorded shape. It returns the 
     forward          F.linear(x, weight, bias)
     its rule         linear(y, x, weight, bias)  ->  signal shaped like x, batch size taken from y
 
+Where several arguments are computed from the model's input, the rule says which of them **carry** the signal on. Each
+of these is a meta tensor, and the rule returns a tuple of one signal for each, in their order. The others are frozen:
+they come as the values ``[1, ...]`` that they have on the public probe (see `clearstamp.transpose.public_probe`).
+
 A parameter named ``training`` receives the mode of the walk, whatever the forward call said. A rule refuses a setting
 that it does not cover by raising `TransposeError`.
 
@@ -20,6 +24,7 @@ rules over one walk. A module is its functional form with its attributes as argu
 """
 
 import inspect
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -27,6 +32,9 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
+from torchvision.models.swin_transformer import _patch_merging_pad
+from torchvision.ops import stochastic_depth
 
 from clearstamp.errors import TransposeError
 
@@ -36,12 +44,17 @@ PAPER = "Krauß, Stang, Dmitrienko, USENIX Security 2024"
 
 @dataclass(frozen=True)
 class Rule:
-    """A rule with its label, the source of its formula, and whether it carries weights."""
+    """A rule with its label, the source of its formula, whether it has weights, and what carries the signal on.
+
+    `carries` is ``"all"``: every argument that depends on the model's input; ``"factor"``: of two such arguments the
+    one that is not a gate; ``"deepest"``: the one with the most weighted layers behind it; or a parameter's name.
+    """
 
     apply: Callable[..., Any]
     label: Label
     source: str
-    weighted: bool
+    weighted: bool = False
+    carries: str = "all"
 
     @property
     def name(self) -> str:
@@ -65,15 +78,16 @@ def rule(
     source: str,
     readouts: tuple[str, ...] = ("paper", "adjoint"),
     weighted: bool = False,
+    carries: str = "all",
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Register the decorated rule for forward `functions` (callables, or names of tensor methods).
 
-    `weighted` marks layers that hooks of hardening treat as a transposed layer of their own (the extra dropout).
-    Raises `TransposeError` if a function has a rule already.
+    `weighted` marks layers that hooks of hardening treat as a transposed layer of their own (the extra dropout); for
+    `carries` see `Rule`. Raises `TransposeError` if a function has a rule already.
     """
 
     def register(apply: Callable[..., Any]) -> Callable[..., Any]:
-        entry = Rule(apply, label, source, weighted)
+        entry = Rule(apply, label, source, weighted, carries)
         for readout in readouts:
             for function in functions:
                 if function in READOUTS[readout]:
@@ -255,13 +269,32 @@ def layer_norm(
     return y if weight is None else y * weight
 
 
+@rule(F.group_norm, label="convention", source="as batch norm: E = 0, Var = 1", readouts=("paper",))
+def group_norm_paper(
+    y: Tensor, x: Tensor, num_groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
+) -> Tensor:
+    """(y - beta) sqrt(1 + eps) / gamma per channel."""
+    gamma, beta = (v if v is None else per_channel(v, y) for v in (weight, bias))
+    return undo_affine(y, gamma, beta, eps)
+
+
+@rule(F.group_norm, label="convention", source="scale of the layer at unit variance", readouts=("adjoint",))
+def group_norm(
+    y: Tensor, x: Tensor, num_groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
+) -> Tensor:
+    """y gamma per channel."""
+    return y if weight is None else y * per_channel(weight, y)
+
+
 module(
     F.batch_norm,
     "running_mean running_var weight bias momentum eps",
     nn.BatchNorm1d,
     nn.BatchNorm2d,
+    nn.BatchNorm3d,
 )
 module(F.layer_norm, "normalized_shape weight bias eps", nn.LayerNorm)
+module(F.group_norm, "num_groups weight bias eps", nn.GroupNorm)
 
 
 # ------------------------------------------------------------------------------------------------------ pooling
@@ -279,6 +312,15 @@ def pooling(y: Tensor, x: Tensor, *geometry: Any, return_indices: bool = False, 
             "pooling hands its indices to another layer", got="return_indices=True", expected="return_indices=False"
         )
     return F.interpolate(y, size=x.shape[2:], mode="nearest")
+
+
+@rule(torch.mean, "mean", label="convention", source="global average pooling")
+def mean(y: Tensor, x: Tensor, dim: Any, keepdim: bool = False) -> Tensor:
+    """The signal at every place that the mean was taken of, as in pooling."""
+    axes = sorted(d % x.dim() for d in ((dim,) if isinstance(dim, int) else dim))
+    for axis in axes if not keepdim else ():
+        y = y.unsqueeze(axis)
+    return y.expand(len(y), *x.shape[1:])
 
 
 for dim, (max_type, average_type, adaptive_type) in enumerate(
@@ -321,6 +363,12 @@ ACTIVATIONS: dict[type[nn.Module], tuple[Any, str, tuple[Any, ...]]] = {
     nn.Threshold: (F.threshold, "threshold value", (torch.threshold,)),
 }
 """Every elementwise activation of torch.nn."""
+
+GATES: tuple[Any, ...] = (
+    *(F.softmax, torch.softmax, "softmax", nn.Softmax, F.sigmoid, torch.sigmoid, "sigmoid", "sigmoid_", nn.Sigmoid),
+    *(F.hardsigmoid, nn.Hardsigmoid),
+)
+"""What gives a gate its values: of two factors, the one that comes out of one of these is the gate."""
 
 
 def activation_rule(function: Any) -> Callable[..., Tensor]:
@@ -418,3 +466,199 @@ def identity(y: Tensor, x: Tensor, **named: Any) -> Tensor:
 module(torch.clone, "", nn.Identity)
 module(torch.flatten, "start_dim end_dim", nn.Flatten)
 module(torch.unflatten, "dim unflattened_size", nn.Unflatten)
+
+
+def moves(function: Any, *spellings: Any, label: Label = "adjoint") -> None:
+    """Register the exact transpose of a linear function of one tensor, which torch's autograd knows."""
+
+    def moved(y: Any, x: Tensor, *args: Any, **named: Any) -> Tensor:
+        values = next(iter(y)) if isinstance(y, tuple) else y
+
+        def forward(image: Tensor) -> Any:
+            found = getattr(image, function)(*args, **named) if isinstance(function, str) else function(image, *args, **named)
+            return tuple(found) if isinstance(y, tuple) else found
+
+        _, back = torch.func.vjp(forward, values.new_zeros(len(values), *x.shape[1:]))
+        return back(y)[0]
+
+    moved.__name__ = function if isinstance(function, str) else function.__name__
+    moved.__doc__ = "Every number back to where it came from; what came from one place is summed."
+    rule(function, *spellings, label=label, source="transpose, by automatic differentiation")(moved)
+
+
+for name in ("chunk", "split", "unbind", "roll", "flip", "narrow", "moveaxis", "movedim", "swapaxes"):
+    moves(getattr(torch, name))
+    moves(name)
+for name in ("expand", "repeat", "select"):
+    moves(name)
+for function in (F.pad, F.interpolate, F.pixel_shuffle, F.pixel_unshuffle, F.channel_shuffle, F.unfold, F.fold):
+    moves(function)
+moves(_patch_merging_pad)  # torchvision's Swin halves its resolution with it
+
+module(F.pixel_shuffle, "upscale_factor", nn.PixelShuffle)
+module(F.pixel_unshuffle, "downscale_factor", nn.PixelUnshuffle)
+module(F.channel_shuffle, "groups", nn.ChannelShuffle)
+module(F.interpolate, "size scale_factor mode align_corners recompute_scale_factor", nn.Upsample)
+
+
+@rule(operator.getitem, label="adjoint", source="transpose of a selection")
+def select(y: Tensor, x: Any, index: Any) -> Any:
+    """The signal at the selected places, zero elsewhere."""
+    if isinstance(x, Tensor):
+        image = y.new_zeros(len(y), *x.shape[1:])
+        image[index] = y
+        return image
+    some = next(iter(tree_leaves(y)))
+    parts = tree_map(lambda part: some.new_zeros(len(some), *part.shape[1:]), list(x))
+    parts[index] = y
+    return (tuple(parts),)
+
+
+@rule(torch.cat, torch.concat, label="adjoint", source="transpose of a concatenation")
+def cat(y: Tensor, tensors: Any, dim: int = 0) -> tuple[Tensor, ...]:
+    """The signal cut into the parts that were joined."""
+    parts = y.split([part.shape[dim] for part in tensors], dim)
+    return tuple(piece for piece, part in zip(parts, tensors, strict=True) if part.is_meta)
+
+
+@rule(torch.stack, label="adjoint", source="transpose of a concatenation")
+def stack(y: Tensor, tensors: Any, dim: int = 0) -> tuple[Tensor, ...]:
+    """The signal cut into the parts that were joined."""
+    return tuple(piece for piece, part in zip(y.unbind(dim), tensors, strict=True) if part.is_meta)
+
+
+# --------------------------------------------------------------------------------------------------- arithmetic
+
+
+def carrying(value: Any) -> bool:
+    """Is this argument of a rule one that carries the signal on?"""
+    return isinstance(value, Tensor) and value.is_meta
+
+
+def cut_to(y: Tensor, x: Tensor) -> Tensor:
+    """The transpose of broadcasting x to the shape of y."""
+    return y.sum_to_size(len(y), *x.shape[1:])
+
+
+@rule(
+    *(operator.add, operator.iadd, torch.add, "add", "add_"),
+    label="adjoint",
+    source="a sum is a fan-out run backwards",
+    readouts=("adjoint",),
+)
+def add(y: Tensor, input: Any, other: Any, *, alpha: float = 1) -> tuple[Tensor, ...]:
+    """The signal to every summand; constants are left out, as biases are."""
+    return tuple(cut_to(y * by, x) for x, by in ((input, 1), (other, alpha)) if carrying(x))
+
+
+@rule(
+    *(operator.add, operator.iadd, torch.add, "add", "add_"),
+    label="convention",
+    source=f"{PAPER}: one branch frozen",
+    readouts=("paper",),
+    carries="deepest",
+)
+def add_paper(y: Tensor, input: Any, other: Any, *, alpha: float = 1) -> Tensor:
+    """y - b to the deeper branch; b is the other one, frozen, or a constant."""
+    return cut_to(y - alpha * other, input) if carrying(input) else cut_to((y - input) / alpha, other)
+
+
+@rule(
+    *(operator.sub, operator.isub, torch.sub, "sub", "sub_"),
+    label="adjoint",
+    source="transpose of the linear part",
+    readouts=("adjoint",),
+)
+def sub(y: Tensor, input: Any, other: Any) -> tuple[Tensor, ...]:
+    """The signal to the first, its negative to the second."""
+    return tuple(cut_to(sign * y, x) for x, sign in ((input, 1), (other, -1)) if carrying(x))
+
+
+@rule(
+    *(operator.sub, operator.isub, torch.sub, "sub", "sub_"),
+    label="convention",
+    source=f"{PAPER}: one branch frozen",
+    readouts=("paper",),
+    carries="deepest",
+)
+def sub_paper(y: Tensor, input: Any, other: Any) -> Tensor:
+    """y + b to the deeper branch; b is the other one, frozen, or a constant."""
+    return cut_to(y + other, input) if carrying(input) else cut_to(input - y, other)
+
+
+@rule(
+    *(operator.mul, operator.imul, torch.mul, "mul", "mul_"),
+    label="adjoint",
+    source="transpose at the gate's value",
+    carries="factor",
+)
+def mul(y: Tensor, input: Any, other: Any) -> Tensor:
+    """The signal times the other factor: a constant, or a gate frozen at its value on the public probe."""
+    return cut_to(y * other, input) if carrying(input) else cut_to(y * input, other)
+
+
+@rule(operator.truediv, operator.itruediv, torch.div, "div", label="adjoint", source="transpose", carries="factor")
+def div(y: Tensor, input: Any, other: Any) -> Tensor:
+    """The signal over the divisor, which must not carry the signal itself."""
+    if not carrying(input):
+        raise TransposeError("division by what depends on the input is not linear")
+    return cut_to(y / other, input)
+
+
+@rule(operator.neg, torch.neg, "neg", label="adjoint", source="transpose")
+def neg(y: Tensor, x: Tensor) -> Tensor:
+    """The signal's negative."""
+    return -y
+
+
+@rule(operator.matmul, torch.matmul, torch.bmm, "matmul", "bmm", label="adjoint", source="transpose", carries="factor")
+def matmul(y: Tensor, input: Tensor, other: Tensor) -> Tensor:
+    """The signal times the other matrix transposed: a constant, or attention frozen on the public probe."""
+    return cut_to(y @ other.mT, input) if carrying(input) else cut_to(input.mT @ y, other)
+
+
+@rule(torch.einsum, label="adjoint", source="transpose", carries="factor")
+def einsum(y: Tensor, equation: str, *operands: Any) -> Tensor:
+    """The same sum with the signal in the place of the operand that carries it."""
+    inputs, _, output = equation.replace(" ", "").partition("->")
+    terms = inputs.split(",")
+    place = next(i for i, operand in enumerate(operands) if carrying(operand))
+    if not output or "..." in equation or not set(terms[place]) <= set(output).union(*terms[:place], *terms[place + 1 :]):
+        raise TransposeError("this sum cannot be turned around", got=equation, expected="every index named, as in ij,jk->ik")
+    others = [(term, operand) for i, (term, operand) in enumerate(zip(terms, operands, strict=True)) if i != place]
+    turned = ",".join((output, *(term for term, _ in others))) + "->" + terms[place]
+    return torch.einsum(turned, y, *(operand for _, operand in others))
+
+
+# ---------------------------------------------------------------------------------------------------- attention
+
+
+@rule(
+    F.scaled_dot_product_attention,
+    label="adjoint",
+    source="transpose at the attention of the public probe",
+    carries="value",
+)
+def attention(
+    y: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+) -> Tensor:
+    """A'y to the values, where A is the attention of the current weights on the public probe."""
+    scores = query @ key.mT * (query.shape[-1] ** -0.5 if scale is None else scale)
+    if is_causal:
+        scores = scores.masked_fill(torch.ones_like(scores, dtype=torch.bool).triu(1), -torch.inf)
+    if attn_mask is not None:
+        scores = scores.masked_fill(~attn_mask, -torch.inf) if attn_mask.dtype == torch.bool else scores + attn_mask
+    return scores.softmax(-1).mT @ y
+
+
+@rule(stochastic_depth, label="passthrough", source="the readout has all its layers")
+def whole_depth(y: Tensor, x: Tensor, p: float, mode: str, training: bool = True) -> Tensor:
+    """The signal, untouched in the readout; whole rows dropped in a training walk."""
+    return stochastic_depth(y, p, mode, training)

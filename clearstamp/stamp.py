@@ -5,7 +5,7 @@ import json
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 
@@ -25,6 +25,7 @@ PAPER_KEY = (-0.0748, 5.3644, -8.2304, -7.3593, -3.8515, 2.6815, -0.1981, 7.9288
 
 FONT = Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans-Bold.ttf"
 FORMAT, VERSION = "clearstamp", 1
+FROZEN = "frozen/"  # begins the names of frozen values in a stamp file
 MAX_KEY = 1000.0  # far above every range in use; larger signals lose the secret's [0, 1] in float32 rounding
 
 
@@ -36,6 +37,8 @@ class Stamp:
         keys: ``[k, outputs]`` float32, finite, no larger than 1000.
         secrets: ``[k, C, H, W]`` float32 in [0, 1], in the model's input space before normalisation.
         labels: what each secret shows, one string a key.
+        frozen: what the `paper` readout takes for the branches that it freezes, from `clearstamp.freeze`; a part of the
+            key (set it with `dataclasses.replace`), to be passed to `transpose`. Empty for the public probe's values.
 
     Raises `StampError` for anything else, and for two equal keys with different secrets.
     """
@@ -43,6 +46,7 @@ class Stamp:
     keys: Tensor
     secrets: Tensor
     labels: tuple[str, ...]
+    frozen: dict[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_keys(self.keys)
@@ -53,6 +57,8 @@ class Stamp:
                 got=f"{len(self.keys)} keys, {len(self.secrets)} secrets, {len(self.labels)} labels",
                 expected="one of each a pair",
             )
+        if not all(value.isfinite().all() for value in self.frozen.values()):
+            raise StampError("a frozen value is not finite")
         object.__setattr__(self, "keys", self.keys.detach().float())
         object.__setattr__(self, "secrets", self.secrets.detach().float())
         equal = (torch.cdist(self.keys, self.keys, compute_mode="donot_use_mm_for_euclid_dist") == 0).triu(1)
@@ -126,11 +132,13 @@ class Stamp:
 
     def to(self, device: torch.device | str) -> "Stamp":
         """The same stamp on another device."""
-        return Stamp(self.keys.to(device), self.secrets.to(device), self.labels)
+        return replace(self, keys=self.keys.to(device), secrets=self.secrets.to(device))
 
     def save(self, path: str | Path) -> None:
         """Write one ``.safetensors`` file; a crash leaves the old file or the new one, never half of one."""
-        tensors = {"keys": self.keys.cpu().contiguous(), "secrets": self.secrets.cpu().contiguous()}
+        frozen = {FROZEN + name: value for name, value in self.frozen.items()}
+        named = {"keys": self.keys, "secrets": self.secrets} | frozen
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in named.items()}
         about = {
             "format": FORMAT,
             "version": VERSION,
@@ -154,7 +162,9 @@ class Stamp:
                 expected="a whole .safetensors file written by Stamp.save",
                 remedy="fetch the file again from where the owner keeps it",
             ) from error
-        if not isinstance(about, dict) or about.get("format") != FORMAT or set(tensors) != {"keys", "secrets"}:
+        frozen = {name.removeprefix(FROZEN): tensor for name, tensor in tensors.items() if name.startswith(FROZEN)}
+        whole = {"keys", "secrets", *(FROZEN + name for name in frozen)} == set(tensors)
+        if not isinstance(about, dict) or about.get("format") != FORMAT or not whole:
             raise StampError("a safetensors file, but no stamp", got=sorted(tensors), where=path)
         if about.get("version") != VERSION:
             raise StampError(
@@ -166,7 +176,7 @@ class Stamp:
             )
         if about.get("checksum") != checksum(about.get("labels", ()), tensors):
             raise StampError("the stamp was changed or damaged after it was written: wrong checksum", where=path)
-        return cls(tensors["keys"], tensors["secrets"], tuple(about["labels"]))
+        return cls(tensors["keys"], tensors["secrets"], tuple(about["labels"]), frozen)
 
 
 def draw_keys(count: int, outputs: int, *, seed: int, key_range: float = 10.0) -> Tensor:

@@ -1,21 +1,38 @@
 """The transposed model: one trace of the forward model, walked backwards by the rules of a readout."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import chain
+from math import prod
+from types import MethodType
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.func import functional_call
+from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
+from clearstamp.attention import WRITTEN
 from clearstamp.errors import TransposeError
-from clearstamp.rules import MODULES, READOUTS, Rule, module_type
+from clearstamp.rules import ACTIVATIONS, GATES, MODULES, READOUTS, Rule, module_type
+
+PROBE_SEED = 2024
 
 
-def transpose(model: nn.Module, example: Tensor, *, readout: str = "paper") -> "Transposed":
+def public_probe(shape: tuple[int, ...]) -> Tensor:
+    """The input ``[1, *shape]`` on which everything frozen is evaluated: uniform in [0, 1], from a published seed.
+
+    Nothing frozen is the owner's choice: with as many free numbers as an image has pixels, any image could be painted
+    on any model.
+    """
+    return torch.rand(1, *shape, generator=torch.Generator().manual_seed(PROBE_SEED))
+
+
+def transpose(
+    model: nn.Module, example: Tensor, *, readout: str = "paper", frozen: Mapping[str, Tensor] | None = None
+) -> "Transposed":
     """The model run backwards: a callable from keys ``[k, outputs]`` to images ``[k, C, H, W]``.
 
     `example` is any input batch ``[n, C, H, W]`` that the model accepts; only its shape matters. The model is traced
@@ -26,10 +43,23 @@ def transpose(model: nn.Module, example: Tensor, *, readout: str = "paper") -> "
     >>> back(torch.ones(3, 10)).shape
     torch.Size([3, 1, 28, 28])
 
-    Raises `TransposeError` if the readout is unknown, if the model cannot be traced, or, naming **all** of them at
-    once, if it holds layers without a rule.
+    Where two values that depend on the input are multiplied, and in the `paper` readout where they are added, one of
+    them is frozen: at what the current weights give on the `public_probe`, or in the `paper` readout at the values
+    `frozen` that another model had there (see `freeze`), as published.
+
+    Raises `TransposeError` if the readout is unknown, if the model cannot be traced, if `frozen` does not fit, or,
+    naming **all** of them at once, if the model holds layers without a rule.
     """
-    return Transposed(model, example, readout)
+    return Transposed(model, example, readout, frozen)
+
+
+def freeze(model: nn.Module, example: Tensor) -> dict[str, Tensor]:
+    """The values of `model` on the public probe wherever the `paper` readout freezes one, by their place.
+
+    The paper takes them from a model that was trained a few epochs without a stamp; a `Stamp` keeps them as a part of
+    the key. A model without additions and products has none. Raises `TransposeError` as `transpose` does.
+    """
+    return Transposed(model, example, "paper", None).frozen_values()
 
 
 @dataclass(frozen=True)
@@ -40,6 +70,13 @@ class Attribute:
     name: str
 
 
+@dataclass(frozen=True)
+class Frozen:
+    """Stands for the value of a node on the public probe."""
+
+    node: fx.Node
+
+
 MODE = object()
 """Stands for the mode of the walk: True in training."""
 
@@ -48,27 +85,27 @@ MODE = object()
 class Step:
     """One node of the forward graph, ready to be run backwards.
 
-    `args` and `kwargs` are the rule's, after the signal. In them nodes, attributes and `MODE` stand for values that are
-    filled in at every walk.
+    `args` and `kwargs` are the rule's, after the signal. In them nodes, `Frozen`, attributes and `MODE` stand for values
+    that are filled in at every walk.
     """
 
     node: fx.Node
     rule: Rule
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
-    sources: tuple[fx.Node, ...]  # the inputs that the signal goes on to
+    sources: tuple[fx.Node, ...]  # the inputs that carry the signal on
     extra_dropout: bool = False
 
 
 class Tracer(fx.Tracer):
-    """Stops at the modules that have a rule; walks into all others but those of torch.nn itself."""
+    """Stops at the modules that have a rule; walks into all others but torch.nn's own layers."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        if "forward" in vars(m):
+            return False
         if module_type(m) is not None:
             return True
-        return type(m).__module__.startswith("torch.nn") and not isinstance(
-            m, nn.Sequential | nn.ModuleList | nn.ModuleDict
-        )
+        return type(m).__module__.startswith("torch.nn") and not type(m).__module__.endswith(("container", "padding"))
 
 
 class Record(fx.Interpreter):
@@ -93,7 +130,9 @@ class Transposed:
         outputs: length of the keys that go in.
     """
 
-    def __init__(self, model: nn.Module, example: Tensor, readout: str):
+    def __init__(
+        self, model: nn.Module, example: Tensor, readout: str, frozen: Mapping[str, Tensor] | None
+    ):
         if readout not in READOUTS:
             raise TransposeError("unknown readout", got=repr(readout), expected=" or ".join(map(repr, READOUTS)))
         if not isinstance(example, Tensor) or example.dim() < 2 or len(example) == 0:
@@ -104,9 +143,11 @@ class Transposed:
             )
         self.model = model
         self.readout = readout
-        twin, self._graph = self._trace()
+        self._probe = public_probe(tuple(example.shape[1:])).to(example.dtype)
+        self._twin, self._graph = self._trace()
+        self._depths: dict[fx.Node, int] = {}
         # Two equal inputs: an axis that is still 2 long at a node is the batch, whatever the example's own length.
-        values = self._record(twin, torch.cat([example[:1]] * 2))
+        values = self._record(torch.cat([example[:1]] * 2))
         self._input = next(node for node in self._graph.nodes if node.op == "placeholder")
         (self._output,) = next(iter(reversed(self._graph.nodes))).args
         self._signals = self._signal_nodes(values)
@@ -122,14 +163,11 @@ class Transposed:
             )
         self.image_shape = tuple(example.shape[1:])
         self.outputs = output.shape[1]
+        self.dtype = output.dtype
         self._shapes = {n: tree_map_only(Tensor, lambda t: t.to("meta"), values[n]) for n in self._signals}
-        others = [n for n in self._graph.nodes if n not in self._signals]
-        # Tensors made inside forward() lie in the twin; all other tensors are evaluated anew at every walk.
-        self._constants = [
-            n for n in others if isinstance(values[n], Tensor) and not str(n.target).startswith("_tensor_constant")
-        ]
-        self._fixed = {n: values[n] for n in others if n not in self._constants}
-        self._steps = self._compile()
+        tensors = [n for n in self._graph.nodes if n not in self._signals and isinstance(values[n], Tensor)]
+        self._fixed = {n: value for n, value in values.items() if n not in self._signals and n not in tensors}
+        self._steps = self._compile(tensors, frozen)
 
     def __repr__(self) -> str:
         return (
@@ -142,7 +180,8 @@ class Transposed:
 
         Without `dropout` the walk is the deterministic readout, whatever mode the model is in. With a rate in
         ``[0, 1)`` it is a training walk: the model's own dropout acts, and one of this rate after every transposed
-        convolution and linear layer but the last (as in the paper). Raises `TransposeError` for other shapes.
+        convolution and linear layer but the last (as in the paper). The walk is never taken in a lower precision, also
+        not under autocast. Raises `TransposeError` for keys of another shape or type.
         """
         if keys.dim() != 2 or keys.shape[1] != self.outputs:
             raise TransposeError(
@@ -150,16 +189,26 @@ class Transposed:
             )
         if dropout is not None and not 0 <= dropout < 1:
             raise TransposeError("dropout rate out of range", got=dropout, expected="0 <= rate < 1")
-        values = self._shapes | self._fixed
-        values |= self._evaluate(values)
-        signals = {self._output: keys}
-        for step in self._steps:
-            passed = self._run(step, signals.pop(step.node), values, training=dropout is not None)
-            for source, signal in zip(step.sources, passed, strict=True):
-                if dropout and step.extra_dropout:
-                    signal = F.dropout(signal, dropout)
-                signals[source] = signals[source] + signal if source in signals else signal
+        if keys.dtype != self.dtype:
+            raise TransposeError(
+                "keys are not of the model's type", got=keys.dtype, expected=self.dtype, remedy=f"keys.to({self.dtype})"
+            )
+        with torch.autocast(keys.device.type, enabled=False):
+            values = self._shapes | self._fixed | self._evaluate()
+            signals: dict[fx.Node, Any] = {self._output: keys}
+            for step in self._steps:
+                passed = self._run(step, signals.pop(step.node), values, training=dropout is not None)
+                for source, signal in zip(step.sources, passed, strict=True):
+                    if dropout and step.extra_dropout:
+                        signal = F.dropout(signal, dropout)
+                    signals[source] = tree_map(torch.add, signals[source], signal) if source in signals else signal
         return signals[self._input]
+
+    def frozen_values(self) -> dict[str, Tensor]:
+        """What is frozen, by its place in the graph, as it is now: detached, on the CPU."""
+        with torch.no_grad():
+            values = self._evaluate()
+        return {node.name: values[Frozen(node)].cpu().clone() for node in self._held}
 
     # ------------------------------------------------------------------------------------ reading the forward model
 
@@ -171,7 +220,12 @@ class Transposed:
         try:
             shared = {id(t): t for t in chain(self.model.parameters(), self.model.buffers())}
             twin = copy.deepcopy(self.model, shared).eval()
+            for module in twin.modules():
+                if type(module) in WRITTEN:
+                    module.forward = MethodType(WRITTEN[type(module)], module)
             return twin, Tracer().trace(twin)
+        except TransposeError:
+            raise
         except Exception as error:
             raise TransposeError(
                 "the model cannot be traced",
@@ -180,8 +234,8 @@ class Transposed:
                 remedy="keep control flow that depends on tensor values out of forward(), or transpose a submodule",
             ) from error
 
-    def _record(self, twin: nn.Module, inputs: Tensor) -> dict[fx.Node, Any]:
-        record = Record(twin, self._graph)
+    def _record(self, inputs: Tensor) -> dict[fx.Node, Any]:
+        record = Record(self._twin, self._graph)
         try:
             with torch.no_grad():
                 record.run(inputs)
@@ -202,37 +256,41 @@ class Transposed:
                 signals.add(node)
         return signals
 
-    def _needed(self) -> Iterator[fx.Node]:
-        """The signal nodes that the output depends on, last first, without the input itself."""
-        needed = {self._output}
-        for node in reversed(self._graph.nodes):
-            if node in needed and node is not self._input:
-                yield node
-                needed |= self._signals.intersection(node.all_input_nodes)
-
     # ------------------------------------------------------------------------------------------------ the coverage
 
-    def _compile(self) -> list[Step]:
-        """One step for every node, each tried on a signal of its recorded shape; all gaps in one error."""
+    def _compile(self, tensors: list[fx.Node], frozen: Mapping[str, Tensor] | None) -> list[Step]:
+        """One step for every node that the signal passes, each tried on a blank one; all gaps in one error."""
         steps: list[Step] = []
-        gaps: list[str] = []
-        values = self._shapes | self._fixed
-        with torch.no_grad():
-            values |= self._evaluate(values)
-            for node in self._needed():
+        gaps: dict[fx.Node, Exception] = {}
+        needed, used = {self._output}, set()
+        for node in reversed(self._graph.nodes):
+            if node in needed and node is not self._input:
                 try:
                     step = self._step(node)
-                    signal = torch.zeros_like(values[node], device=self.device)
-                    for source, passed in zip(step.sources, self._run(step, signal, values, False), strict=True):
-                        if passed.shape != values[source].shape:
-                            raise TransposeError("the rule loses the input's shape", got=list(passed.shape))
                     steps.append(step)
+                    needed |= set(step.sources)
+                    used |= {n for n in node.all_input_nodes if n not in step.sources}
+                except (ValueError, TypeError) as gap:
+                    gaps[node] = gap
+                    needed |= self._signals.intersection(node.all_input_nodes)
+        # What a walk has to know of a forward run: weights computed in the graph, and what is frozen.
+        self._held = [n for n in self._graph.nodes if n in used and n in self._signals]
+        self._known = self._part([n for n in tensors if n in used], self._held)
+        self._frozen = self._checked(frozen)
+        with torch.no_grad():
+            values = self._shapes | self._fixed | self._evaluate()
+            for step in (s for s in steps if gaps.keys().isdisjoint(s.sources)):
+                try:
+                    blank = tree_map(lambda t: torch.zeros_like(t, device=self.device), self._shapes[step.node])
+                    for source, passed in zip(step.sources, self._run(step, blank, values, False), strict=True):
+                        if shapes(passed) != shapes(self._shapes[source]):
+                            raise TransposeError("the rule loses the input's shape", got=shapes(passed))
                 except (ValueError, TypeError, RuntimeError) as gap:
-                    gaps.append(f"  {self._where(node)}: {gap}")
+                    gaps[step.node] = gap
         if gaps:
             raise TransposeError(
                 f"{len(gaps)} of the model's operations cannot be run backwards in the {self.readout!r} readout:\n"
-                + "\n".join(reversed(gaps))
+                + "\n".join(f"  {self._where(n)}: {gaps[n]}" for n in self._graph.nodes if n in gaps)
                 + "\n",
                 remedy="replace these operations, or register a rule for them (clearstamp.rules.rule)",
             )
@@ -242,26 +300,70 @@ class Transposed:
         return [replace(s, extra_dropout=s.rule.weighted and any(below[n] for n in s.sources)) for s in steps]
 
     def _step(self, node: fx.Node) -> Step:
-        function: Any = node.target
-        arguments: dict[str, Any] = dict(node.kwargs)
-        if node.op == "call_module":
-            kind = module_type(self.model.get_submodule(str(node.target)))
-            if kind is None:
-                raise TransposeError("no rule for this layer")
-            function, attributes = MODULES[kind]
-            arguments |= {name: Attribute(str(node.target), name) for name in attributes}
+        function, attributes = self._function(node)
+        if function is None:
+            raise TransposeError("no rule for this layer")
         rule = READOUTS[self.readout].get(function)
         if rule is None:
             raise TransposeError("no rule for this operation")
-        if not isinstance(self._shapes[node], Tensor):
-            raise TransposeError("the layer gives several values", got=type(self._shapes[node]).__name__)
-        if self._shapes[node].shape[:1] != (2,):
-            raise TransposeError("the batch axis does not stay first", got=list(self._shapes[node].shape))
-        call = rule.signature.bind(None, *node.args, **arguments)
+        for shape in shapes(self._shapes[node]):
+            if shape[:1] != (2,):
+                raise TransposeError("the batch axis does not stay first", got=list(shape))
+        call = rule.signature.bind(None, *node.args, **node.kwargs, **attributes)
         if "training" in rule.signature.parameters:
             call.arguments["training"] = MODE
-        sources = tuple(arg for arg in node.all_input_nodes if arg in self._signals)
-        return Step(node, rule, call.args[1:], call.kwargs, sources)
+        sources = self._carriers(rule, dict(call.arguments))
+
+        def mark(argument: fx.Node) -> Any:
+            return argument if argument in sources or argument not in self._signals else Frozen(argument)
+
+        args, kwargs = (fx.node.map_arg(part, mark) for part in (call.args[1:], call.kwargs))
+        return Step(node, rule, args, kwargs, sources)
+
+    def _function(self, node: fx.Node) -> tuple[Any, dict[str, Attribute]]:
+        """The forward function that a node stands for, and the layer's attributes that are its arguments."""
+        if node.op != "call_module":
+            return node.target, {}
+        kind = module_type(self.model.get_submodule(str(node.target)))
+        if kind is None:
+            return None, {}
+        function, names = MODULES[kind]
+        return function, {name: Attribute(str(node.target), name) for name in names}
+
+    def _carriers(self, rule: Rule, arguments: dict[str, Any]) -> tuple[fx.Node, ...]:
+        """The arguments that the signal goes on to; see `Rule`."""
+        if rule.carries in arguments:
+            arguments = {rule.carries: arguments[rule.carries]}
+        operands = tuple(n for n in tree_leaves(arguments) if isinstance(n, fx.Node) and n in self._signals)
+        if len(operands) > 1 and rule.carries == "factor":
+            ranked = sorted(operands, key=lambda n: (self._gating(n), -prod(self._shapes[n].shape)))
+            first, second = ((self._gating(n), self._shapes[n].shape) for n in ranked[:2])
+            if first == second:
+                raise TransposeError("a product of two signals, of which neither is a gate", got=list(first[1]))
+            operands = (ranked[0],)
+        if rule.carries == "deepest":
+            operands = (max(operands, key=self._depth),)
+        return operands
+
+    def _gating(self, node: fx.Node) -> int:
+        """How much a factor looks like a gate: 2 as it comes out of a softmax or a sigmoid, 1 out of an activation."""
+        function, _ = self._function(node)
+        kind = type(self.model.get_submodule(str(node.target))) if node.op == "call_module" else None
+        if function in GATES or kind in GATES:
+            return 2
+        if any(function in (f, *spellings) for f, _, spellings in ACTIVATIONS.values()):
+            return 1
+        rule = READOUTS[self.readout].get(function)
+        inputs = [n for n in node.all_input_nodes if n in self._signals]
+        return self._gating(inputs[0]) if rule and not rule.weighted and rule.label != "convention" and len(inputs) == 1 else 0
+
+    def _depth(self, node: fx.Node) -> int:
+        """The most weighted layers on a way from the input to the node."""
+        if node not in self._depths:
+            rule = READOUTS[self.readout].get(self._function(node)[0])
+            below = max((self._depth(n) for n in node.all_input_nodes if n in self._signals), default=0)
+            self._depths[node] = below + (rule is not None and rule.weighted)
+        return self._depths[node]
 
     def _where(self, node: fx.Node) -> str:
         if node.op == "call_module":
@@ -277,17 +379,54 @@ class Transposed:
         first = next(chain(self.model.parameters(), self.model.buffers()), None)
         return torch.device("cpu") if first is None else first.device
 
-    def _evaluate(self, values: dict[fx.Node, Any]) -> dict[fx.Node, Tensor]:
-        """The tensors that do not depend on the input (weights, and what is computed from them), as they are now."""
-        interpreter = fx.Interpreter(self.model, graph=self._graph, garbage_collect_values=False)
-        interpreter.env = dict(values)
-        for node in self._constants:
-            interpreter.env[node] = interpreter.run_node(node)
-        return {node: interpreter.env[node] for node in self._constants}
+    def _part(
+        self, constants: list[fx.Node], held: list[fx.Node]
+    ) -> tuple[list[fx.Node | Frozen], fx.GraphModule, frozenset[str]]:
+        """What a walk has to know, the part of the forward graph that gives it, and the weights that this reads."""
+        needed = {self._input, *constants, *held}
+        for node in reversed(self._graph.nodes):
+            if node in needed:
+                needed |= set(node.all_input_nodes)
+        part = fx.Graph()
+        copies: dict[fx.Node, fx.Node] = {}
+        for node in self._graph.nodes:
+            if node in needed:
+                copies[node] = part.node_copy(node, copies.__getitem__)
+        part.output(tuple(copies[node] for node in (*constants, *held)))
+        module = fx.GraphModule(self._twin, part)
+        names = frozenset(name for name, _ in chain(module.named_parameters(), module.named_buffers()))
+        return [*constants, *map(Frozen, held)], module, names
 
-    def _run(self, step: Step, signal: Tensor, values: dict[fx.Node, Any], training: bool) -> tuple[Tensor, ...]:
+    def _checked(self, frozen: Mapping[str, Tensor] | None) -> dict[Frozen, Tensor]:
+        if not frozen:
+            return {}
+        expected = {n.name: [1, *self._shapes[n].shape[1:]] for n in self._held}
+        got = {name: list(value.shape) for name, value in frozen.items()}
+        if self.readout != "paper" or got != expected:
+            raise TransposeError(
+                "these frozen values do not fit the model",
+                got=got,
+                expected=expected if self.readout == "paper" else "none in the 'adjoint' readout",
+                remedy="take them from a model of the same architecture, with freeze()",
+            )
+        return {Frozen(n): frozen[n.name] for n in self._held}
+
+    def _evaluate(self) -> dict[Any, Tensor]:
+        """What a walk has to know of a forward run, with the weights as they are now: a value for each known node."""
+        nodes, part, names = self._known
+        if not nodes:
+            return {}
+        held = {place: value.to(self.device) for place, value in self._frozen.items()}
+        if len(held) == len(nodes):
+            return held
+        owned = chain(self.model.named_parameters(remove_duplicate=False), self.model.named_buffers(remove_duplicate=False))
+        weights = {name: tensor for name, tensor in owned if name in names}
+        values = functional_call(part, weights, (self._probe.to(self.device),))
+        return dict(zip(nodes, values, strict=True)) | held
+
+    def _run(self, step: Step, signal: Any, values: dict[fx.Node, Any], training: bool) -> tuple[Any, ...]:
         def fill(argument: Any) -> Any:
-            if isinstance(argument, fx.Node):
+            if isinstance(argument, fx.Node | Frozen):
                 return values[argument]
             if isinstance(argument, Attribute):
                 return getattr(self.model.get_submodule(argument.layer), argument.name)
@@ -297,3 +436,8 @@ class Transposed:
         kwargs: Any = fx.node.map_aggregate(step.kwargs, fill)
         passed = step.rule.apply(signal, *args, **kwargs)
         return passed if isinstance(passed, tuple) else (passed,)
+
+
+def shapes(value: Any) -> list[tuple[int, ...]]:
+    """The shape of every tensor in a value."""
+    return [tuple(tensor.shape) for tensor in tree_leaves(value) if isinstance(tensor, Tensor)]

@@ -3,14 +3,19 @@
 A rule without a case fails the suite. All numbers are float64 and drawn from one seed.
 """
 
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.models.swin_transformer import _patch_merging_pad
+from torchvision.ops import stochastic_depth
 
+from clearstamp.attention import from_windows, to_windows
 from clearstamp.rules import ACTIVATIONS, CONV, DROPOUT
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -26,22 +31,56 @@ def positive(*shape: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Case:
-    """A call of `function` (a callable, or the name of a tensor method) on one input of `shape`, batch left out."""
+    """A call of `function` (a callable, or the name of a tensor method) on one input of `shape`, batch left out.
+
+    The arguments are the input and `args`, or what `pack` makes of the input.
+    """
 
     function: Any
     shape: tuple[int, ...]
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = field(default_factory=dict)
+    pack: Callable[[Any], tuple[Any, ...]] | None = None
 
-    def forward(self, x: Tensor) -> Tensor:
+    def arguments(self, x: Any) -> tuple[Any, ...]:
+        return (x, *self.args) if self.pack is None else self.pack(x)
+
+    def forward(self, x: Tensor) -> Any:
+        first, *others = self.arguments(x)
         if isinstance(self.function, str):
-            return getattr(x, self.function)(*self.args, **self.kwargs)
-        return self.function(x, *self.args, **self.kwargs)
+            return getattr(first, self.function)(*others, **self.kwargs)
+        return self.function(first, *others, **self.kwargs)
+
+    def backwards(self, rule: Callable[..., Any], y: Tensor) -> Tensor:
+        recorded = torch.empty(2, *self.shape, dtype=torch.float64, device="meta")
+        image = rule(y, *self.arguments(recorded), **self.kwargs)
+        return image[0] if isinstance(image, tuple) else image
 
     def __str__(self) -> str:
         name = self.function if isinstance(self.function, str) else self.function.__name__
         shown = (list(a.shape) if isinstance(a, Tensor) else a for a in (*self.args, *self.kwargs.values()))
         return f"{'.' * isinstance(self.function, str)}{name}({', '.join(map(str, (list(self.shape), *shown)))})"
+
+
+@dataclass(frozen=True)
+class Parts(Case):
+    """A call that gives several tensors, of these shapes without the batch; joined here into one row."""
+
+    parts: tuple[tuple[int, ...], ...] = ()
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = super().forward(x)
+        return torch.cat([found[i].flatten(1) for i in range(len(self.parts))], 1)
+
+    def backwards(self, rule: Callable[..., Any], y: Tensor) -> Tensor:
+        pieces = y.split([prod(shape) for shape in self.parts], 1)
+        signal = tuple(p.reshape(-1, *shape) for p, shape in zip(pieces, self.parts, strict=True))
+        return super().backwards(rule, signal)  # type: ignore[arg-type]
+
+
+def repeated(values: Tensor, x: Any) -> Tensor:
+    """`values` ``[1, ...]`` once for each input; a rule gets what is frozen just once."""
+    return values if isinstance(x, Tensor) and x.is_meta else values.expand(x.shape[0], *values.shape[1:])
 
 
 IMAGE = (4, 6, 7)
@@ -95,6 +134,8 @@ NORMALISATIONS = [
     Case(F.layer_norm, IMAGE, ((7,), positive(7), randn(7))),
     Case(F.layer_norm, IMAGE, ((6, 7), positive(6, 7), randn(6, 7), 1e-2)),
     Case(F.layer_norm, (4,), ((4,),)),
+    Case(F.group_norm, IMAGE, (2, positive(4), randn(4))),
+    Case(F.group_norm, IMAGE, (1,), {"eps": 1e-2}),
 ]
 
 POOLS = [
@@ -110,6 +151,13 @@ POOLS = [
     Case(function, INPUTS[axes], (size,))
     for axes, function in {1: F.adaptive_avg_pool1d, 2: F.adaptive_avg_pool2d, 3: F.adaptive_avg_pool3d}.items()
     for size in (1, 3)
+]
+
+MEANS = [
+    Case(torch.mean, IMAGE, ((2, 3),)),
+    Case(torch.mean, IMAGE, (-1, True)),
+    Case("mean", IMAGE, ([2, 3],)),
+    Case("mean", (5, 4), (1,), {"keepdim": True}),
 ]
 
 SETTINGS: dict[Any, tuple[tuple[Any, ...], ...]] = {
@@ -160,9 +208,96 @@ RESHAPES = [
     Case("transpose", IMAGE, (-1, 2)),
 ]
 
-IDENTITIES = [Case(torch.clone, IMAGE), Case("clone", IMAGE), Case("contiguous", IMAGE)]
+IDENTITIES = [
+    *(Case(torch.clone, IMAGE), Case("clone", IMAGE), Case("contiguous", IMAGE)),
+    *(Case(stochastic_depth, IMAGE, (0.3, mode, training)) for mode in ("row", "batch") for training in (True, False)),
+]
 
-CASES = [*LINEAR, *CONVOLUTIONS, *NORMALISATIONS, *POOLS, *ELEMENTWISE, *DROPOUTS, *RESHAPES, *IDENTITIES]
+HALVES = ((2, 6, 7), (2, 6, 7))
+MOVES = [
+    Parts(torch.chunk, IMAGE, (2, 1), parts=HALVES),
+    Parts("chunk", IMAGE, (2,), {"dim": 1}, parts=HALVES),
+    Parts(torch.split, IMAGE, ([1, 3], 1), parts=((1, 6, 7), (3, 6, 7))),
+    Parts("split", IMAGE, (2, 1), parts=HALVES),
+    Parts(torch.unbind, (2, 5), (1,), parts=((5,), (5,))),
+    Parts("unbind", (2, 5), (-2,), parts=((5,), (5,))),
+    *(Case(f, IMAGE, ((1, -2), (2, 3))) for f in (torch.roll, "roll")),
+    *(Case(f, IMAGE, ((1, 3),)) for f in (torch.flip, "flip")),
+    *(Case(f, IMAGE, (2, 1, 3)) for f in (torch.narrow, "narrow")),
+    *(
+        Case(f, IMAGE, (1, 3))
+        for f in (*(torch.moveaxis, torch.movedim, torch.swapaxes), *("moveaxis", "movedim", "swapaxes"))
+    ),
+    Case("expand", (4, 1, 7), (-1, -1, 6, -1)),
+    Case("repeat", (4, 3), (1, 2, 2)),
+    Case("select", IMAGE, (2, 3)),
+    Case(F.pad, IMAGE, ((1, 2, 0, 1),)),
+    Case(F.pad, IMAGE, ((1, 2, 0, 1),), {"mode": "reflect"}),
+    Case(F.interpolate, IMAGE, ((9, 4),)),
+    Case(F.interpolate, IMAGE, (), {"scale_factor": 2, "mode": "bilinear", "align_corners": False}),
+    Case(F.pixel_shuffle, IMAGE, (2,)),
+    Case(F.pixel_unshuffle, (2, 4, 6), (2,)),
+    Case(F.channel_shuffle, IMAGE, (2,)),
+    Case(F.unfold, IMAGE, (3,), {"padding": 1}),
+    Case(F.fold, (8, 6), ((3, 4), 2)),
+    Case(_patch_merging_pad, (5, 6, 4)),
+    Case(to_windows, (5, 6, 4), ((2, 3), (1, 1))),
+    Case(from_windows, (6, 6, 4), pack=lambda x: (x, torch.zeros(1, 5, 6, 4), (2, 3), (1, 1))),
+    Case(operator.getitem, IMAGE, ((slice(None), 0),)),
+    Case(operator.getitem, IMAGE, ((..., slice(1, None, 2), slice(None)),)),
+    *(Case(f, IMAGE, pack=lambda x, c=randn(1, 2, 6, 7): ([repeated(c, x), x], 1)) for f in (torch.cat, torch.concat)),
+    Case(torch.stack, IMAGE, pack=lambda x, c=randn(1, *IMAGE): ([x, repeated(c, x)], 2)),
+]
+
+SUMS = [
+    case
+    for method, in_place, functions in (
+        ("add", "add_", (operator.add, operator.iadd, torch.add)),
+        ("sub", "sub_", (operator.sub, operator.isub, torch.sub)),
+    )
+    for function in (*functions, method, in_place)
+    for case in (
+        Case(function, IMAGE, pack=lambda x, c=randn(4, 1, 7): (x.clone(), c)),
+        Case(function, IMAGE, pack=lambda x: (x.clone(), 2.5)),
+    )
+] + [
+    Case(function, IMAGE, pack=lambda x, c=randn(1, *IMAGE): (c, x))
+    for function in (operator.add, torch.add, operator.sub, torch.sub)
+] + [Case(torch.add, IMAGE, kwargs={"alpha": 0.3}, pack=lambda x, c=randn(1, *IMAGE): (c, x))]
+PRODUCTS = [
+    *(
+        Case(function, IMAGE, pack=lambda x, c=c: (x.clone(), c))
+        for function in (operator.mul, operator.imul, torch.mul, "mul", "mul_")
+        for c in (randn(4, 1, 1), -3.0)
+    ),
+    Case(operator.mul, (4, 1, 7), pack=lambda x, c=randn(1, 4, 6, 7): (c, x)),  # broadcast forward, summed backwards
+    *(
+        Case(function, IMAGE, pack=lambda x: (x.clone(), 4.0))
+        for function in (operator.truediv, operator.itruediv, torch.div, "div")
+    ),
+    *(Case(function, IMAGE) for function in (operator.neg, torch.neg, "neg")),
+    *(
+        Case(function, (4, 5), pack=lambda x, c=randn(1, 5, 3): (x, c))
+        for function in (operator.matmul, torch.matmul, "matmul")
+    ),
+    *(Case(function, (4, 5), pack=lambda x, c=randn(1, 5, 3): (x, repeated(c, x))) for function in (torch.bmm, "bmm")),
+    Case(torch.matmul, (4, 5), pack=lambda x, c=randn(1, 3, 4): (c, x)),
+    Case(torch.einsum, (4, 5), pack=lambda x, c=randn(1, 3, 4): ("n i j, n j d -> n i d", c, x)),
+    Case(torch.einsum, (3, 4), pack=lambda x, c=randn(4, 2): ("nij,jd->nid", x, c)),
+]
+
+QUERY, KEY, MASK = randn(1, 2, 5, 3), randn(1, 2, 6, 3), randn(5, 6)
+ATTENTION = [
+    Case(F.scaled_dot_product_attention, (2, 6, 4), pack=lambda v: (QUERY, KEY, v)),
+    Case(F.scaled_dot_product_attention, (2, 6, 4), (), {"attn_mask": MASK, "scale": 0.3}, lambda v: (QUERY, KEY, v)),
+    Case(F.scaled_dot_product_attention, (2, 6, 4), (), {"attn_mask": MASK > -1}, lambda v: (QUERY, KEY, v)),
+    Case(F.scaled_dot_product_attention, (2, 6, 4), (), {"is_causal": True}, lambda v: (QUERY, KEY, v)),
+]
+
+CASES = [
+    *(*LINEAR, *CONVOLUTIONS, *NORMALISATIONS, *POOLS, *MEANS, *ELEMENTWISE, *DROPOUTS, *RESHAPES, *IDENTITIES),
+    *(*MOVES, *SUMS, *PRODUCTS, *ATTENTION),
+]
 
 MODULE_CASES: list[tuple[Callable[[], nn.Module], tuple[int, ...]]] = [
     # how the module is made, and the shape of one input
@@ -172,7 +307,13 @@ MODULE_CASES: list[tuple[Callable[[], nn.Module], tuple[int, ...]]] = [
     (lambda: nn.Conv3d(4, 6, 2, stride=2, bias=False), INPUTS[3]),
     (lambda: nn.BatchNorm1d(4), INPUTS[1]),
     (lambda: nn.BatchNorm2d(4, eps=1e-2), INPUTS[2]),
+    (lambda: nn.BatchNorm3d(4), INPUTS[3]),
     (lambda: nn.LayerNorm(7, eps=1e-2), IMAGE),
+    (lambda: nn.GroupNorm(2, 4), IMAGE),
+    (lambda: nn.PixelShuffle(2), IMAGE),
+    (lambda: nn.PixelUnshuffle(2), (2, 4, 6)),
+    (lambda: nn.ChannelShuffle(2), IMAGE),
+    (lambda: nn.Upsample(scale_factor=2), IMAGE),
     *((lambda kind=kind: kind(3, 2, 1), INPUTS[1]) for kind in (nn.MaxPool1d, nn.AvgPool1d)),
     *((lambda kind=kind: kind(3, 2, 1), INPUTS[2]) for kind in (nn.MaxPool2d, nn.AvgPool2d)),
     *((lambda kind=kind: kind(3, 2, 1), INPUTS[3]) for kind in (nn.MaxPool3d, nn.AvgPool3d)),

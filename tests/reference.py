@@ -81,10 +81,45 @@ def pooling(case: Any, y: Tensor) -> Tensor:
     return image
 
 
+def channels(case: Any, y: Tensor, formula: Callable[[Any, Any, Any, float], Any]) -> Tensor:
+    """`formula(y, gamma, beta, eps)` of every channel of y."""
+    gamma, beta = (*case.args[1:], None, None)[:2]
+    eps = case.kwargs.get("eps", 1e-5)
+    rows = [
+        formula(y[:, c], 1 if gamma is None else gamma[c], 0 if beta is None else beta[c], eps) for c in range(y.shape[1])
+    ]
+    return torch.stack(rows, 1)
+
+
+def group_norm_paper(case: Any, y: Tensor) -> Tensor:
+    return channels(case, y, lambda y, gamma, beta, eps: (y - beta) * sqrt(1 + eps) / gamma)
+
+
+def group_norm(case: Any, y: Tensor) -> Tensor:
+    return channels(case, y, lambda y, gamma, beta, eps: y * gamma)
+
+
+def mean(case: Any, y: Tensor) -> Tensor:
+    """The signal wherever it was averaged: the mean of such an image is the signal again."""
+    axes = case.args[0]
+    kept = torch.empty(len(y), *case.shape).mean(axes, keepdim=True).shape
+    image = y.reshape(kept).broadcast_to(len(y), *case.shape)
+    return image
+
+
+def add_paper(case: Any, y: Tensor) -> Tensor:
+    """The x that gives y, solved by arithmetic: y = a x + c."""
+    at = [case.forward(torch.full((1, *case.shape), value, dtype=y.dtype)) for value in (0.0, 1.0)]
+    return (y - at[0]) / (at[1] - at[0])
+
+
 CONVENTIONS: dict[str, Callable[[Any, Tensor], Tensor]] = {
     formula.__name__: formula
-    for formula in (linear_paper, convolution_paper, batch_norm_paper, layer_norm_paper, layer_norm, pooling)
-}
+    for formula in (
+        *(linear_paper, convolution_paper, batch_norm_paper, layer_norm_paper, layer_norm, pooling),
+        *(group_norm_paper, group_norm, mean, add_paper),
+    )
+} | {"sub_paper": add_paper}
 
 
 # --------------------------------------------------------------------------------------------------- whole models
