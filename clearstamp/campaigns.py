@@ -43,6 +43,9 @@ class Campaign(Experiment):
     unseen: bool = False
     merge: bool = False
 
+    def scaled(self, scale: Profile) -> Profile:
+        return self.on.scaled(scale)
+
     def parameters(self, scale: Profile, seed: int) -> dict[str, Any]:
         attacks = {label: {"attack": attack.name} | asdict(attack) for label, attack in self.attacks.items()}
         marks = {experiment.name: run(experiment, scale, seed).weights for experiment in (self.on, UNMARKED)}

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, fields
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
 from tqdm import tqdm
@@ -25,7 +26,10 @@ from clearstamp.stamp import checksum, write_atomically
 
 @dataclass(frozen=True, kw_only=True)
 class Profile:
-    """The scale of a run. `train_images` and `test_images` of None mean the whole split."""
+    """The scale of a run. `train_images` and `test_images` of None mean the whole split.
+
+    `precision` is that of training on the main task; stamps and accuracies are always in float32.
+    """
 
     name: str
     dataset: str
@@ -35,6 +39,7 @@ class Profile:
     epochs: int
     finetune_epochs: int
     seeds: tuple[int, ...]
+    precision: Literal["float32", "bfloat16"] = "float32"
 
 
 PROFILES = {
@@ -67,6 +72,7 @@ PROFILES = {
         epochs=5,
         finetune_epochs=4,
         seeds=(0, 1, 2),
+        precision="bfloat16",
     ),
 }
 """``tiny`` for tests, ``quick`` for a laptop (MNIST if its files are found, else the embedded digits), ``paper``."""
@@ -111,6 +117,10 @@ class Experiment(ABC):
 
     name: str
 
+    def scaled(self, scale: Profile) -> Profile:
+        """The profile with what this experiment has of its own, such as a data set."""
+        return scale
+
     @abstractmethod
     def parameters(self, scale: Profile, seed: int) -> dict[str, Any]:
         """All that decides the result but scale, seed and code."""
@@ -129,6 +139,7 @@ def run_all(experiments: Sequence[Experiment], profile_name: str, seeds: tuple[i
 
 def run(experiment: Experiment, scale: Profile, seed: int) -> Record:
     """The record of one experiment: found if it was made by this code from these parameters, else run and saved."""
+    scale = experiment.scaled(scale)
     given = parameters(experiment, scale, seed)
     defaults = {f.name: f.default for f in fields(experiment) if f.name in given and f.default is not MISSING}
     found = records.find(scale.name, f"{experiment.name}-seed{seed}", given, defaults)
@@ -145,7 +156,7 @@ def perform(experiment: Experiment, scale: Profile, seed: int) -> Record:
     """Run one experiment; save its record and the weights of the model that it trained."""
     given = parameters(experiment, scale, seed)
     began = time.perf_counter()
-    with watch() as code:
+    with watch() as code, torch.autocast(device().type, torch.bfloat16, enabled=scale.precision == "bfloat16"):
         results, arrays, weights = experiment.conduct(scale, seed)
     seconds = time.perf_counter() - began
     if weights:
@@ -169,12 +180,18 @@ def perform(experiment: Experiment, scale: Profile, seed: int) -> Record:
 
 def trained_weights(experiment: Experiment, scale: Profile, seed: int) -> dict[str, Tensor]:
     """The weights that belong to an experiment's record; trained anew if they are lost."""
+    scale = experiment.scaled(scale)
     record, path = run(experiment, scale, seed), weights_file(experiment, scale, seed)
     weights = load_file(path) if path.is_file() else {}
     if checksum((), weights) == record.weights:
         return weights
     perform(experiment, scale, seed)
     return load_file(path)
+
+
+def device() -> torch.device:
+    """Where experiments run."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def weights_file(experiment: Experiment, scale: Profile, seed: int) -> Path:

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from clearstamp.errors import RecordError
-from clearstamp.experiments import Experiment, Findings, Profile, Sets, load_sets, trained_weights
+from clearstamp.experiments import Experiment, Findings, Profile, Sets, device, load_sets, trained_weights
 from clearstamp.models import build
 from clearstamp.stamp import PAPER_KEY, Stamp
 from clearstamp.training import OPTIMIZERS, Fit, RehearsedLoss, StampLoss, accuracy, fit, harden
-from clearstamp.transpose import transpose
+from clearstamp.transpose import Transposed, transpose
 from clearstamp.verification import read
 
 FOUR_LETTERS = tuple("".join(chr(65 + (4 * i + j * (1 + 2 * (i // 13))) % 26) for j in range(4)) for i in range(20))
@@ -29,7 +29,8 @@ class LifeCycle(Experiment):
     stops at the mean SSIM `target`, or as in the paper after all its steps for None. `until` is the last stage that is
     run. `lr` is that of hardening and training, as in the paper's default scenario (its Tables 2 and 3 have 1e-3);
     fine-tuning takes a tenth of it. `dropout` acts in hardening and constraint training, `noise` (see `StampLoss`; the
-    paper has none) in constraint training alone.
+    paper has none) in constraint training alone. `dataset` stands for the profile's own where that is not the embedded
+    digits; `epochs` and `hardening_steps` stand for those of the profile ``paper``.
     """
 
     readout: Literal["paper", "adjoint"] = "paper"
@@ -45,12 +46,25 @@ class LifeCycle(Experiment):
     noise: float = 0.0
     batch_size: int = 64
     until: Literal["hardened", "finetuned"] = "finetuned"
+    dataset: str | None = None
+    epochs: int | None = None
+    hardening_steps: int | None = None
+
+    def scaled(self, scale: Profile) -> Profile:
+        own: dict[str, Any] = {} if scale.dataset == "digits" else {"dataset": self.dataset}
+        if scale.name == "paper":
+            own |= {"epochs": self.epochs, "hardening_steps": self.hardening_steps}
+        return replace(scale, **{name: value for name, value in own.items() if value is not None})
 
     def parameters(self, scale: Profile, seed: int) -> dict[str, Any]:
         return asdict(self)
 
     def conduct(self, scale: Profile, seed: int) -> Findings:
         return (plain if self.keys == 0 else marked)(self, scale, load_sets(scale), seed)
+
+    def loss(self, back: Transposed, stamp: Stamp) -> StampLoss:
+        """The loss of constraint training."""
+        return StampLoss(back, stamp, dropout=self.dropout, noise=self.noise)
 
     def stamp(self, shape: tuple[int, int, int], outputs: int, seed: int) -> Stamp:
         """The stamp, its keys drawn from `seed`."""
@@ -63,47 +77,23 @@ class LifeCycle(Experiment):
 
 @dataclass(frozen=True, kw_only=True)
 class Rehearsed(LifeCycle):
-    """Constraint training with `RehearsedLoss`, read after hardening and after training."""
+    """Constraint training with `RehearsedLoss`."""
 
     rehearsal_steps: int = 3
     rehearsal_rate: float = 1e-3
     rehearsal_known: float = 0.5
 
-    def conduct(self, scale: Profile, seed: int) -> Findings:
-        sets = load_sets(scale)
-        model, test = fresh_model(self, sets, seed), sets.test.loader(1000)
-        stamp = self.stamp(sets.train.shape, sets.train.classes, seed)
-        back = transpose(model, stamp.secrets[:1].to(device()), readout=self.readout)
-        results: dict[str, dict[str, Any]] = {}
-        arrays: dict[str, Tensor] = {"secrets": stamp.secrets}
-
-        def look(stage: str) -> None:
-            reading = read(back, stamp)
-            results[stage] = {"accuracy": accuracy(model, test)} | reading.summary()
-            arrays[stage] = reading.images
-
-        torch.manual_seed(seed)
-        harden(back, stamp, steps=scale.hardening_steps, target=self.target, lr=self.lr)
-        look("hardened")
-        loss = RehearsedLoss(
+    def loss(self, back: Transposed, stamp: Stamp) -> StampLoss:
+        return RehearsedLoss(
             back, stamp, steps=self.rehearsal_steps, rate=self.rehearsal_rate, known=self.rehearsal_known
         )
-        training = train(self, scale, sets, seed, model, loss)
-        look("trained")
-        arrays["training/losses"] = smooth(training.losses)
-        arrays["training/stamp losses"] = smooth(training.stamp_losses)
-        return results, arrays, snapshot(model)
 
 
 def trained(experiment: LifeCycle, scale: Profile, seed: int) -> nn.Module:
     """The model as it was after training, not yet fine-tuned."""
-    model = fresh_model(experiment, load_sets(scale), seed)
+    model = fresh_model(experiment, load_sets(experiment.scaled(scale)), seed)
     model.load_state_dict(trained_weights(experiment, scale, seed))
     return model
-
-
-def device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def fresh_model(experiment: LifeCycle, sets: Sets, seed: int) -> nn.Module:
@@ -128,7 +118,7 @@ def train(
 
 def plain(experiment: LifeCycle, scale: Profile, sets: Sets, seed: int) -> Findings:
     """The unmarked twin: same initial weights, same batches; read with the keys that the marked models get."""
-    model, test = fresh_model(experiment, sets, seed), sets.test.loader(1000)
+    model, test = fresh_model(experiment, sets, seed), sets.test.loader(250)
     stamps = {
         "1 key": replace(experiment, keys=1, paper_key=True).stamp(sets.train.shape, sets.train.classes, seed),
         "11 keys": replace(experiment, keys=11).stamp(sets.train.shape, sets.train.classes, seed),
@@ -153,7 +143,7 @@ def plain(experiment: LifeCycle, scale: Profile, sets: Sets, seed: int) -> Findi
 
 def marked(experiment: LifeCycle, scale: Profile, sets: Sets, seed: int) -> Findings:
     """Hardening, constraint training and fine-tuning at a tenth of the learning rate, read after each."""
-    model, test = fresh_model(experiment, sets, seed), sets.test.loader(1000)
+    model, test = fresh_model(experiment, sets, seed), sets.test.loader(250)
     stamp = experiment.stamp(sets.train.shape, sets.train.classes, seed)
     back = transpose(model, stamp.secrets[:1].to(device()), readout=experiment.readout)
     results: dict[str, dict[str, Any]] = {}
@@ -186,8 +176,7 @@ def marked(experiment: LifeCycle, scale: Profile, sets: Sets, seed: int) -> Find
     arrays["hardening/losses"] = torch.tensor(hardening.losses)
     weights: dict[str, Tensor] = {}
     if experiment.until == "finetuned":
-        loss = StampLoss(back, stamp, dropout=experiment.dropout, noise=experiment.noise)
-        training = train(experiment, scale, sets, seed, model, loss)
+        training = train(experiment, scale, sets, seed, model, experiment.loss(back, stamp))
         look("trained")
         weights = snapshot(model)
         arrays["training/losses"] = smooth(training.losses)

@@ -22,11 +22,13 @@ def paired(images: Tensor, secrets: Tensor) -> None:
 def structural_similarity(images: Tensor, secrets: Tensor) -> Tensor:
     """SSIM ``[k]`` of two image batches ``[k, C, H, W]``, unclamped and differentiable, data range 1.
 
-    The Gaussian window is 11 pixels wide, or the largest odd width that the image holds.
+    The Gaussian window is 11 pixels wide, or the largest odd width that the image holds. Never in a lower precision, also
+    not under autocast.
     """
     paired(images, secrets)
     window = min(11, *images.shape[2:])
-    return ssim(images, secrets, data_range=1.0, size_average=False, win_size=window - (window + 1) % 2)
+    with torch.autocast(images.device.type, enabled=False):
+        return ssim(images, secrets, data_range=1.0, size_average=False, win_size=window - (window + 1) % 2)
 
 
 def similarity(images: Tensor, secrets: Tensor) -> Tensor:

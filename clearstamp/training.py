@@ -201,7 +201,7 @@ def harden(
 
 @dataclass(frozen=True)
 class Fit:
-    """How training went: the main-task loss and the stamp loss of every step (empty without a stamp)."""
+    """How training went: the main-task loss of every step, and the stamp loss of every stamp step."""
 
     losses: list[float] = field(repr=False)
     stamp_losses: list[float] = field(repr=False)
@@ -215,18 +215,22 @@ def fit(
     lr: float = 1e-4,
     stamp_loss: Callable[[], Tensor] | None = None,
     stamp_lr: float | None = None,
+    every: int = 1,
     optimizer: MakeOptimizer = adam,
     on_epoch: Callable[[int], None] | None = None,
     progress: bool = True,
 ) -> Fit:
     """Train a classifier; with `stamp_loss`, step 2: constraint training.
 
-    `loader` yields inputs ``[b, C, H, W]`` and labels ``[b]``; the task loss is cross-entropy. After every task step
-    comes one stamp step, each kind with an optimizer of its own (as in the paper); `stamp_lr` defaults to `lr`. The
-    model is in training mode meanwhile and gets its mode back. `on_epoch(epoch)` is called after each pass, from 1 on.
+    `loader` yields inputs ``[b, C, H, W]`` and labels ``[b]``; the task loss is cross-entropy. After every task step, or
+    after each `every`-th, comes one stamp step, each kind with an optimizer of its own (as in the paper); `stamp_lr`
+    defaults to `lr`. The model is in training mode meanwhile and gets its mode back. `on_epoch(epoch)` is called after
+    each pass, from 1 on. Under `torch.autocast` the task runs in the lower precision, the stamp does not.
 
     Raises `TrainingError` if a loss is not finite: the weights are then those before the bad step.
     """
+    if every < 1:
+        raise TrainingError("no such cadence", got=f"every={every}", expected="at least 1")
     device = next(model.parameters()).device
     task = optimizer(model.parameters(), lr=lr)
     stamping = None if stamp_loss is None else optimizer(model.parameters(), lr=lr if stamp_lr is None else stamp_lr)
@@ -238,9 +242,10 @@ def fit(
         for epoch in range(1, epochs + 1):
             for inputs, labels in tqdm(loader, desc=f"epoch {epoch}/{epochs}", disable=not progress, leave=False):
                 outputs = model(inputs.to(device, non_blocking=True))
+                outputs = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
                 task_loss = F.cross_entropy(outputs, labels.to(device, non_blocking=True))
                 losses.append(descend(task_loss, task, "task loss"))
-                if stamping is not None and stamp_loss is not None:
+                if stamping is not None and stamp_loss is not None and len(losses) % every == 0:
                     stamp_losses.append(descend(stamp_loss(), stamping, "stamp loss"))
             if on_epoch is not None:
                 on_epoch(epoch)
@@ -266,13 +271,13 @@ def descend(loss: Tensor, optimizer: Optimizer, name: str) -> float:
 
 
 def accuracy(model: nn.Module, loader: Iterable[tuple[Tensor, Tensor]]) -> float:
-    """The share of images in [0, 1] that the model, in evaluation mode, puts in their class."""
+    """The share of images in [0, 1] that the model, in evaluation mode and full precision, puts in their class."""
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
     right = total = 0
     try:
-        with torch.inference_mode():
+        with torch.inference_mode(), torch.autocast(device.type, enabled=False):
             for inputs, labels in loader:
                 right += int((model(inputs.to(device)).argmax(1) == labels.to(device)).sum())
                 total += len(labels)

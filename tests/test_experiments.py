@@ -32,7 +32,7 @@ def test_a_life_cycle_is_read_after_every_stage(readout):
     assert record.results["hardened"]["ssim"] > 0.1
 
 
-def test_a_rehearsed_stamp_is_read_after_hardening_and_training(monkeypatch):
+def test_a_rehearsed_stamp_goes_through_the_same_life(monkeypatch):
     given: list[dict] = []
     original = lifecycle.RehearsedLoss
 
@@ -43,7 +43,7 @@ def test_a_rehearsed_stamp_is_read_after_hardening_and_training(monkeypatch):
     monkeypatch.setattr(lifecycle, "RehearsedLoss", note)
     experiment = Rehearsed(name="one", lr=1e-3, rehearsal_steps=2, rehearsal_rate=1e-4, rehearsal_known=1.0, **SMALL)
     (record,) = run_all([experiment], "tiny")
-    assert list(record.results) == ["hardened", "trained"]
+    assert list(record.results) == ["hardened", "trained", "finetuned"]
     assert given == [{"steps": 2, "rate": 1e-4, "known": 1.0}]
     assert record.results["trained"]["ssim"] > 0.1
     assert record.parameters["rehearsal_steps"] == 2

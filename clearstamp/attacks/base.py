@@ -118,7 +118,7 @@ class Scene:
         if self.merge:
             evidence = merge_equal_units(evidence, self.example)
         back = transpose(evidence, self.example, readout=self.readout)
-        found = Look(label, accuracy(self.model, self.test.loader(1000)), read(back, self.stamp))
+        found = Look(label, accuracy(self.model, self.test.loader(250)), read(back, self.stamp))
         self.trace.append(found)
         self.looking += time.perf_counter() - began
         return found
@@ -173,8 +173,7 @@ class Attack(ABC):
                     got=f"images {images.shape}",
                     expected=f"images {tuple(stamp.secrets.shape[1:])}",
                 )
-        plain = copy.deepcopy(model).to(memory_format=torch.contiguous_format)  # torch's pruning needs plain strides
-        scene = Scene(plain, data, test, stamp, unmarked, readout, merge, seed)
+        scene = Scene(copy.deepcopy(model), data, test, stamp, unmarked, readout, merge, seed)
         with torch.random.fork_rng(devices=[scene.device] if scene.device.type == "cuda" else []):
             before = scene.look("before") if before is None else before
             scene.trace.clear()

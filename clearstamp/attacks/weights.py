@@ -52,6 +52,8 @@ class FinePruning(Attack):
 
 def cut(scene: Scene, amount: float, scope: Scope) -> None:
     """Set weights of the model to zero."""
+    plain = all(weight.is_contiguous() for weight in scene.model.parameters())
+    scene.model.to(memory_format=torch.contiguous_format)  # torch's pruning needs plain strides
     check(0 <= amount < 1, "pruning level out of range", amount, "0 <= amount < 1")
     check(scope in ("global", "layer", "channels"), "unknown scope of pruning", scope, "global, layer or channels")
     if scope == "channels":
@@ -72,6 +74,8 @@ def cut(scene: Scene, amount: float, scope: Scope) -> None:
                 prune.l1_unstructured(layer, name, amount)
     for layer, name in pruned:
         prune.remove(layer, name)
+    if not plain:
+        scene.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 @dataclass(frozen=True, kw_only=True)
