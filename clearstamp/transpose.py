@@ -143,31 +143,8 @@ class Transposed:
             )
         self.model = model
         self.readout = readout
-        self._probe = public_probe(tuple(example.shape[1:])).to(example.dtype)
-        self._twin, self._graph = self._trace()
-        self._depths: dict[fx.Node, int] = {}
-        # Two equal inputs: an axis that is still 2 long at a node is the batch, whatever the example's own length.
-        values = self._record(torch.cat([example[:1]] * 2))
-        self._input = next(node for node in self._graph.nodes if node.op == "placeholder")
-        (self._output,) = next(iter(reversed(self._graph.nodes))).args
-        self._signals = self._signal_nodes(values)
-        output = values[self._output] if self._output in self._signals else None
-        if not isinstance(output, Tensor):
-            raise TransposeError("the model's output is not one tensor that depends on its input")
-        if output.dim() != 2 or len(output) != 2:
-            raise TransposeError(
-                "the model's output is not one vector per image",
-                got=f"[n, {', '.join(map(str, output.shape[1:]))}]",
-                expected="[n, outputs]",
-                remedy="transpose the part of the model that ends in the logits",
-            )
-        self.image_shape = tuple(example.shape[1:])
-        self.outputs = output.shape[1]
-        self.dtype = output.dtype
-        self._shapes = {n: tree_map_only(Tensor, lambda t: t.to("meta"), values[n]) for n in self._signals}
-        tensors = [n for n in self._graph.nodes if n not in self._signals and isinstance(values[n], Tensor)]
-        self._fixed = {n: value for n, value in values.items() if n not in self._signals and n not in tensors}
-        self._steps = self._compile(tensors, frozen)
+        with torch.autocast(example.device.type, enabled=False):
+            self._build(example, frozen)
 
     def __repr__(self) -> str:
         return (
@@ -206,11 +183,38 @@ class Transposed:
 
     def frozen_values(self) -> dict[str, Tensor]:
         """What is frozen, by its place in the graph, as it is now: detached, on the CPU."""
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
             values = self._evaluate()
         return {node.name: values[Frozen(node)].cpu().clone() for node in self._held}
 
     # ------------------------------------------------------------------------------------ reading the forward model
+
+    def _build(self, example: Tensor, frozen: Mapping[str, Tensor] | None) -> None:
+        self._probe = public_probe(tuple(example.shape[1:])).to(example.dtype)
+        self._twin, self._graph = self._trace()
+        # Two equal inputs: an axis that is still 2 long at a node is the batch, whatever the example's own length.
+        values = self._record(torch.cat([example[:1]] * 2))
+        self._input = next(node for node in self._graph.nodes if node.op == "placeholder")
+        (self._output,) = next(iter(reversed(self._graph.nodes))).args
+        self._signals = self._signal_nodes(values)
+        output = values[self._output] if self._output in self._signals else None
+        if not isinstance(output, Tensor):
+            raise TransposeError("the model's output is not one tensor that depends on its input")
+        if output.dim() != 2 or len(output) != 2:
+            raise TransposeError(
+                "the model's output is not one vector per image",
+                got=f"[n, {', '.join(map(str, output.shape[1:]))}]",
+                expected="[n, outputs]",
+                remedy="transpose the part of the model that ends in the logits",
+            )
+        self.image_shape = tuple(example.shape[1:])
+        self.outputs = output.shape[1]
+        self.dtype = output.dtype
+        self._shapes = {n: tree_map_only(Tensor, lambda t: t.to("meta"), values[n]) for n in self._signals}
+        tensors = [n for n in self._graph.nodes if n not in self._signals and isinstance(values[n], Tensor)]
+        self._fixed = {n: value for n, value in values.items() if n not in self._signals and n not in tensors}
+        self._depth = self._depths()
+        self._steps = self._compile(tensors, frozen)
 
     def _trace(self) -> tuple[nn.Module, fx.Graph]:
         """A twin of the model and its graph, both in evaluation mode.
@@ -342,7 +346,7 @@ class Transposed:
                 raise TransposeError("a product of two signals, of which neither is a gate", got=list(first[1]))
             operands = (ranked[0],)
         if rule.carries == "deepest":
-            operands = (max(operands, key=self._depth),)
+            operands = (max(operands, key=self._depth.__getitem__),)
         return operands
 
     def _gating(self, node: fx.Node) -> int:
@@ -357,13 +361,14 @@ class Transposed:
         inputs = [n for n in node.all_input_nodes if n in self._signals]
         return self._gating(inputs[0]) if rule and not rule.weighted and rule.label != "convention" and len(inputs) == 1 else 0
 
-    def _depth(self, node: fx.Node) -> int:
-        """The most weighted layers on a way from the input to the node."""
-        if node not in self._depths:
+    def _depths(self) -> dict[fx.Node, int]:
+        """For every node, the most weighted layers on a way from the input to it."""
+        depths: dict[fx.Node, int] = {}
+        for node in self._graph.nodes:
             rule = READOUTS[self.readout].get(self._function(node)[0])
-            below = max((self._depth(n) for n in node.all_input_nodes if n in self._signals), default=0)
-            self._depths[node] = below + (rule is not None and rule.weighted)
-        return self._depths[node]
+            below = max((depths[n] for n in node.all_input_nodes if n in self._signals), default=0)
+            depths[node] = below + (rule is not None and rule.weighted)
+        return depths
 
     def _where(self, node: fx.Node) -> str:
         if node.op == "call_module":

@@ -403,3 +403,20 @@ def test_keys_of_the_wrong_shape(small_cnn, shape):
 def test_dropout_out_of_range(small_cnn, rate):
     with pytest.raises(TransposeError, match="dropout rate out of range"):
         transpose(small_cnn(), EXAMPLE)(keys(), dropout=rate)
+
+
+# ------------------------------------------------------------------------------------------------------- precision
+
+
+@both_readouts
+def test_autocast_changes_nothing(readout, small_cnn):
+    model, k, example = small_cnn().float(), keys().float(), EXAMPLE.float()
+    expected = transpose(model, example, readout=readout)(k)
+    with torch.autocast("cpu", torch.bfloat16):
+        images = transpose(model, example, readout=readout)(k)
+    assert images.dtype == torch.float32 and torch.equal(images, expected)
+
+
+def test_keys_of_another_type(small_cnn):
+    with pytest.raises(TransposeError, match=r"got: torch.float32; expected: torch.float64.*keys.to\(torch.float64\)"):
+        transpose(small_cnn(), EXAMPLE)(keys().float())
