@@ -267,6 +267,7 @@ def descend(loss: Tensor, optimizer: Optimizer, name: str) -> float:
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     optimizer.step()
+    torch.clear_autocast_cache()  # else a loop within one autocast goes on with the weights of its first step
     return value
 
 

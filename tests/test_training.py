@@ -308,3 +308,31 @@ def test_a_stamp_that_does_not_fit(model, other):
 def test_dropout_out_of_range(model, stamp, rate):
     with pytest.raises(TrainingError, match="dropout rate out of range"):
         StampLoss(backwards(model), stamp, dropout=rate)
+
+
+def test_training_within_autocast_sees_the_weights_of_every_step(model, batches):
+    twin = copy.deepcopy(model)
+    plain = fit(twin, batches, epochs=3, lr=1e-2, progress=False)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = fit(model, batches, epochs=3, lr=1e-2, progress=False)
+    assert half.losses == pytest.approx(plain.losses, rel=0.05, abs=0.02)
+    assert half.losses != plain.losses, "the task runs in the lower precision"
+    assert all(weight.dtype == torch.float32 for weight in model.parameters())
+
+
+@pytest.mark.parametrize(("every", "count"), [(1, 4), (2, 2), (3, 1), (5, 0)])
+def test_stamp_steps_keep_their_cadence(model, stamp, batches, every, count):
+    done = fit(model, batches[:4], epochs=1, stamp_loss=StampLoss(backwards(model), stamp), every=every, progress=False)
+    assert (len(done.losses), len(done.stamp_losses)) == (4, count)
+
+
+def test_a_cadence_of_nothing(model, batches):
+    with pytest.raises(TrainingError, match="no such cadence; got: every=0"):
+        fit(model, batches, every=0, progress=False)
+
+
+def test_a_stamp_loss_is_the_same_under_autocast(model, stamp):
+    loss = StampLoss(backwards(model), stamp)
+    expected = loss()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(loss(), expected)
