@@ -1,28 +1,32 @@
 """Data sets by name: files first, download second, one clear error third.
 
-`$CLEARSTAMP_DATA` is looked at first, then ``data/`` below the working directory, in torchvision's layout. A set
-that is found is verified by the sha256 of its decoded images and labels. A set is never replaced by another.
+`$CLEARSTAMP_DATA` is looked at first, then ``data/`` below the working directory: for packs (see `clearstamp.packs`), then
+for torchvision's layout. MNIST is verified by the sha256 of its decoded images and labels, the others by their files'
+own check sums. A set is never replaced by another, and one of which a part is missing says so.
 """
 
 import gzip
 import hashlib
 import os
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from sklearn.datasets import load_digits
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, SequentialSampler
-from torchvision.datasets import MNIST
+from torchvision.datasets import CIFAR10, CIFAR100, GTSRB, MNIST
 
 from clearstamp.errors import DataError
+from clearstamp.packs import read_pack, write_pack
 
 Split = Literal["train", "test"]
 
@@ -32,6 +36,7 @@ MNIST_SHA256 = {
     "test": "a0863a96c44e5666edbb30c4071ee79ca0514c621e6349c5967fc78e7305c891",
 }
 """`Data.checksum` of each split: sha256 of its decoded images and labels."""
+MNIST_SIZES = {"train": 60_000, "test": 10_000}
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +49,7 @@ class Data(Dataset[tuple[Tensor, Tensor]]):
         images: ``[n, C, H, W]`` uint8.
         labels: ``[n]`` int64.
         classes: number of classes.
+        official: how many images the official split has; None for a set without one.
     """
 
     name: str
@@ -51,6 +57,7 @@ class Data(Dataset[tuple[Tensor, Tensor]]):
     images: Tensor
     labels: Tensor
     classes: int
+    official: int | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -73,10 +80,17 @@ class Data(Dataset[tuple[Tensor, Tensor]]):
         return digest.hexdigest()
 
     def take(self, count: int | None) -> "Data":
-        """The first `count` images (all for None)."""
+        """`count` images spread evenly over the set, whose order may be that of its classes (all for None)."""
         if count is not None and not 0 < count <= len(self):
             raise DataError("not that many images", got=count, expected=f"1 to {len(self)}", where=self.name)
-        return replace(self, images=self.images[:count], labels=self.labels[:count])
+        if count is None:
+            return self
+        places = torch.arange(count) * len(self) // count
+        return replace(self, images=self.images[places], labels=self.labels[places])
+
+    def save_pack(self, path: str | Path) -> None:
+        """Write a pack that `load` finds as ``<folder>/<name>/<split>.zip``. Colour images only."""
+        write_pack(Path(path), self.images.permute(0, 2, 3, 1).numpy(), self.labels.numpy())
 
     def loader(self, batch_size: int = 64, *, seed: int | None = None) -> DataLoader[tuple[Tensor, Tensor]]:
         """Batches ``[b, C, H, W]`` and ``[b]``: shuffled anew at every pass from `seed`, in order for None."""
@@ -86,7 +100,8 @@ class Data(Dataset[tuple[Tensor, Tensor]]):
 
 
 def load(name: str, split: Split = "train") -> Data:
-    """The data set `name`: ``"mnist"`` or ``"digits"`` (scikit-learn's 1,797 digits at 28 x 28, always at hand).
+    """The data set `name`: ``"mnist"``, ``"cifar10"``, ``"cifar100"``, ``"gtsrb"`` (traffic signs at 32 x 32), or
+    ``"digits"`` (scikit-learn's 1,797 digits at 28 x 28, always at hand).
 
     Raises `DataError` if the name is unknown, or if files are missing or damaged.
     """
@@ -99,6 +114,8 @@ def load(name: str, split: Split = "train") -> Data:
 
 def available(name: str) -> bool:
     """Can `name` be loaded without a download?"""
+    if name in SOURCES:
+        return all(find_source(name, split) is not None for split in ("train", "test"))
     return name == "digits" or (name == "mnist" and all(find_mnist(split) is not None for split in MNIST_FILES))
 
 
@@ -144,7 +161,7 @@ def load_mnist(split: Split) -> Data:
     found = find_mnist(split)
     assert found is not None
     images, labels = (torch.from_numpy(read_idx(path)) for path in found)
-    data = Data("mnist", split, images.unsqueeze(1), labels.long(), 10)
+    data = Data("mnist", split, images.unsqueeze(1), labels.long(), 10, MNIST_SIZES[split])
     if data.checksum != MNIST_SHA256[split]:
         raise DataError(
             "damaged data set: the decoded images and labels differ from MNIST's",
@@ -166,4 +183,68 @@ def read_idx(path: Path) -> np.ndarray:
         ) from error
 
 
-LOADERS = {"mnist": load_mnist, "digits": load_embedded}
+@dataclass(frozen=True)
+class Source:
+    """A colour data set: its classes and official sizes, the folders of its packs and of torchvision's layout."""
+
+    classes: int
+    sizes: dict[str, int]
+    pack: str
+    layout: str
+    open: Callable[..., Any]
+
+
+SOURCES = {
+    "cifar10": Source(10, {"train": 50_000, "test": 10_000}, "cifar10", "cifar-10-batches-py", CIFAR10),
+    "cifar100": Source(100, {"train": 50_000, "test": 10_000}, "cifar100", "cifar-100-python", CIFAR100),
+    "gtsrb": Source(43, {"train": 39_209, "test": 12_630}, "gtsrb32", "gtsrb", GTSRB),
+}
+SIZE = (32, 32)  # of all their images; traffic signs are resized
+
+
+def find_source(name: str, split: str) -> Path | None:
+    """The pack of a split, or the folder that holds torchvision's layout, from the first folder that has either."""
+    source = SOURCES[name]
+    for folder in folders():
+        pack = folder / source.pack / f"{split}.zip"
+        if pack.is_file():
+            return pack
+        if (folder / source.layout).is_dir():
+            return folder
+    return None
+
+
+def load_source(name: str, split: Split) -> Data:
+    source, found = SOURCES[name], find_source(name, split)
+    try:
+        if found is not None and found.is_file():
+            images, labels = read_pack(found)
+        else:
+            images, labels = read_layout(source, split, found)
+    except DataError:
+        raise
+    except Exception as error:
+        raise DataError(
+            f"{name} was not found and could not be downloaded" if found is None else "damaged data set",
+            got=f"{type(error).__name__}: {error}",
+            where=found or ", ".join(str(f / source.pack / f"{split}.zip") for f in folders()),
+            remedy=f"(1) set CLEARSTAMP_DATA to a folder that holds {source.pack}/{split}.zip (a pack) or {source.layout}/, "
+            "or (2) put either under data/, or (3) use the embedded set 'digits'",
+        ) from error
+    tensors = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), torch.from_numpy(labels)
+    return Data(name, split, *tensors, source.classes, source.sizes[split])
+
+
+def read_layout(source: Source, split: Split, folder: Path | None) -> tuple[np.ndarray, np.ndarray]:
+    """A split in torchvision's layout from `folder`, or for None downloaded to ``data/``."""
+    where: dict[str, Any] = {"root": folder or "data", "download": folder is None}
+    with redirect_stdout(None):
+        found = source.open(split=split, **where) if source.open is GTSRB else source.open(train=split == "train", **where)
+    pairs = [(np.asarray(image.resize(SIZE, Image.Resampling.BILINEAR)), label) for image, label in found]
+    images, labels = zip(*pairs, strict=True)
+    return np.stack(images), np.array(labels, np.int64)
+
+
+LOADERS: dict[str, Callable[[Split], Data]] = {"mnist": load_mnist, "digits": load_embedded} | {
+    name: partial(load_source, name) for name in SOURCES
+}

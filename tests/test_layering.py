@@ -8,7 +8,7 @@ import pytest
 import clearstamp
 
 ORDER = (
-    *("errors", "rules", "attention", "transpose", "scores", "stamp", "data", "models", "training", "verification", "units"),
+    *("errors", "rules", "attention", "transpose", "scores", "stamp", "packs", "data", "models", "training", "verification", "units"),
     *("attacks.base", "attacks.training", "attacks.weights", "attacks.preserving", "attacks.adaptive"),
     *("attacks",),
     *("dependencies", "records", "claims", "experiments", "lifecycle", "campaigns", "report"),
