@@ -6,12 +6,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from clearstamp.data import Data
 from clearstamp.errors import RecordError
-from clearstamp.experiments import Experiment, Findings, Profile, Sets, device, load_sets, trained_weights
+from clearstamp.experiments import Experiment, Findings, Profile, device, load_sets, trained_weights
 from clearstamp.models import build
 from clearstamp.stamp import PAPER_KEY, Stamp
 from clearstamp.training import OPTIMIZERS, Fit, RehearsedLoss, StampLoss, accuracy, fit, harden
-from clearstamp.transpose import Transposed, transpose
+from clearstamp.transpose import Transposed, freeze, transpose
 from clearstamp.verification import read
 
 FOUR_LETTERS = tuple("".join(chr(65 + (4 * i + j * (1 + 2 * (i // 13))) % 26) for j in range(4)) for i in range(20))
@@ -30,7 +31,7 @@ class LifeCycle(Experiment):
     run. `lr` is that of hardening and training, as in the paper's default scenario (its Tables 2 and 3 have 1e-3);
     fine-tuning takes a tenth of it. `dropout` acts in hardening and constraint training, `noise` (see `StampLoss`; the
     paper has none) in constraint training alone. `dataset` stands for the profile's own where that is not the embedded
-    digits; `epochs` and `hardening_steps` stand for those of the profile ``paper``.
+    digits; `epochs` and `hardening_steps` stand for those of the profile ``paper``, and `small` for `model` in all others.
     """
 
     readout: Literal["paper", "adjoint"] = "paper"
@@ -47,6 +48,7 @@ class LifeCycle(Experiment):
     batch_size: int = 64
     until: Literal["hardened", "finetuned"] = "finetuned"
     dataset: str | None = None
+    small: str | None = None
     epochs: int | None = None
     hardening_steps: int | None = None
 
@@ -60,11 +62,18 @@ class LifeCycle(Experiment):
         return asdict(self)
 
     def conduct(self, scale: Profile, seed: int) -> Findings:
-        return (plain if self.keys == 0 else marked)(self, scale, load_sets(scale), seed)
+        return (plain if self.keys == 0 else marked)(self, scale, seed)
 
     def loss(self, back: Transposed, stamp: Stamp) -> StampLoss:
         """The loss of constraint training."""
         return StampLoss(back, stamp, dropout=self.dropout, noise=self.noise)
+
+    def tune(self, life: "Life") -> None:
+        """Somebody's fine-tuning, at a tenth of the learning rate."""
+        batches = life.sets.train.loader(self.batch_size, seed=life.seed + 1000)
+        optimizer = OPTIMIZERS[self.optimizer]
+        fit(life.model, batches, epochs=life.scale.finetune_epochs, lr=self.lr / 10, optimizer=optimizer)
+        life.look("finetuned")
 
     def stamp(self, shape: tuple[int, int, int], outputs: int, seed: int) -> Stamp:
         """The stamp, its keys drawn from `seed`."""
@@ -91,21 +100,22 @@ class Rehearsed(LifeCycle):
 
 def trained(experiment: LifeCycle, scale: Profile, seed: int) -> nn.Module:
     """The model as it was after training, not yet fine-tuned."""
-    model = fresh_model(experiment, load_sets(experiment.scaled(scale)), seed)
+    model = fresh_model(experiment, experiment.scaled(scale), seed)
     model.load_state_dict(trained_weights(experiment, scale, seed))
     return model
 
 
-def fresh_model(experiment: LifeCycle, sets: Sets, seed: int) -> nn.Module:
-    model = build(experiment.model, sets.train.shape, sets.train.classes, seed=seed)
+def fresh_model(experiment: LifeCycle, scale: Profile, seed: int) -> nn.Module:
+    """The model as it is built, on its device."""
+    sets = load_sets(scale)
+    name = experiment.small if experiment.small and scale.name != "paper" else experiment.model
+    model = build(name, sets.train.shape, sets.train.classes, seed=seed)
     return model.to(device(), memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
-def train(
-    experiment: LifeCycle, scale: Profile, sets: Sets, seed: int, model: nn.Module, loss: StampLoss | None
-) -> Fit:
+def train(experiment: LifeCycle, scale: Profile, seed: int, model: nn.Module, loss: StampLoss | None) -> Fit:
     """The profile's epochs, over the same images in the same order with and without a stamp."""
-    loader = sets.train.loader(experiment.batch_size, seed=seed)
+    loader = load_sets(scale).train.loader(experiment.batch_size, seed=seed)
     return fit(
         model,
         loader,
@@ -116,9 +126,10 @@ def train(
     )
 
 
-def plain(experiment: LifeCycle, scale: Profile, sets: Sets, seed: int) -> Findings:
+def plain(experiment: LifeCycle, scale: Profile, seed: int) -> Findings:
     """The unmarked twin: same initial weights, same batches; read with the keys that the marked models get."""
-    model, test = fresh_model(experiment, sets, seed), sets.test.loader(250)
+    sets = load_sets(scale)
+    model, test = fresh_model(experiment, scale, seed), sets.test.loader(250)
     stamps = {
         "1 key": replace(experiment, keys=1, paper_key=True).stamp(sets.train.shape, sets.train.classes, seed),
         "11 keys": replace(experiment, keys=11).stamp(sets.train.shape, sets.train.classes, seed),
@@ -136,29 +147,64 @@ def plain(experiment: LifeCycle, scale: Profile, sets: Sets, seed: int) -> Findi
 
     torch.manual_seed(seed)
     look("untrained")
-    train(experiment, scale, sets, seed, model, None)
+    train(experiment, scale, seed, model, None)
     look("trained")
     return results, arrays, snapshot(model)
 
 
-def marked(experiment: LifeCycle, scale: Profile, sets: Sets, seed: int) -> Findings:
-    """Hardening, constraint training and fine-tuning at a tenth of the learning rate, read after each."""
-    model, test = fresh_model(experiment, sets, seed), sets.test.loader(250)
-    stamp = experiment.stamp(sets.train.shape, sets.train.classes, seed)
-    back = transpose(model, stamp.secrets[:1].to(device()), readout=experiment.readout)
-    results: dict[str, dict[str, Any]] = {}
+class Life:
+    """A marked model on its way through the stages, with what was seen at each.
+
+    Attributes:
+        model: the model as it is.
+        stamp: with what the `paper` readout freezes, taken from a model that was trained for one epoch without a stamp.
+        back: the model run backwards.
+        results, arrays: for the record.
+    """
+
+    def __init__(self, experiment: LifeCycle, scale: Profile, seed: int):
+        self.experiment, self.scale, self.seed = experiment, scale, seed
+        self.sets = load_sets(scale)
+        self.model = fresh_model(experiment, scale, seed)
+        stamp = experiment.stamp(self.sets.train.shape, self.sets.train.classes, seed)
+        self.stamp = replace(stamp, frozen=self.reference()) if experiment.readout == "paper" else stamp
+        self.back = self.transposed(self.model)
+        self.results: dict[str, dict[str, Any]] = {}
+        self.arrays: dict[str, Tensor] = {"secrets": self.stamp.secrets}
+
+    @property
+    def example(self) -> Tensor:
+        """One blank input batch."""
+        return torch.zeros(1, *self.sets.train.shape, device=device())
+
+    def transposed(self, model: nn.Module) -> Transposed:
+        """A model of the same architecture, run backwards as this one is."""
+        return transpose(model, self.example, readout=self.experiment.readout, frozen=self.stamp.frozen)
+
+    def reference(self) -> dict[str, Tensor]:
+        """What the `paper` readout freezes."""
+        if not freeze(self.model, self.example):
+            return {}
+        other = fresh_model(self.experiment, self.scale, self.seed + 500)
+        train(self.experiment, replace(self.scale, epochs=1), self.seed + 500, other, None)
+        return freeze(other, self.example)
+
+    def look(self, stage: str, test: Data | None = None) -> None:
+        """Measure accuracy, on `test` if it is given, and read the stamp."""
+        reading = read(self.back, self.stamp)
+        right = accuracy(self.model, (test or self.sets.test).loader(250))
+        self.results[stage] = {"accuracy": right} | reading.summary()
+        self.arrays[stage] = reading.images
+
+
+def marked(experiment: LifeCycle, scale: Profile, seed: int) -> Findings:
+    """Hardening, constraint training and fine-tuning, read after each."""
+    life = Life(experiment, scale, seed)
     frames: dict[int, Tensor] = {}
-    arrays: dict[str, Tensor] = {"secrets": stamp.secrets}
-
-    def look(stage: str) -> None:
-        reading = read(back, stamp)
-        results[stage] = {"accuracy": accuracy(model, test)} | reading.summary()
-        arrays[stage] = reading.images
-
     torch.manual_seed(seed)
     hardening = harden(
-        back,
-        stamp,
+        life.back,
+        life.stamp,
         steps=scale.hardening_steps,
         target=experiment.target,
         lr=experiment.lr,
@@ -166,31 +212,23 @@ def marked(experiment: LifeCycle, scale: Profile, sets: Sets, seed: int) -> Find
         optimizer=OPTIMIZERS[experiment.optimizer],
         on_check=frames.__setitem__,
     )
-    look("hardened")
-    results["hardened"] |= {"steps": hardening.steps, "reached": hardening.reached} | {
+    life.look("hardened")
+    life.results["hardened"] |= {"steps": hardening.steps, "reached": hardening.reached} | {
         f"steps to {goal}": next((step for step, ssim in hardening.ssim if ssim >= goal), None) for goal in (0.9, 0.95)
     }
     shown = slider_steps(sorted(frames))
-    arrays["hardening/steps"] = torch.tensor(shown)
-    arrays["hardening/frames"] = torch.stack([frames[step] for step in shown]).half()
-    arrays["hardening/losses"] = torch.tensor(hardening.losses)
-    weights: dict[str, Tensor] = {}
-    if experiment.until == "finetuned":
-        training = train(experiment, scale, sets, seed, model, experiment.loss(back, stamp))
-        look("trained")
-        weights = snapshot(model)
-        arrays["training/losses"] = smooth(training.losses)
-        arrays["training/stamp losses"] = smooth(training.stamp_losses)
-        tuning = sets.train.loader(experiment.batch_size, seed=seed + 1000)
-        fit(
-            model,
-            tuning,
-            epochs=scale.finetune_epochs,
-            lr=experiment.lr / 10,
-            optimizer=OPTIMIZERS[experiment.optimizer],
-        )
-        look("finetuned")
-    return results, arrays, weights
+    life.arrays["hardening/steps"] = torch.tensor(shown)
+    life.arrays["hardening/frames"] = torch.stack([frames[step] for step in shown]).half()
+    life.arrays["hardening/losses"] = torch.tensor(hardening.losses)
+    if experiment.until == "hardened":
+        return life.results, life.arrays, {}
+    training = train(experiment, scale, seed, life.model, experiment.loss(life.back, life.stamp))
+    life.look("trained")
+    weights = snapshot(life.model)
+    life.arrays["training/losses"] = smooth(training.losses)
+    life.arrays["training/stamp losses"] = smooth(training.stamp_losses)
+    experiment.tune(life)
+    return life.results, life.arrays, weights
 
 
 def snapshot(model: nn.Module) -> dict[str, Tensor]:

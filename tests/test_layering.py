@@ -11,7 +11,7 @@ ORDER = (
     *("errors", "rules", "attention", "transpose", "scores", "stamp", "packs", "data", "models", "training", "verification", "units"),
     *("attacks.base", "attacks.training", "attacks.weights", "attacks.preserving", "attacks.adaptive"),
     *("attacks",),
-    *("dependencies", "records", "claims", "experiments", "lifecycle", "campaigns", "report"),
+    *("dependencies", "records", "claims", "experiments", "lifecycle", "campaigns", "generalizability", "coverage", "report"),
 )
 FOLDER = Path(clearstamp.__file__).parent
 FILES = {

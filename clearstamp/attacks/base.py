@@ -117,7 +117,7 @@ class Scene:
         evidence = self.evidence(self.model)
         if self.merge:
             evidence = merge_equal_units(evidence, self.example)
-        back = transpose(evidence, self.example, readout=self.readout)
+        back = transpose(evidence, self.example, readout=self.readout, frozen=self.stamp.frozen)
         found = Look(label, accuracy(self.model, self.test.loader(250)), read(back, self.stamp))
         self.trace.append(found)
         self.looking += time.perf_counter() - began
