@@ -60,7 +60,9 @@ def encoder_layer(
     """`nn.TransformerEncoderLayer`."""
 
     def attend(x: Tensor) -> Tensor:
-        return self.self_attn(x, x, x, key_padding_mask=src_key_padding_mask, attn_mask=src_mask, is_causal=is_causal)[0]
+        return self.self_attn(x, x, x, key_padding_mask=src_key_padding_mask, attn_mask=src_mask, is_causal=is_causal)[
+            0
+        ]
 
     def think(x: Tensor) -> Tensor:
         return self.linear2(self.activation(self.linear1(x)))
@@ -130,7 +132,9 @@ def window_mask(x: Tensor, window: tuple[int, ...], shift: tuple[int, ...]) -> T
     """``[windows, 1, places, places]``: -100 between places that only rolling has made neighbours, else 0."""
     padded, shift = geometry(x, window, shift)  # type: ignore[assignment]
     rows, columns = (
-        torch.bucketize(torch.arange(size, device=x.device), torch.tensor([size - w, size - s], device=x.device), right=True)
+        torch.bucketize(
+            torch.arange(size, device=x.device), torch.tensor([size - w, size - s], device=x.device), right=True
+        )
         if s
         else torch.zeros(size, device=x.device, dtype=torch.long)
         for size, w, s in zip(padded, window, shift, strict=True)

@@ -19,14 +19,20 @@ PUBLISHED = [
 ]
 """The default scenario as published, under both readouts."""
 NOISY = [
-    LifeCycle(name="11-keys-noise-paper", readout="paper", noise=0.3),
-    LifeCycle(name="11-keys-noise-adjoint", readout="adjoint", noise=0.3),
+    LifeCycle(name="11-keys-noise-paper", readout="paper", noise=0.015),
+    LifeCycle(name="11-keys-noise-adjoint", readout="adjoint", noise=0.015),
 ]
-"""Hardened no longer than needed, with noise in the stamp step."""
-REHEARSED = [Rehearsed(name="11-keys-rehearsed-adjoint", readout="adjoint")]
-"""Hardened likewise, with a rehearsed erasure in the stamp step, under the readout that rescaling does not wipe."""
-MARKED = [*PUBLISHED, NOISY[1], *REHEARSED]
+"""Hardened no longer than needed, with noise in the stamp step: the embedding that this library recommends."""
+MARKED = [*PUBLISHED, NOISY[1]]
 """The models that every attack meets."""
+EMBEDDINGS = [
+    PUBLISHED[1],
+    LifeCycle(name="11-keys-short-adjoint", readout="adjoint"),
+    LifeCycle(name="11-keys-relative-noise-adjoint", readout="adjoint", noise=1.0, relative=True),
+    Rehearsed(name="11-keys-rehearsed-adjoint", readout="adjoint"),
+    NOISY[1],
+]
+"""What was tried to make a stamp last: as published, less hardening, two kinds of noise, rehearsed erasure."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,16 +100,21 @@ class Campaign(Experiment):
 
 
 def attack_all(
-    family: str, attacks: dict[str, Attack], models: Sequence[LifeCycle], profile_name: str, **how: bool
+    family: str,
+    attacks: dict[str, Attack],
+    models: Sequence[LifeCycle],
+    profile_name: str,
+    seeds: tuple[int, ...] | None = None,
+    **how: bool,
 ) -> list[Record]:
-    """The same attacks on each of several marked models, for every seed of the profile; named ``family-model``.
+    """The same attacks on each of several marked models, for `seeds` or every seed of the profile.
 
-    `how` are the flags of `Campaign`.
+    The records are named ``family-model``; `how` are the flags of `Campaign`.
     """
     campaigns = [
         Campaign(name=f"{family}-{on.name.removeprefix('11-keys-')}", on=on, attacks=attacks, **how) for on in models
     ]
-    return run_all(campaigns, profile_name)
+    return run_all(campaigns, profile_name, seeds)
 
 
 def halves(data: Data) -> tuple[Data, Data]:

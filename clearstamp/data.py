@@ -1,8 +1,8 @@
 """Data sets by name: files first, download second, one clear error third.
 
-`$CLEARSTAMP_DATA` is looked at first, then ``data/`` below the working directory: for packs (see `clearstamp.packs`), then
-for torchvision's layout. MNIST is verified by the sha256 of its decoded images and labels, the others by their files'
-own check sums. A set is never replaced by another, and one of which a part is missing says so.
+`$CLEARSTAMP_DATA` is looked at first, then ``data/`` below the working directory: for packs (see `clearstamp.packs`),
+then for torchvision's layout. MNIST is verified by the sha256 of its decoded images and labels, the others by the
+check sums of their files. A set is never replaced by another, and one of which a part is missing says so.
 """
 
 import gzip
@@ -228,8 +228,8 @@ def load_source(name: str, split: Split) -> Data:
             f"{name} was not found and could not be downloaded" if found is None else "damaged data set",
             got=f"{type(error).__name__}: {error}",
             where=found or ", ".join(str(f / source.pack / f"{split}.zip") for f in folders()),
-            remedy=f"(1) set CLEARSTAMP_DATA to a folder that holds {source.pack}/{split}.zip (a pack) or {source.layout}/, "
-            "or (2) put either under data/, or (3) use the embedded set 'digits'",
+            remedy=f"(1) set CLEARSTAMP_DATA to a folder that holds {source.pack}/{split}.zip (a pack) or "
+            f"{source.layout}/, or (2) put either under data/, or (3) use the embedded set 'digits'",
         ) from error
     tensors = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), torch.from_numpy(labels)
     return Data(name, split, *tensors, source.classes, source.sizes[split])
@@ -239,12 +239,16 @@ def read_layout(source: Source, split: Split, folder: Path | None) -> tuple[np.n
     """A split in torchvision's layout from `folder`, or for None downloaded to ``data/``."""
     where: dict[str, Any] = {"root": folder or "data", "download": folder is None}
     with redirect_stdout(None):
-        found = source.open(split=split, **where) if source.open is GTSRB else source.open(train=split == "train", **where)
+        found = (
+            source.open(split=split, **where) if source.open is GTSRB else source.open(train=split == "train", **where)
+        )
     pairs = [(np.asarray(image.resize(SIZE, Image.Resampling.BILINEAR)), label) for image, label in found]
     images, labels = zip(*pairs, strict=True)
     return np.stack(images), np.array(labels, np.int64)
 
 
-LOADERS: dict[str, Callable[[Split], Data]] = {"mnist": load_mnist, "digits": load_embedded} | {
-    name: partial(load_source, name) for name in SOURCES
+LOADERS: dict[str, Callable[[Split], Data]] = {
+    "mnist": load_mnist,
+    "digits": load_embedded,
+    **{name: partial(load_source, name) for name in SOURCES},
 }

@@ -95,7 +95,8 @@ class Sets:
     def about(self) -> dict[str, Any]:
         """For the record: name, sizes and checksums."""
         return {"name": self.train.name} | {
-            part.split: {"images": len(part), "official": part.official, "sha256": part.checksum} for part in (self.train, self.test)
+            part.split: {"images": len(part), "official": part.official, "sha256": part.checksum}
+            for part in (self.train, self.test)
         }
 
 

@@ -26,12 +26,13 @@ SECRETS = {"four letters": FOUR_LETTERS, "one letter": ONE_LETTER, "icons": ICON
 class LifeCycle(Experiment):
     """One experiment: everything that decides its result but the profile's scale and the seed.
 
-    `keys` counts the stamp's pairs, 0 for a model without a stamp; `paper_key` takes the paper's single key. Hardening
-    stops at the mean SSIM `target`, or as in the paper after all its steps for None. `until` is the last stage that is
-    run. `lr` is that of hardening and training, as in the paper's default scenario (its Tables 2 and 3 have 1e-3);
-    fine-tuning takes a tenth of it. `dropout` acts in hardening and constraint training, `noise` (see `StampLoss`; the
-    paper has none) in constraint training alone. `dataset` stands for the profile's own where that is not the embedded
-    digits; `epochs` and `hardening_steps` stand for those of the profile ``paper``, and `small` for `model` in all others.
+    `keys` counts the stamp's pairs, 0 for a model without a stamp; `paper_key` takes the paper's single key.
+    Hardening stops at the mean SSIM `target`, or as in the paper after all its steps for None. `until` is the last
+    stage that is run. `lr` is that of hardening and training, as in the paper's default scenario (its Tables 2 and
+    3 have 1e-3); fine-tuning takes a tenth of it. `dropout` acts in hardening and constraint training, `noise`
+    (`relative` or not, see `StampLoss`; the paper has none) in constraint training alone. `dataset` stands for the
+    profile's own where that is not the embedded digits; `epochs` and `hardening_steps` stand for those of the
+    profile ``paper``, and `small` for `model` in all others.
     """
 
     readout: Literal["paper", "adjoint"] = "paper"
@@ -45,6 +46,7 @@ class LifeCycle(Experiment):
     lr: float = 1e-4
     dropout: float = 0.0
     noise: float = 0.0
+    relative: bool = False
     batch_size: int = 64
     until: Literal["hardened", "finetuned"] = "finetuned"
     dataset: str | None = None
@@ -66,7 +68,7 @@ class LifeCycle(Experiment):
 
     def loss(self, back: Transposed, stamp: Stamp) -> StampLoss:
         """The loss of constraint training."""
-        return StampLoss(back, stamp, dropout=self.dropout, noise=self.noise)
+        return StampLoss(back, stamp, dropout=self.dropout, noise=self.noise, relative=self.relative)
 
     def tune(self, life: "Life") -> None:
         """Somebody's fine-tuning, at a tenth of the learning rate."""

@@ -64,7 +64,7 @@ class SmallImageResNet(ResNet):
         self.conv1 = nn.Conv2d(shape[0], width, 3, padding=1, bias=False)
         nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")
         self.bn1 = nn.BatchNorm2d(width)
-        self.maxpool = nn.Identity()  # type: ignore[assignment]
+        self.maxpool = nn.Identity()
         self.fc = nn.Linear(8 * width, outputs)
 
     def _make_layer(self, block: Any, planes: int, *args: Any, **named: Any) -> nn.Sequential:
@@ -82,7 +82,7 @@ def vgg11(shape: Shape, outputs: int, *, width: int = 64) -> nn.Module:
         if isinstance(layer, nn.MaxPool2d):
             layer.ceil_mode = True
     model = VGG(layers, num_classes=outputs)
-    model.avgpool = nn.Identity()  # type: ignore[assignment]
+    model.avgpool = nn.Identity()
     hidden, left = 8 * width, math.ceil(height / 32) * math.ceil(width_px / 32)
     model.classifier = nn.Sequential(
         *(nn.Linear(hidden * left, hidden), nn.ReLU(True), nn.Dropout()),

@@ -51,7 +51,10 @@ def write_pack(path: Path, images: np.ndarray, labels: np.ndarray, index: np.nda
     tiled = padded.reshape(sheets, SIDE, SIDE, height, width, 3).swapaxes(2, 3)
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w") as pack:
-        arrays = {"labels": labels.astype(np.uint8), "index": (np.arange(count) if index is None else index).astype(np.int32)}
+        arrays: dict[str, np.ndarray] = {
+            "labels": labels.astype(np.uint8),
+            "index": (np.arange(count) if index is None else index).astype(np.int32),
+        }
         for name, values in arrays.items():
             file = io.BytesIO()
             np.save(file, values)

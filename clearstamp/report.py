@@ -335,18 +335,54 @@ def control_table(unmarked: Sequence[Record]) -> Markdown:
     return Markdown("\n".join(lines))
 
 
+def coverage_table(records: Sequence[Record]) -> Markdown:
+    """One line a network: its size, and for each readout how it is covered, or why it is not."""
+    lines = ["| network | million parameters | `paper` | `adjoint` |", "| --- | --: | --- | --- |"]
+    for name, found in (item for record in records for item in record.results.items()):
+        cells = [covered({key: found.get(f"{key} ({readout})") for key in COVER}) for readout in READOUTS]
+        lines.append(f"| {name} | {found['parameters'] / 1e6:.1f} | " + " | ".join(cells) + " |")
+    return Markdown("\n".join(lines))
+
+
+COVER = ("reason", "finite", "weights", "without gradient")
+
+
+def covered(found: Mapping[str, Any]) -> str:
+    """One readout of one network in words."""
+    if found["reason"] is not None:
+        return str(found["reason"]).replace("\n", " ").replace("|", "/")
+    if not found["finite"]:
+        return "the image is not finite"
+    reached = found["weights"] - found["without gradient"]
+    return f"yes, gradients in {reached} of {found['weights']} weights"
+
+
+def hardened_table(records: Sequence[Record]) -> Markdown:
+    """One line a network: mean SSIM before hardening and after it."""
+    lines = ["| network | steps | SSIM before | SSIM after |", "| --- | --: | --: | --: |"]
+    for name, found in (item for record in records for item in record.results.items()):
+        lines.append(f"| {name} | {found['steps']} | {found['ssim before']:.3f} | {found['ssim']:.3f} |")
+    return Markdown("\n".join(lines))
+
+
+def amount(record: Record, part: str) -> str:
+    """How many images of a split were used, and of how many."""
+    used, official = (record.dataset[part].get(key) for key in ("images", "official"))
+    return f"{used:,}{f' of {official:,}' if official not in (None, used) else ''} {part} images"
+
+
 def provenance(records: Sequence[Record]) -> Markdown:
     """Where the numbers of a page come from."""
     if not records:
         raise RecordError("no record to tell the provenance of")
     r = records[0]
-    data = ", ".join(f"{r.dataset[part]['images']} {part} images" for part in ("train", "test"))
+    sets = dict.fromkeys(f"{x.dataset['name']}, {amount(x, 'train')} and {amount(x, 'test')}" for x in records)
     commits = sorted({x.provenance["commit"][:10] + ("+changes" if x.provenance["dirty"] else "") for x in records})
     seeds = sorted({x.seed for x in records})
     versions = ", ".join(f"{k} {v}" for k, v in r.provenance["versions"].items())
     seconds = sum(x.wall_seconds for x in records)
     return Markdown(
-        f"Profile `{r.profile}`: {r.dataset['name']}, {data}; seeds {', '.join(map(str, seeds))}; "
+        f"Profile `{r.profile}`: {'; '.join(sets)}; seeds {', '.join(map(str, seeds))}; "
         f"{len(records)} records, {seconds / 60:.0f} minutes of computing on {r.provenance['device']} with "
         f"{r.provenance['threads']} threads; {versions}; commit {', '.join(commits) or 'unknown'}."
     )

@@ -364,6 +364,12 @@ ACTIVATIONS: dict[type[nn.Module], tuple[Any, str, tuple[Any, ...]]] = {
 }
 """Every elementwise activation of torch.nn."""
 
+SHAPE_ALONE = (
+    *(torch.zeros_like, torch.ones_like, torch.full_like, torch.empty_like),
+    *("new_zeros", "new_ones", "new_full", "new_empty"),
+)
+"""What takes nothing of its argument but shape, type and device."""
+
 GATES: tuple[Any, ...] = (
     *(F.softmax, torch.softmax, "softmax", nn.Softmax, F.sigmoid, torch.sigmoid, "sigmoid", "sigmoid_", nn.Sigmoid),
     *(F.hardsigmoid, nn.Hardsigmoid),
@@ -468,29 +474,33 @@ module(torch.flatten, "start_dim end_dim", nn.Flatten)
 module(torch.unflatten, "dim unflattened_size", nn.Unflatten)
 
 
-def moves(function: Any, *spellings: Any, label: Label = "adjoint") -> None:
+def moves(function: Any) -> None:
     """Register the exact transpose of a linear function of one tensor, which torch's autograd knows."""
 
     def moved(y: Any, x: Tensor, *args: Any, **named: Any) -> Tensor:
         values = next(iter(y)) if isinstance(y, tuple) else y
 
         def forward(image: Tensor) -> Any:
-            found = getattr(image, function)(*args, **named) if isinstance(function, str) else function(image, *args, **named)
+            found = (
+                getattr(image, function)(*args, **named)
+                if isinstance(function, str)
+                else function(image, *args, **named)
+            )
             return tuple(found) if isinstance(y, tuple) else found
 
-        _, back = torch.func.vjp(forward, values.new_zeros(len(values), *x.shape[1:]))
+        back = torch.func.vjp(forward, values.new_zeros(len(values), *x.shape[1:]))[1]
         return back(y)[0]
 
     moved.__name__ = function if isinstance(function, str) else function.__name__
     moved.__doc__ = "Every number back to where it came from; what came from one place is summed."
-    rule(function, *spellings, label=label, source="transpose, by automatic differentiation")(moved)
+    rule(function, label="adjoint", source="transpose, by automatic differentiation")(moved)
 
 
-for name in ("chunk", "split", "unbind", "roll", "flip", "narrow", "moveaxis", "movedim", "swapaxes"):
-    moves(getattr(torch, name))
-    moves(name)
-for name in ("expand", "repeat", "select"):
-    moves(name)
+for spelling in ("chunk", "split", "unbind", "roll", "flip", "narrow", "moveaxis", "movedim", "swapaxes"):
+    moves(getattr(torch, spelling))
+    moves(spelling)
+for spelling in ("expand", "repeat", "select"):
+    moves(spelling)
 for function in (F.pad, F.interpolate, F.pixel_shuffle, F.pixel_unshuffle, F.channel_shuffle, F.unfold, F.fold):
     moves(function)
 moves(_patch_merging_pad)  # torchvision's Swin halves its resolution with it
@@ -623,8 +633,14 @@ def einsum(y: Tensor, equation: str, *operands: Any) -> Tensor:
     inputs, _, output = equation.replace(" ", "").partition("->")
     terms = inputs.split(",")
     place = next(i for i, operand in enumerate(operands) if carrying(operand))
-    if not output or "..." in equation or not set(terms[place]) <= set(output).union(*terms[:place], *terms[place + 1 :]):
-        raise TransposeError("this sum cannot be turned around", got=equation, expected="every index named, as in ij,jk->ik")
+    if (
+        not output
+        or "..." in equation
+        or not set(terms[place]) <= set(output).union(*terms[:place], *terms[place + 1 :])
+    ):
+        raise TransposeError(
+            "this sum cannot be turned around", got=equation, expected="every index named, as in ij,jk->ik"
+        )
     others = [(term, operand) for i, (term, operand) in enumerate(zip(terms, operands, strict=True)) if i != place]
     turned = ",".join((output, *(term for term, _ in others))) + "->" + terms[place]
     return torch.einsum(turned, y, *(operand for _, operand in others))

@@ -22,8 +22,8 @@ def paired(images: Tensor, secrets: Tensor) -> None:
 def structural_similarity(images: Tensor, secrets: Tensor) -> Tensor:
     """SSIM ``[k]`` of two image batches ``[k, C, H, W]``, unclamped and differentiable, data range 1.
 
-    The Gaussian window is 11 pixels wide, or the largest odd width that the image holds. Never in a lower precision, also
-    not under autocast.
+    The Gaussian window is 11 pixels wide, or the largest odd width that the image holds. Never in a lower precision,
+    also not under autocast.
     """
     paired(images, secrets)
     window = min(11, *images.shape[2:])

@@ -31,18 +31,22 @@ class StampLoss:
 
     SSIM is taken of the unclamped signal (as in the paper). `dropout` is the rate after every transposed convolution
     and linear layer but the last. `noise` reads the stamp from weights that are off by a normal error, drawn anew at
-    every call, of `noise` times each tensor's standard deviation: a stamp that shows there also shows after somebody
-    moves the weights. The weights themselves stay as they are. Raises `StampError` if the stamp does not fit the model,
-    `TrainingError` if a rate is out of range.
+    every call: a stamp that shows there also shows after somebody moves the weights. The weights themselves stay as
+    they are. Its standard deviation is `noise` for every weight alike, as Adam moves every weight alike, or with
+    `relative` that many times the standard deviation of each tensor.
+
+    Raises `StampError` if the stamp does not fit the model, `TrainingError` if a rate is out of range.
     """
 
-    def __init__(self, back: Transposed, stamp: Stamp, *, dropout: float = 0.0, noise: float = 0.0):
+    def __init__(
+        self, back: Transposed, stamp: Stamp, *, dropout: float = 0.0, noise: float = 0.0, relative: bool = False
+    ):
         check_fit(back, stamp)
         if not 0 <= dropout < 1:
             raise TrainingError("dropout rate out of range", got=dropout, expected="0 <= rate < 1")
         if not 0 <= noise < math.inf:
             raise TrainingError("noise out of range", got=noise, expected="a finite number, at least 0")
-        self.back, self.dropout, self.noise = back, dropout, noise
+        self.back, self.dropout, self.noise, self.relative = back, dropout, noise, relative
         self.stamp = stamp.to(back.device)
 
     def __call__(self) -> Tensor:
@@ -55,10 +59,14 @@ class StampLoss:
         if not self.noise:
             return self.back(self.stamp.keys, dropout=self.dropout)
         noisy = {
-            f"model.{name}": weight + self.noise * weight.detach().std(correction=0) * torch.randn_like(weight)
+            f"model.{name}": weight + self.deviation(weight) * torch.randn_like(weight)
             for name, weight in self.back.model.named_parameters()
         }
         return functional_call(Walk(self.back), noisy, (self.stamp.keys, self.dropout))
+
+    def deviation(self, weight: Tensor) -> Tensor | float:
+        """The standard deviation of the error on one tensor of weights."""
+        return self.noise * weight.detach().std(correction=0) if self.relative else self.noise
 
 
 class StampLossAt(StampLoss):
@@ -222,8 +230,8 @@ def fit(
 ) -> Fit:
     """Train a classifier; with `stamp_loss`, step 2: constraint training.
 
-    `loader` yields inputs ``[b, C, H, W]`` and labels ``[b]``; the task loss is cross-entropy. After every task step, or
-    after each `every`-th, comes one stamp step, each kind with an optimizer of its own (as in the paper); `stamp_lr`
+    `loader` yields inputs ``[b, C, H, W]`` and labels ``[b]``; the task loss is cross-entropy. After every task step,
+    or after each `every`-th, comes one stamp step, each kind with an optimizer of its own (as in the paper); `stamp_lr`
     defaults to `lr`. The model is in training mode meanwhile and gets its mode back. `on_epoch(epoch)` is called after
     each pass, from 1 on. Under `torch.autocast` the task runs in the lower precision, the stamp does not.
 

@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
 from clearstamp.attention import WRITTEN
 from clearstamp.errors import TransposeError
-from clearstamp.rules import ACTIVATIONS, GATES, MODULES, READOUTS, Rule, module_type
+from clearstamp.rules import ACTIVATIONS, GATES, MODULES, READOUTS, SHAPE_ALONE, Rule, module_type
 
 PROBE_SEED = 2024
 
@@ -85,8 +85,8 @@ MODE = object()
 class Step:
     """One node of the forward graph, ready to be run backwards.
 
-    `args` and `kwargs` are the rule's, after the signal. In them nodes, `Frozen`, attributes and `MODE` stand for values
-    that are filled in at every walk.
+    `args` and `kwargs` are the rule's, after the signal. In them nodes, `Frozen`, attributes and `MODE` stand for
+    values that are filled in at every walk.
     """
 
     node: fx.Node
@@ -130,9 +130,7 @@ class Transposed:
         outputs: length of the keys that go in.
     """
 
-    def __init__(
-        self, model: nn.Module, example: Tensor, readout: str, frozen: Mapping[str, Tensor] | None
-    ):
+    def __init__(self, model: nn.Module, example: Tensor, readout: str, frozen: Mapping[str, Tensor] | None):
         if readout not in READOUTS:
             raise TransposeError("unknown readout", got=repr(readout), expected=" or ".join(map(repr, READOUTS)))
         if not isinstance(example, Tensor) or example.dim() < 2 or len(example) == 0:
@@ -256,7 +254,7 @@ class Transposed:
         signals = {self._input}
         for node in self._graph.nodes:
             holds_tensor = any(isinstance(value, Tensor) for value in tree_leaves(values[node]))
-            if holds_tensor and not signals.isdisjoint(node.all_input_nodes):
+            if holds_tensor and node.target not in SHAPE_ALONE and not signals.isdisjoint(node.all_input_nodes):
                 signals.add(node)
         return signals
 
@@ -321,7 +319,8 @@ class Transposed:
         def mark(argument: fx.Node) -> Any:
             return argument if argument in sources or argument not in self._signals else Frozen(argument)
 
-        args, kwargs = (fx.node.map_arg(part, mark) for part in (call.args[1:], call.kwargs))
+        args: Any = fx.node.map_arg(call.args[1:], mark)
+        kwargs: Any = fx.node.map_arg(call.kwargs, mark)
         return Step(node, rule, args, kwargs, sources)
 
     def _function(self, node: fx.Node) -> tuple[Any, dict[str, Attribute]]:
@@ -359,7 +358,11 @@ class Transposed:
             return 1
         rule = READOUTS[self.readout].get(function)
         inputs = [n for n in node.all_input_nodes if n in self._signals]
-        return self._gating(inputs[0]) if rule and not rule.weighted and rule.label != "convention" and len(inputs) == 1 else 0
+        return (
+            self._gating(inputs[0])
+            if rule and not rule.weighted and rule.label != "convention" and len(inputs) == 1
+            else 0
+        )
 
     def _depths(self) -> dict[fx.Node, int]:
         """For every node, the most weighted layers on a way from the input to it."""
@@ -424,12 +427,14 @@ class Transposed:
         held = {place: value.to(self.device) for place, value in self._frozen.items()}
         if len(held) == len(nodes):
             return held
-        owned = chain(self.model.named_parameters(remove_duplicate=False), self.model.named_buffers(remove_duplicate=False))
+        owned = chain(
+            self.model.named_parameters(remove_duplicate=False), self.model.named_buffers(remove_duplicate=False)
+        )
         weights = {name: tensor for name, tensor in owned if name in names}
         values = functional_call(part, weights, (self._probe.to(self.device),))
         return dict(zip(nodes, values, strict=True)) | held
 
-    def _run(self, step: Step, signal: Any, values: dict[fx.Node, Any], training: bool) -> tuple[Any, ...]:
+    def _run(self, step: Step, signal: Any, values: dict[Any, Any], training: bool) -> tuple[Any, ...]:
         def fill(argument: Any) -> Any:
             if isinstance(argument, fx.Node | Frozen):
                 return values[argument]

@@ -249,21 +249,25 @@ MOVES = [
     Case(torch.stack, IMAGE, pack=lambda x, c=randn(1, *IMAGE): ([x, repeated(c, x)], 2)),
 ]
 
-SUMS = [
-    case
-    for method, in_place, functions in (
-        ("add", "add_", (operator.add, operator.iadd, torch.add)),
-        ("sub", "sub_", (operator.sub, operator.isub, torch.sub)),
-    )
-    for function in (*functions, method, in_place)
-    for case in (
-        Case(function, IMAGE, pack=lambda x, c=randn(4, 1, 7): (x.clone(), c)),
-        Case(function, IMAGE, pack=lambda x: (x.clone(), 2.5)),
-    )
-] + [
-    Case(function, IMAGE, pack=lambda x, c=randn(1, *IMAGE): (c, x))
-    for function in (operator.add, torch.add, operator.sub, torch.sub)
-] + [Case(torch.add, IMAGE, kwargs={"alpha": 0.3}, pack=lambda x, c=randn(1, *IMAGE): (c, x))]
+SUMS = (
+    [
+        case
+        for method, in_place, functions in (
+            ("add", "add_", (operator.add, operator.iadd, torch.add)),
+            ("sub", "sub_", (operator.sub, operator.isub, torch.sub)),
+        )
+        for function in (*functions, method, in_place)
+        for case in (
+            Case(function, IMAGE, pack=lambda x, c=randn(4, 1, 7): (x.clone(), c)),
+            Case(function, IMAGE, pack=lambda x: (x.clone(), 2.5)),
+        )
+    ]
+    + [
+        Case(function, IMAGE, pack=lambda x, c=randn(1, *IMAGE): (c, x))
+        for function in (operator.add, torch.add, operator.sub, torch.sub)
+    ]
+    + [Case(torch.add, IMAGE, kwargs={"alpha": 0.3}, pack=lambda x, c=randn(1, *IMAGE): (c, x))]
+)
 PRODUCTS = [
     *(
         Case(function, IMAGE, pack=lambda x, c=c: (x.clone(), c))

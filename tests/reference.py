@@ -86,7 +86,8 @@ def channels(case: Any, y: Tensor, formula: Callable[[Any, Any, Any, float], Any
     gamma, beta = (*case.args[1:], None, None)[:2]
     eps = case.kwargs.get("eps", 1e-5)
     rows = [
-        formula(y[:, c], 1 if gamma is None else gamma[c], 0 if beta is None else beta[c], eps) for c in range(y.shape[1])
+        formula(y[:, c], 1 if gamma is None else gamma[c], 0 if beta is None else beta[c], eps)
+        for c in range(y.shape[1])
     ]
     return torch.stack(rows, 1)
 

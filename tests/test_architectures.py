@@ -84,7 +84,11 @@ def test_a_stored_value_stays_when_the_weights_move():
     ("readout", "frozen", "message"),
     [
         ("paper", {"other": torch.zeros(1, 6)}, "do not fit the model.*freeze"),
-        ("paper", {"x": torch.zeros(1, 5)}, r"do not fit the model; got: \{'x': \[1, 5\]\}; expected: \{'x': \[1, 6\]\}"),
+        (
+            "paper",
+            {"x": torch.zeros(1, 5)},
+            r"do not fit the model; got: \{'x': \[1, 5\]\}; expected: \{'x': \[1, 6\]\}",
+        ),
         ("adjoint", {"x": torch.zeros(1, 6)}, "expected: none in the 'adjoint' readout"),
     ],
 )
@@ -108,7 +112,7 @@ def test_a_stamp_keeps_frozen_values_in_its_file(tmp_path):
 
 
 @both_readouts
-@pytest.mark.parametrize("gate", [torch.sigmoid, nn.Hardsigmoid(), lambda x: F.softmax(x, 1)])
+@pytest.mark.parametrize("gate", [torch.sigmoid, F.hardsigmoid, lambda x: F.softmax(x, 1)])
 @pytest.mark.parametrize("swapped", [False, True])
 def test_a_gate_is_frozen_at_the_public_probe(readout, gate, swapped):
     def forward(x, f, g, last):

@@ -8,10 +8,33 @@ import pytest
 import clearstamp
 
 ORDER = (
-    *("errors", "rules", "attention", "transpose", "scores", "stamp", "packs", "data", "models", "training", "verification", "units"),
+    *(
+        "errors",
+        "rules",
+        "attention",
+        "transpose",
+        "scores",
+        "stamp",
+        "packs",
+        "data",
+        "models",
+        "training",
+        "verification",
+        "units",
+    ),
     *("attacks.base", "attacks.training", "attacks.weights", "attacks.preserving", "attacks.adaptive"),
     *("attacks",),
-    *("dependencies", "records", "claims", "experiments", "lifecycle", "campaigns", "generalizability", "coverage", "report"),
+    *(
+        "dependencies",
+        "records",
+        "claims",
+        "experiments",
+        "lifecycle",
+        "campaigns",
+        "generalizability",
+        "coverage",
+        "report",
+    ),
 )
 FOLDER = Path(clearstamp.__file__).parent
 FILES = {

@@ -38,7 +38,11 @@ def parameters(model: nn.Module) -> int:
 def test_sizes_of_the_published_networks():
     sizes = {name: parameters(build(name, (3, 32, 32), 10, seed=0)) for name in ("resnet18", "resnet34", "vgg11")}
     # those of the small-image forms that are commonly stated: 11.17, 21.28 and (with two hidden layers of 512) 9.75 M
-    assert {name: round(size / 1e6, 2) for name, size in sizes.items()} == {"resnet18": 11.17, "resnet34": 21.28, "vgg11": 9.75}
+    assert {name: round(size / 1e6, 2) for name, size in sizes.items()} == {
+        "resnet18": 11.17,
+        "resnet34": 21.28,
+        "vgg11": 9.75,
+    }
 
 
 def test_a_narrow_network_has_the_layers_of_the_wide_one():

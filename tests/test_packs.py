@@ -44,7 +44,8 @@ def test_a_pack_names_each_image_s_place_in_the_official_split(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("given", "labels"), [(images(2).astype(float), [0, 1]), (images(2)[..., :1], [0, 1]), (images(2), [0]), (images(2)[:0], [])]
+    ("given", "labels"),
+    [(images(2).astype(float), [0, 1]), (images(2)[..., :1], [0, 1]), (images(2), [0]), (images(2)[:0], [])],
 )
 def test_what_is_no_pack_is_not_written(tmp_path, given, labels):
     with pytest.raises(DataError, match="no images for a pack"):
@@ -93,7 +94,9 @@ def test_a_set_is_read_from_its_packs(folder, name):
     source = module.SOURCES[name]
     assert not available(name)
     for split, count in (("train", 7), ("test", 3)):
-        written = Data(name, split, torch.from_numpy(images(count)).permute(0, 3, 1, 2), torch.arange(count), source.classes)
+        written = Data(
+            name, split, torch.from_numpy(images(count)).permute(0, 3, 1, 2), torch.arange(count), source.classes
+        )
         written.save_pack(folder / source.pack / f"{split}.zip")
         found = load(name, split)
         assert torch.equal(found.images, written.images) and torch.equal(found.labels, written.labels)

@@ -89,17 +89,18 @@ def test_stamp_loss_drops_at_its_rate(model, stamp):
     torch.testing.assert_close(loss, expected, rtol=1e-6, atol=0)
 
 
-def test_noise_reads_the_stamp_from_weights_nearby_and_leaves_the_weights_alone(model, stamp):
+@pytest.mark.parametrize("relative", [False, True])
+def test_noise_reads_the_stamp_from_weights_nearby_and_leaves_the_weights_alone(model, stamp, relative):
     before, back = weights(model), backwards(model)
     torch.manual_seed(1)
-    loss = StampLoss(back, stamp, noise=0.5)()
+    loss = StampLoss(back, stamp, noise=0.1, relative=relative)()
     loss.backward()
     assert unchanged(model, before)
     moved = copy.deepcopy(model)
     torch.manual_seed(1)
     with torch.no_grad():
         for p in moved.parameters():
-            p += 0.5 * p.std(correction=0) * torch.randn_like(p)
+            p += 0.1 * (p.std(correction=0) if relative else 1) * torch.randn_like(p)
     expected = StampLoss(backwards(moved), stamp)()
     expected.backward()
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=0)

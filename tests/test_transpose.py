@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from clearstamp.errors import TransposeError
 from clearstamp.rules import READOUTS
-from clearstamp.transpose import freeze, public_probe, transpose
+from clearstamp.transpose import transpose
 from tests.reference import small_cnn_backwards
 
 EXACT = {"rtol": 1e-12, "atol": 1e-12}  # float64, the same sums in another order

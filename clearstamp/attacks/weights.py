@@ -75,7 +75,7 @@ def cut(scene: Scene, amount: float, scope: Scope) -> None:
     for layer, name in pruned:
         prune.remove(layer, name)
     if not plain:
-        scene.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        scene.model.to(memory_format=torch.channels_last)
 
 
 @dataclass(frozen=True, kw_only=True)
