@@ -77,3 +77,16 @@ def table4(readout: str) -> list[Row]:
         row("cifar100-vgg11", readout, dataset="cifar100", **narrow["vgg11"], **long),
         row("cifar100-vit", readout, dataset="cifar100", **narrow["vit"], **long),
     ]
+
+
+RESNET18 = Row(
+    name="resnet18-hardening",
+    readout="adjoint",
+    model="resnet18",
+    small="resnet18-narrow",
+    dataset="cifar10",
+    target=0.95,
+    lr=1e-3,
+    until="hardened",
+)
+"""How many steps a deep network takes to learn eleven keys."""
