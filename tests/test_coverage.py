@@ -12,6 +12,11 @@ from clearstamp.report import coverage_table, hardened_table
 LARGE = 2e8  # parameters above which float64 takes more memory than a laptop has
 
 
+@pytest.fixture(autouse=True)
+def artifacts(tmp_path, monkeypatch):
+    monkeypatch.setenv("CLEARSTAMP_ARTIFACTS", str(tmp_path))
+
+
 def test_classifiers_are_all_of_torchvision_s():
     assert set(classifiers()) == set(models.list_models(module=models)) and len(classifiers()) >= 80
 

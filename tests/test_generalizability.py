@@ -15,6 +15,11 @@ TINY = PROFILES["tiny"]
 SKIPS = {"model": "resnet18", "small": "resnet18-narrow", "keys": 2}
 
 
+@pytest.fixture(autouse=True)
+def artifacts(tmp_path, monkeypatch):
+    monkeypatch.setenv("CLEARSTAMP_ARTIFACTS", str(tmp_path))
+
+
 def test_table_4_has_ten_rows_of_known_networks():
     rows = table4("adjoint")
     assert len({row.name for row in rows}) == 10
