@@ -12,12 +12,13 @@ from clearstamp.stamp import PAPER_KEY, Stamp
 from clearstamp.training import RehearsedLoss, StampLoss, accuracy, fit, harden
 from clearstamp.transpose import Transposed, freeze, public_probe, transpose
 from clearstamp.units import merge_equal_units
-from clearstamp.verification import Reading, extract, read
+from clearstamp.verification import Reading, Recovered, extract, read, read_bytes
 
 __all__ = [
     "PAPER_KEY",
     "ClearStampError",
     "Reading",
+    "Recovered",
     "RehearsedLoss",
     "Stamp",
     "StampLoss",
@@ -34,6 +35,7 @@ __all__ = [
     "merge_equal_units",
     "public_probe",
     "read",
+    "read_bytes",
     "similarity",
     "transpose",
 ]

@@ -26,6 +26,10 @@ class StampError(ClearStampError):
     """A key, a secret, a stamp or a stamp file that cannot be used."""
 
 
+class CodingError(ClearStampError):
+    """Bits that do not fit their images, or a payload that cannot be read back."""
+
+
 class TransposeError(ClearStampError):
     """A model that cannot be run backwards, or a signal that does not fit it."""
 

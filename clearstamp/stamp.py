@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from clearstamp.coding import Payload, encode
 from clearstamp.errors import StampError
 
 PAPER_KEY = (-0.0748, 5.3644, -8.2304, -7.3593, -3.8515, 2.6815, -0.1981, 7.9288, -0.8874, 2.6461)
@@ -39,6 +40,7 @@ class Stamp:
         labels: what each secret shows, one string a key.
         frozen: what the `paper` readout takes for the branches that it freezes, from `clearstamp.freeze`; a part of the
             key (set it with `dataclasses.replace`), to be passed to `transpose`. Empty for the public probe's values.
+        payload: how bytes lie in the secrets, for a stamp made by `from_bytes`; else None.
 
     Raises `StampError` for anything else, and for two equal keys with different secrets.
     """
@@ -47,6 +49,7 @@ class Stamp:
     secrets: Tensor
     labels: tuple[str, ...]
     frozen: dict[str, Tensor] = field(default_factory=dict)
+    payload: Payload | None = None
 
     def __post_init__(self) -> None:
         check_keys(self.keys)
@@ -130,6 +133,29 @@ class Stamp:
         keys = draw_keys(len(stacked), outputs, seed=seed, key_range=key_range)
         return cls(keys, stacked, tuple(labels or (f"secret {i}" for i in range(len(stacked)))))
 
+    @classmethod
+    def from_bytes(
+        cls,
+        data: bytes,
+        *,
+        outputs: int,
+        shape: tuple[int, int, int],
+        seed: int,
+        code: str = "ldpc",
+        patches: int = 6,
+        per_channel: bool = False,
+        key_range: float = 10.0,
+    ) -> "Stamp":
+        """A stamp whose secrets hold `data` as patches of black and white, `patches` along each side of an image.
+
+        `code` corrects errors: ``"ldpc"`` (the strongest), ``"reed-solomon"``, ``"hamming"`` as in the paper, or
+        ``"none"``. With `per_channel` a patch of a colour image holds a bit for each channel. `clearstamp.read_bytes`
+        reads the data back. Raises `CodingError` for an unknown code or patches that the image does not hold.
+        """
+        images, payload = encode(data, shape, code=code, patches=patches, per_channel=per_channel, seed=seed)
+        drawn = cls.from_secrets(images, outputs=outputs, seed=seed, key_range=key_range)
+        return replace(drawn, payload=payload)
+
     def to(self, device: torch.device | str) -> "Stamp":
         """The same stamp on another device."""
         return replace(self, keys=self.keys.to(device), secrets=self.secrets.to(device))
@@ -144,7 +170,7 @@ class Stamp:
             "version": VERSION,
             "labels": self.labels,
             "checksum": checksum(self.labels, tensors),
-        }
+        } | ({} if self.payload is None else {"payload": self.payload.about})
         write_atomically(Path(path), save(tensors, {FORMAT: json.dumps(about, ensure_ascii=False)}))
 
     @classmethod
@@ -176,7 +202,8 @@ class Stamp:
             )
         if about.get("checksum") != checksum(about.get("labels", ()), tensors):
             raise StampError("the stamp was changed or damaged after it was written: wrong checksum", where=path)
-        return cls(tensors["keys"], tensors["secrets"], tuple(about["labels"]), frozen)
+        payload = Payload(**about["payload"]) if "payload" in about else None
+        return cls(tensors["keys"], tensors["secrets"], tuple(about["labels"]), frozen, payload)
 
 
 def draw_keys(count: int, outputs: int, *, seed: int, key_range: float = 10.0) -> Tensor:

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from clearstamp.coding import Found, decode
+from clearstamp.errors import CodingError
 from clearstamp.scores import correlation, develop, similarity
 from clearstamp.stamp import Stamp
 from clearstamp.training import check_fit
@@ -53,3 +55,51 @@ def read(back: Transposed, stamp: Stamp) -> Reading:
     return Reading(
         images, similarity(images, secrets), similarity(develop(images), secrets), correlation(images, secrets)
     )
+
+
+LOST = 0.25
+"""The share of wrong bits from which an image counts as lost."""
+
+
+@dataclass(frozen=True)
+class Recovered:
+    """A payload as read back from a model.
+
+    Attributes:
+        data: the bytes; right, by their checksum.
+        corrected: code bits that error correction changed.
+        errors: bit-error rate of each image before correction ``[k]``, by the stamp's own secrets.
+    """
+
+    data: bytes
+    corrected: int
+    errors: Tensor
+
+
+def try_bytes(back: Transposed, stamp: Stamp) -> tuple[Found, Tensor]:
+    """What decoding finds, right or not, and the bit-error rate of each image before correction ``[k]``.
+
+    Raises `CodingError` if the stamp holds no payload, `StampError` if it does not fit the model.
+    """
+    if stamp.payload is None:
+        raise CodingError("the stamp holds no payload", expected="a stamp made by Stamp.from_bytes")
+    found = decode(extract(back, stamp), stamp.payload)
+    meant = decode(stamp.secrets.cpu(), stamp.payload).bits
+    return found, torch.from_numpy((found.bits != meant).mean(1))
+
+
+def read_bytes(back: Transposed, stamp: Stamp) -> Recovered:
+    """Step 4 for a stamp made by `Stamp.from_bytes`: feed the keys, read the bits, correct them, check them.
+
+    Raises `CodingError` if the bytes are not those that the stamp was made of, with the bit-error rate before
+    correction and how many images are lost.
+    """
+    found, errors = try_bytes(back, stamp)
+    if not found.right:
+        raise CodingError(
+            "the payload cannot be read back",
+            got=f"{errors.mean():.2%} wrong bits before correction, "
+            f"{int((errors > LOST).sum())} of {len(errors)} images lost",
+            remedy="a stronger code, larger patches, or more training of the stamp",
+        )
+    return Recovered(found.data, found.corrected, errors)

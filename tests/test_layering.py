@@ -14,6 +14,7 @@ ORDER = (
         "attention",
         "transpose",
         "scores",
+        "coding",
         "stamp",
         "packs",
         "data",
