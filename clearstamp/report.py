@@ -6,19 +6,21 @@ import html
 import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import mean
 from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from IPython.display import Markdown
+from IPython.display import HTML, Markdown
 from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
 from PIL import Image
 from torch import Tensor
 
 from clearstamp import claims
+from clearstamp.capacity import Capacity
 from clearstamp.errors import RecordError
 from clearstamp.records import Record, load_all
 from clearstamp.scores import develop, similarity
@@ -333,6 +335,76 @@ def control_table(unmarked: Sequence[Record]) -> Markdown:
                 cells = (f"{found[f'{s} ({keys}, {readout})']:.3f}" for s in ("ssim", "developed_ssim", "correlation"))
                 lines.append(f"| {keys}, {readout} | {r.seed} | {' | '.join(cells)} |")
     return Markdown("\n".join(lines))
+
+
+BITS = ("bit errors", "bit errors at 0.53", "wrong bits")
+
+
+def capacity_table(records: Sequence[Record], stages: Sequence[str] = tuple(STAGES)) -> Markdown:
+    """One line an experiment and a stage: keys, code bits, accuracy, and the mean over the seeds of each error.
+
+    *Bit errors* are those before correction, read by the levels of each image and by the paper's threshold; *wrong
+    bits* those of the message after it; *whole* counts the seeds whose message came back without one.
+    """
+    titles = ("experiment", "stage", "keys", "code bits", "accuracy", *BITS[:2], BITS[2], "whole")
+    lines = [titles, ("---", "---", *["--:"] * (len(titles) - 2))]
+    for name in dict.fromkeys(r.experiment for r in records):
+        made = [r for r in records if r.experiment == name]
+        for stage in (s for s in stages if s in made[0].results):
+            found = [r.results[stage] for r in made]
+            errors = (f"{mean(f[bits] for f in found):.2%}" for bits in BITS[:2])
+            whole = f"{sum(f['right'] for f in found)} of {len(found)}"
+            first = (name, stage, str(found[0]["keys"]), f"{found[0]['code bits']:,}")
+            wrong = f"{mean(f['wrong bits'] for f in found):.0f}"
+            lines.append((*first, f"{mean(f['accuracy'] for f in found):.3f}", *errors, wrong, whole))
+    return Markdown("\n".join("| " + " | ".join(line) + " |" for line in lines))
+
+
+def errors_figure(groups: Mapping[str, Sequence[Record]], along: str, stage: str = "hardened") -> Figure:
+    """Bit errors before correction at `stage` against a result or a parameter of the experiments, one line a group."""
+    figure, axis = plt.subplots(figsize=(6, 3.5), layout="constrained")
+    for title, made in groups.items():
+        points = sorted((({**r.parameters, **r.results[stage]})[along], r.results[stage]["bit errors"]) for r in made)
+        axis.plot(*zip(*points, strict=True), marker="o", label=title)
+    axis.set_xlabel(along)
+    axis.set_ylabel("bit errors before correction")
+    axis.yaxis.set_major_formatter(PercentFormatter(1.0))
+    axis.legend(fontsize=8)
+    plt.close(figure)
+    return figure
+
+
+def patches_slider(records: Sequence[Record], stage: str = "hardened", most: int = 11) -> Slider:
+    """The first images of experiments that differ in their patches: secrets above, what was read out below."""
+    frames, labels = [], []
+    for r in sorted(records, key=lambda r: r.parameters["patches"]):
+        shown = [r.arrays[name][:most].float() for name in ("secrets", stage)]
+        frames.append(montage(torch.cat(shown), columns=len(shown[0])))
+        bits, errors = r.parameters["patches"] ** 2, r.results[stage]["bit errors"]
+        labels.append(f"{bits} bits an image, bit errors {errors:.2%}, mean SSIM {r.results[stage]['ssim']:.3f}")
+    return Slider(frames, labels, "patches", f"dot codes, secrets and as read {STAGES[stage]}")
+
+
+def message_html(experiment: Capacity, record: Record, stage: str) -> HTML:
+    """The message as read back at a stage, wrong characters in red."""
+    found = experiment.read(record.arrays[stage], record.seed).data.decode("latin-1")
+    parts = []
+    for read, meant in zip(found, experiment.message.decode("latin-1"), strict=True):
+        shown = html.escape(read if read.isprintable() or read == "\n" else "\N{REPLACEMENT CHARACTER}")
+        wrong = '<span style="color:#c00;font-weight:bold" title="wrong">'
+        parts.append(shown if read == meant else f"{wrong}{shown}</span>")
+    title = html.escape(f"{record.experiment}, {STAGES[stage]}")
+    return HTML(f'<figure><figcaption>{title}</figcaption><pre class="message">{"".join(parts)}</pre></figure>')
+
+
+def payload_table(experiment: Capacity, records: Sequence[Record]) -> Markdown:
+    """What is left of a message after each attack of a campaign, as `capacity_table` tells it."""
+    judged = []
+    for r in records:
+        ends = [stage for stage in r.results if stage == "before" or is_end(r, stage)]
+        found = {s: r.results[s] | experiment.judge(r.arrays[s], r.arrays["secrets"], r.seed) for s in ends}
+        judged.append(replace(r, results=found))
+    return capacity_table(judged, list(judged[0].results))
 
 
 def coverage_table(records: Sequence[Record]) -> Markdown:

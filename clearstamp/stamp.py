@@ -156,6 +156,11 @@ class Stamp:
         drawn = cls.from_secrets(images, outputs=outputs, seed=seed, key_range=key_range)
         return replace(drawn, payload=payload)
 
+    def pick(self, places: Tensor) -> "Stamp":
+        """The pairs at these places, as a stamp of their own; a payload that lies in all of them is left out."""
+        labels = tuple(self.labels[place] for place in places.tolist())
+        return Stamp(self.keys[places], self.secrets[places], labels, self.frozen)
+
     def to(self, device: torch.device | str) -> "Stamp":
         """The same stamp on another device."""
         return replace(self, keys=self.keys.to(device), secrets=self.secrets.to(device))

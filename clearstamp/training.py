@@ -80,6 +80,33 @@ class StampLossAt(StampLoss):
         return functional_call(Walk(self.back), self.weights, (self.stamp.keys, self.dropout))
 
 
+class SampledLoss(StampLoss):
+    """The stamp loss of `count` of the keys, drawn anew at every call: a large stamp at the cost of a small one.
+
+    Raises `StampError` if the stamp does not fit the model, `TrainingError` if a setting is out of range.
+    """
+
+    def __init__(
+        self,
+        back: Transposed,
+        stamp: Stamp,
+        *,
+        count: int,
+        noise: float = 0.0,
+        dropout: float = 0.0,
+        relative: bool = False,
+    ):
+        super().__init__(back, stamp, noise=noise, dropout=dropout, relative=relative)
+        if count < 1:
+            raise TrainingError("no such number of keys", got=count, expected="at least 1")
+        self.whole, self.count = self.stamp, count
+
+    def __call__(self) -> Tensor:
+        chosen = torch.randperm(len(self.whole))[: self.count].to(self.whole.keys.device)
+        self.stamp = self.whole.pick(chosen)
+        return super().__call__()
+
+
 class RehearsedLoss(StampLoss):
     """The mean of the stamp loss at the weights as they are and at the weights after a rehearsed erasure.
 

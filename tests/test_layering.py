@@ -33,6 +33,7 @@ ORDER = (
         "lifecycle",
         "campaigns",
         "generalizability",
+        "capacity",
         "coverage",
         "report",
     ),

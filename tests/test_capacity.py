@@ -1,0 +1,115 @@
+"""Stamps that hold bytes, through all stages, and how the book tells of them."""
+
+import numpy as np
+import pytest
+import torch
+
+from clearstamp import report
+from clearstamp.attacks import Quantization
+from clearstamp.campaigns import attack_all
+from clearstamp.capacity import LICENCE, Capacity
+from clearstamp.errors import TrainingError
+from clearstamp.experiments import PROFILES, run_all
+from clearstamp.models import build
+from clearstamp.stamp import Stamp
+from clearstamp.training import SampledLoss, StampLoss
+from clearstamp.transpose import transpose
+
+SHAPE = (1, 28, 28)
+SMALL = {"model": "fc", "readout": "adjoint", "lr": 1e-3, "target": None}
+
+
+@pytest.fixture(autouse=True)
+def artifacts(tmp_path, monkeypatch):
+    monkeypatch.setenv("CLEARSTAMP_ARTIFACTS", str(tmp_path))
+    scale = {"train_images": 128, "test_images": 50, "hardening_steps": 25}
+    monkeypatch.setitem(PROFILES, "tiny", report.replace(PROFILES["tiny"], **scale))
+
+
+def test_the_licence_is_as_long_as_the_paper_s():
+    assert 8 * len(LICENCE) == 8_544 and LICENCE.startswith(b"MIT License") and LICENCE.isascii()
+
+
+@pytest.mark.parametrize("length", [1, 1068, 1069, 3000])
+def test_a_message_of_any_length_is_the_licence_over_and_over(length):
+    message = Capacity(name="one", length=length).message
+    assert len(message) == length and (LICENCE * 3).startswith(message)
+
+
+def test_a_payload_is_judged_after_every_stage():
+    experiment = Capacity(name="one", length=9, code="none", **SMALL)
+    (record,) = run_all([experiment], "tiny")
+    assert list(record.results) == ["hardened", "trained", "finetuned"]
+    secrets, images = record.arrays["secrets"].float(), record.arrays["trained"].float()
+    found = record.results["trained"]
+    assert (found["keys"], found["code bits"]) == (2, 72) and secrets.shape == (2, 1, 28, 28)
+    assert 0 <= found["bit errors"] < 0.35
+    read = np.unpackbits(np.frombuffer(experiment.read(images, 0).data, np.uint8))
+    wrong = int((read != np.unpackbits(np.frombuffer(experiment.message, np.uint8))).sum())
+    assert found["wrong bits"] == wrong and found["message errors"] == wrong / 72 and found["right"] == (wrong == 0)
+    assert experiment.judge(secrets, secrets, 0)["right"]
+    assert experiment.judge(1 - secrets, secrets, 0) == {
+        "keys": 2,
+        "code bits": 72,
+        "bit errors": 1.0,
+        "bit errors at 0.53": 1.0,
+        "wrong bits": 72,
+        "message errors": 1.0,
+        "right": False,
+    }
+
+
+def test_tables_and_figures_tell_what_the_records_hold():
+    experiment = Capacity(name="one", length=9, code="none", **SMALL)
+    (record,) = run_all([experiment], "tiny")
+    found = record.results["finetuned"]
+    row = f"| one | finetuned | 2 | 72 | {found['accuracy']:.3f} | {found['bit errors']:.2%} |"
+    assert row in report.capacity_table([record]).data
+    assert f"{int(found['right'])} of 1" in report.capacity_table([record]).data
+    axis = report.errors_figure({"adjoint": [record]}, "keys").axes[0]
+    assert axis.lines[0].get_xydata().tolist() == [[2, record.results["hardened"]["bit errors"]]]
+    slider = report.patches_slider([record])
+    assert "36 bits an image" in slider.labels[0] and len(slider.frames) == 1
+
+
+def test_wrong_characters_are_marked_and_right_ones_are_not():
+    experiment = Capacity(name="one", length=9, code="none", **SMALL)
+    (record,) = run_all([experiment], "tiny")
+    record.arrays["trained"] = record.arrays["secrets"].clone()
+    whole = report.message_html(experiment, record, "trained").data
+    assert "MIT Licen" in whole and "title=" not in whole
+    record.arrays["trained"][0] = 1 - record.arrays["trained"][0]
+    assert 'title="wrong"' in report.message_html(experiment, record, "trained").data
+
+
+def test_a_payload_is_judged_after_attacks():
+    experiment = Capacity(name="one", length=9, code="hamming", **SMALL)
+    (record,) = attack_all("payload", {"int8": Quantization(bits=8)}, [experiment], "tiny", seeds=(0,))
+    table = report.payload_table(experiment, [record]).data
+    assert "| payload-one | before | 4 | 144 |" in table and "| payload-one | int8 | 4 | 144 |" in table
+
+
+# ------------------------------------------------------------------------------------------------- some of the keys
+
+
+def stamped(count: int) -> tuple:
+    stamp = Stamp.from_secrets(torch.rand(count, 1, 12, 12), outputs=4, seed=0)
+    return transpose(build("fc", (1, 12, 12), 4, seed=0), stamp.secrets[:1]), stamp
+
+
+def test_a_sampled_loss_is_that_of_the_keys_it_draws():
+    back, stamp = stamped(5)
+    torch.manual_seed(1)
+    loss = SampledLoss(back, stamp, count=2)()
+    torch.manual_seed(1)
+    chosen = torch.randperm(5)[:2]
+    torch.testing.assert_close(loss, StampLoss(back, stamp.pick(chosen))())
+
+
+def test_a_sampled_loss_draws_anew_and_all_keys_at_most():
+    back, stamp = stamped(5)
+    few, all_of_them = SampledLoss(back, stamp, count=2), SampledLoss(back, stamp, count=9)
+    assert len({few().item() for _ in range(6)}) > 1
+    torch.testing.assert_close(all_of_them(), StampLoss(back, stamp)())
+    with pytest.raises(TrainingError, match="no such number of keys; got: 0"):
+        SampledLoss(back, stamp, count=0)
