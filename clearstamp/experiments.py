@@ -56,9 +56,9 @@ PROFILES = {
     "quick": Profile(
         name="quick",
         dataset="mnist" if data.available("mnist") else "digits",
-        train_images=4_000 if data.available("mnist") else None,
-        test_images=1_000 if data.available("mnist") else None,
-        hardening_steps=300,
+        train_images=2_500 if data.available("mnist") else None,
+        test_images=500 if data.available("mnist") else None,
+        hardening_steps=200,
         epochs=3,
         finetune_epochs=2,
         seeds=(0,),
