@@ -104,14 +104,16 @@ def tolerances(profile: str) -> str:
 
 
 def rules() -> str:
-    """Every rule of both readouts, with what it computes, its label and its source."""
+    """Every rule of both readouts, with what it computes, its label and its source; rules that do the same in one row."""
     found = {rule: None for registry in READOUTS.values() for rule in registry.values()}
-    rows = []
+    rows: dict[tuple[str, ...], list[str]] = {}
     for rule in found:
         readouts = [readout for readout, registry in READOUTS.items() if rule in registry.values()]
         summary = (rule.apply.__doc__ or "").strip().split("\n")[0]
-        rows.append((rule.name, summary, ", ".join(readouts), rule.label, rule.source))
-    return table(("rule", "signal at the input", "readout", "label", "source"), rows)
+        names = rows.setdefault((summary, ", ".join(readouts), rule.label, rule.source), [])
+        names += [rule.name] if rule.name not in names else []
+    lines = [(", ".join(names), *cells) for cells, names in rows.items()]
+    return table(("rule", "signal at the input", "readout", "label", "source"), lines)
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
