@@ -104,7 +104,7 @@ def tolerances(profile: str) -> str:
 
 
 def rules() -> str:
-    """Every rule of both readouts, with what it computes, its label and its source; rules that do the same in one row."""
+    """Every rule of both readouts: what it computes, its label, its source. Rules that do the same share a row."""
     found = {rule: None for registry in READOUTS.values() for rule in registry.values()}
     rows: dict[tuple[str, ...], list[str]] = {}
     for rule in found:
