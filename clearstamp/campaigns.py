@@ -31,6 +31,7 @@ EMBEDDINGS = [
     LifeCycle(name="11-keys-relative-noise-adjoint", readout="adjoint", noise=1.0, relative=True),
     Rehearsed(name="11-keys-rehearsed-adjoint", readout="adjoint"),
     NOISY[1],
+    LifeCycle(name="11-keys-strong-noise-adjoint", readout="adjoint", noise=0.04),
 ]
 """What was tried to make a stamp last: as published, less hardening, two kinds of noise, rehearsed erasure."""
 
