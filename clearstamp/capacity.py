@@ -9,7 +9,7 @@ from torch import Tensor
 
 from clearstamp.coding import Found, decode, read_bits
 from clearstamp.experiments import Findings, Profile
-from clearstamp.lifecycle import LifeCycle
+from clearstamp.generalizability import Row
 from clearstamp.stamp import Stamp
 from clearstamp.training import SampledLoss, StampLoss
 from clearstamp.transpose import Transposed
@@ -19,7 +19,7 @@ LICENCE = Path(__file__).with_name("licence.txt").read_bytes()
 
 
 @dataclass(frozen=True, kw_only=True)
-class Capacity(LifeCycle):
+class Capacity(Row):
     """A stamp that holds `length` bytes (the licence's text, over and over) on its way through the stages.
 
     It has as many keys as the bytes need, whatever `keys` says. A stamp step takes at most `sample` of them. To what is

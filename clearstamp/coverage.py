@@ -123,7 +123,7 @@ class Hardened(Experiment):
             stamp = Stamp.from_texts(["AB", "CD", "EF", "GH"], outputs=OUTPUTS, shape=shape, seed=seed)
             back = transpose(model, torch.zeros(1, *shape, device=device()), readout=self.readout)
             before = read(back, stamp)
-            steps = self.steps if scale.name == "paper" else scale.hardening_steps // 5
+            steps = self.steps if scale.name == "paper" else scale.hardening_steps // 10
             done = harden(back, stamp, steps=steps, target=0.95, lr=self.lr)
             after = read(back, stamp)
             results[name] = {
