@@ -48,16 +48,19 @@ class Claim:
 
 @dataclass(frozen=True)
 class Row:
-    """A claim beside what was measured: for each readout one value per seed."""
+    """A claim beside what was measured: for each readout one value per seed; `reduced` below the paper's scale."""
 
     claim: Claim
     values: dict[str, list[float]]
+    reduced: bool = False
 
     @property
     def verdict(self) -> str:
         """Of the readout as published; empty if the experiment was not run."""
         values = self.values["paper"]
-        return ("holds" if self.claim.holds(mean(values)) else "FALLS") if values else ""
+        if not values:
+            return ""
+        return ("holds" if self.claim.holds(mean(values)) else "FALLS") + ", reduced scale" * self.reduced
 
     def cell(self, readout: str) -> str:
         """Mean and, over several seeds, the range; empty if not run."""
@@ -96,7 +99,9 @@ def paper_values(experiment: str) -> dict[str, Any]:
 def judge(claims: Iterable[Claim], records: Iterable[Record]) -> list[Row]:
     """Each claim beside the records of one profile. A claim without a record has no values: it was not run."""
     by_name: dict[str, list[Record]] = {}
+    reduced = False
     for record in records:
+        reduced |= record.profile != "paper"
         by_name.setdefault(record.experiment, []).append(record)
     rows = []
     for claim in claims:
@@ -110,7 +115,7 @@ def judge(claims: Iterable[Claim], records: Iterable[Record]) -> list[Row]:
                 raise RecordError(
                     "a claim asks for a number that its record does not hold", got=error, where=claim.id
                 ) from error
-        rows.append(Row(claim, values))
+        rows.append(Row(claim, values, reduced))
     return rows
 
 

@@ -24,9 +24,9 @@ def claim(**changes) -> Claim:
     return Claim(**(about | changes))
 
 
-def record(readout: str, seed: int, ssim: float) -> Record:
+def record(readout: str, seed: int, ssim: float, profile: str = "paper") -> Record:
     results = {"trained": {"ssim": ssim}}
-    return Record(f"one-{readout}", "quick", {}, seed, {}, results, {}, {}, 1.0)
+    return Record(f"one-{readout}", profile, {}, seed, {}, results, {}, {}, 1.0)
 
 
 @pytest.mark.parametrize(
@@ -62,6 +62,12 @@ def test_what_was_not_run_is_an_empty_cell():
 def test_a_falling_claim_says_so_in_the_plain_table():
     rows = claims.judge([claim()], [record("paper", 0, 0.5)])
     assert "FALLS" in claims.table(rows, "plain")
+
+
+@pytest.mark.parametrize(("profile", "verdict"), [("paper", "FALLS"), ("quick", "FALLS, reduced scale")])
+def test_a_verdict_below_the_paper_s_scale_is_marked(profile, verdict):
+    (row,) = claims.judge([claim()], [record("paper", 0, 0.5, profile)])
+    assert row.verdict == verdict
 
 
 def test_a_claim_about_a_number_that_no_record_holds_is_an_error():
