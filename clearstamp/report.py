@@ -188,6 +188,20 @@ def stages_figure(record: Record, stages: Mapping[str, str]) -> Figure:
     return figure
 
 
+def gallery_figure(records: Sequence[Record], stage: str = "finetuned") -> Figure:
+    """One line of pictures a record: the raw signal at `stage`."""
+    figure, axes = plt.subplots(len(records), 1, figsize=(8, 0.95 * len(records)), layout="constrained", squeeze=False)
+    for axis, record in zip(axes[:, 0], records, strict=True):
+        images = record.arrays[stage].float()
+        sheet = montage(images, columns=len(images))
+        axis.imshow(sheet, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+        found = record.results[stage]
+        axis.set_title(f"{record.experiment}, SSIM {found['ssim']:.3f}", fontsize=7, loc="left", pad=2)
+        axis.axis("off")
+    plt.close(figure)
+    return figure
+
+
 def attack_slider(record: Record, attack: str = "", *, name: str = "attack") -> Slider:
     """The stamp under a campaign's attacks: raw signal above, developed pictures below, with what is left of the model.
 
@@ -394,7 +408,8 @@ def message_html(experiment: Capacity, record: Record, stage: str) -> HTML:
         wrong = '<span style="color:#c00;font-weight:bold" title="wrong">'
         parts.append(shown if read == meant else f"{wrong}{shown}</span>")
     title = html.escape(f"{record.experiment}, {STAGES[stage]}")
-    return HTML(f'<figure><figcaption>{title}</figcaption><pre class="message">{"".join(parts)}</pre></figure>')
+    text = f'<pre style="white-space: pre-wrap">{"".join(parts)}</pre>'
+    return HTML(f"<figure><figcaption>{title}</figcaption>{text}</figure>")
 
 
 def payload_table(experiment: Capacity, records: Sequence[Record]) -> Markdown:

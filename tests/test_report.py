@@ -79,3 +79,10 @@ def test_tables_hold_the_records_numbers(made):
 def test_provenance_of_nothing_is_an_error():
     with pytest.raises(RecordError, match="no record"):
         report.provenance([])
+
+
+def test_a_gallery_has_a_line_of_pictures_for_each_record(made):
+    records = made["marked"] * 2
+    figure = report.gallery_figure(records)
+    titles = [axis.get_title(loc="left") for axis in figure.axes]
+    assert titles == [f"{r.experiment}, SSIM {r.results['finetuned']['ssim']:.3f}" for r in records]
