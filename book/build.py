@@ -110,6 +110,7 @@ def rules() -> str:
     for rule in found:
         readouts = [readout for readout, registry in READOUTS.items() if rule in registry.values()]
         summary = (rule.apply.__doc__ or "").strip().split("\n")[0]
+        summary = summary.replace(f"{rule.name} of the signal", "The same function of the signal")
         names = rows.setdefault((summary, ", ".join(readouts), rule.label, rule.source), [])
         names += [rule.name] if rule.name not in names else []
     lines = [(", ".join(names), *cells) for cells, names in rows.items()]
