@@ -60,12 +60,11 @@ class Capacity(Row):
         secrets = arrays["secrets"]
         for stage, found in results.items():
             found |= self.judge(arrays[stage], secrets, seed)
-        kept = {name: images.half() for name, images in arrays.items() if name in (*results, "secrets")}
+        kept = {name: images for name, images in arrays.items() if name in (*results, "secrets")}
         return results, kept, weights
 
     def judge(self, images: Tensor, secrets: Tensor, seed: int) -> dict[str, Any]:
         """How many bits of raw signals ``[k, C, H, W]`` are wrong."""
-        images, secrets = images.float(), secrets.float()
         found, meant = self.read(images, seed), self.read(secrets, seed)
         fixed, true = (read_bits(i, self.patches, per_channel=self.per_channel) for i in (images, secrets))
         wrong = np.unpackbits(np.frombuffer(found.data, np.uint8) ^ np.frombuffer(self.message, np.uint8))
@@ -84,4 +83,4 @@ class Capacity(Row):
         channels, height, width = images.shape[1:]
         payload = self.stamp((channels, height, width), 1, seed).payload
         assert payload is not None, "made by from_bytes"
-        return decode(images.float(), payload)
+        return decode(images, payload)

@@ -154,7 +154,10 @@ def parameters(experiment: Experiment, scale: Profile, seed: int) -> dict[str, A
 
 
 def perform(experiment: Experiment, scale: Profile, seed: int) -> Record:
-    """Run one experiment; save its record and the weights of the model that it trained."""
+    """Run one experiment; save its record and the weights of the model that it trained.
+
+    Pictures are kept for the profile's first seed alone, curves for every seed.
+    """
     given = parameters(experiment, scale, seed)
     began = time.perf_counter()
     with watch() as code, torch.autocast(device().type, torch.bfloat16, enabled=scale.precision == "bfloat16"):
@@ -173,7 +176,7 @@ def perform(experiment: Experiment, scale: Profile, seed: int) -> Record:
         dataset=load_sets(scale).about(),
         wall_seconds=round(seconds, 1),
         weights=checksum((), weights) if weights else None,
-        arrays=arrays,
+        arrays={name: a for name, a in arrays.items() if seed == scale.seeds[0] or a.dim() == 1},
     )
     record.save()
     return record

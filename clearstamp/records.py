@@ -28,7 +28,7 @@ class Record:
 
     `results` maps a stage of the experiment to its numbers, `paper` the same stages to the paper's. `code` names what
     of the library ran, with digests; `weights` is the checksum of the trained model. `arrays` holds pictures and
-    curves; it is stored beside the JSON file and not in it.
+    curves; it is stored beside the JSON file and not in it, floating-point numbers in half precision.
     """
 
     experiment: str
@@ -53,10 +53,21 @@ class Record:
         """Write the record; a crash leaves the old one or the new one."""
         path = folder(self.profile) / f"{self.name}.json"
         about = {key: value for key, value in asdict(self).items() if key != "arrays"}
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.arrays.items()}
+        tensors = {name: short(tensor.detach().cpu().contiguous()) for name, tensor in self.arrays.items()}
         write_atomically(path.with_suffix(".safetensors"), save(tensors))
         write_atomically(path, (json.dumps(about, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode())
         return path
+
+
+def short(values: Tensor) -> Tensor:
+    """Floating-point numbers in half precision and its range, enough for pictures and curves; others as they are."""
+    most = torch.finfo(torch.float16).max
+    return values.clamp(-most, most).half() if values.is_floating_point() else values
+
+
+def long(values: Tensor) -> Tensor:
+    """Floating-point numbers in single precision, others as they are."""
+    return values.float() if values.is_floating_point() else values
 
 
 def artifacts() -> Path:
@@ -73,7 +84,8 @@ def load(path: Path) -> Record:
     """Read one record with its arrays. Raises `RecordError` naming a file that is missing or damaged."""
     try:
         about = json.loads(path.read_text(encoding="utf-8"))
-        return Record(**about, arrays=load_file(path.with_suffix(".safetensors")))
+        arrays = load_file(path.with_suffix(".safetensors"))
+        return Record(**about, arrays={name: long(tensor) for name, tensor in arrays.items()})
     except (OSError, json.JSONDecodeError, TypeError, SafetensorError) as error:
         raise RecordError(
             "not a whole record",

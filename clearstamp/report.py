@@ -192,7 +192,7 @@ def gallery_figure(records: Sequence[Record], stage: str = "finetuned") -> Figur
     """One line of pictures a record: the raw signal at `stage`."""
     figure, axes = plt.subplots(len(records), 1, figsize=(8, 0.95 * len(records)), layout="constrained", squeeze=False)
     for axis, record in zip(axes[:, 0], records, strict=True):
-        images = record.arrays[stage].float()
+        images = record.arrays[stage]
         sheet = montage(images, columns=len(images))
         axis.imshow(sheet, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
         found = record.results[stage]
@@ -392,7 +392,7 @@ def patches_slider(records: Sequence[Record], stage: str = "hardened", most: int
     """The first images of experiments that differ in their patches: secrets above, what was read out below."""
     frames, labels = [], []
     for r in sorted(records, key=lambda r: r.parameters["patches"]):
-        shown = [r.arrays[name][:most].float() for name in ("secrets", stage)]
+        shown = [r.arrays[name][:most] for name in ("secrets", stage)]
         frames.append(montage(torch.cat(shown), columns=len(shown[0])))
         bits, errors = r.parameters["patches"] ** 2, r.results[stage]["bit errors"]
         labels.append(f"{bits} bits an image, bit errors {errors:.2%}, mean SSIM {r.results[stage]['ssim']:.3f}")

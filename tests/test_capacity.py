@@ -40,7 +40,7 @@ def test_a_payload_is_judged_after_every_stage():
     experiment = Capacity(name="one", length=9, code="none", **SMALL)
     (record,) = run_all([experiment], "tiny")
     assert list(record.results) == ["hardened", "trained", "finetuned"]
-    secrets, images = record.arrays["secrets"].float(), record.arrays["trained"].float()
+    secrets, images = record.arrays["secrets"], record.arrays["trained"]
     found = record.results["trained"]
     assert (found["keys"], found["code bits"]) == (2, 72) and secrets.shape == (2, 1, 28, 28)
     assert 0 <= found["bit errors"] < 0.35

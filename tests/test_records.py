@@ -2,6 +2,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from clearstamp import records
 from clearstamp.errors import RecordError
@@ -69,3 +70,13 @@ def test_a_damaged_record_is_named(damage):
         path.with_suffix(".safetensors").unlink()
     with pytest.raises(RecordError, match="not a whole record.*one-seed3"):
         records.load_all("tiny")
+
+
+def test_arrays_are_stored_in_half_precision_and_read_in_single():
+    arrays = {"images": torch.rand(3, 4), "steps": torch.tensor([7, 70_000]), "large": torch.tensor([1e6])}
+    path = Record("one", "tiny", {}, 0, {}, {}, {}, {}, 1.0, arrays=arrays).save()
+    assert load_file(path.with_suffix(".safetensors"))["images"].dtype == torch.float16
+    found = records.load(path).arrays
+    torch.testing.assert_close(found["images"], arrays["images"], rtol=1e-3, atol=1e-3)
+    assert found["large"].tolist() == [torch.finfo(torch.float16).max]
+    assert torch.equal(found["steps"], arrays["steps"])
