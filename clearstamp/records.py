@@ -44,6 +44,9 @@ class Record:
     provenance: dict[str, Any] = field(default_factory=lambda: provenance())
     arrays: dict[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "arrays", {name: long(tensor) for name, tensor in self.arrays.items()})
+
     @property
     def name(self) -> str:
         """The file name without its ending."""
@@ -84,8 +87,7 @@ def load(path: Path) -> Record:
     """Read one record with its arrays. Raises `RecordError` naming a file that is missing or damaged."""
     try:
         about = json.loads(path.read_text(encoding="utf-8"))
-        arrays = load_file(path.with_suffix(".safetensors"))
-        return Record(**about, arrays={name: long(tensor) for name, tensor in arrays.items()})
+        return Record(**about, arrays=load_file(path.with_suffix(".safetensors")))
     except (OSError, json.JSONDecodeError, TypeError, SafetensorError) as error:
         raise RecordError(
             "not a whole record",

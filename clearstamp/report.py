@@ -151,7 +151,7 @@ def hardening_slider(record: Record) -> Slider:
     """The stamp while it is hardened: the raw signal above, the developed pictures below."""
     secrets = record.arrays["secrets"]
     frames, labels = [], []
-    steps, signals = record.arrays["hardening/steps"].tolist(), record.arrays["hardening/frames"].float()
+    steps, signals = record.arrays["hardening/steps"].tolist(), record.arrays["hardening/frames"]
     for step, images in zip(steps, signals, strict=True):
         frames.append(montage(torch.cat([images, develop(images)]), columns=len(images)))
         labels.append(f"step {step}, mean SSIM {similarity(images, secrets).mean():.3f}")
