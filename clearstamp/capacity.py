@@ -65,14 +65,14 @@ class Capacity(Row):
 
     def judge(self, images: Tensor, secrets: Tensor, seed: int) -> dict[str, Any]:
         """How many bits of raw signals ``[k, C, H, W]`` are wrong."""
-        found, meant = self.read(images, seed), self.read(secrets, seed)
-        fixed, true = (read_bits(i, self.patches, per_channel=self.per_channel) for i in (images, secrets))
+        found = self.read(images, seed)
+        fixed, meant = (read_bits(i, self.patches, per_channel=self.per_channel) for i in (images, secrets))
         wrong = np.unpackbits(np.frombuffer(found.data, np.uint8) ^ np.frombuffer(self.message, np.uint8))
         return {
             "keys": len(images),
-            "code bits": int(meant.bits.size),
-            "bit errors": float((found.bits != meant.bits).mean()),
-            "bit errors at 0.53": float((fixed != true).mean()),
+            "code bits": int(meant.size),
+            "bit errors": float((found.bits != meant).mean()),
+            "bit errors at 0.53": float((fixed != meant).mean()),
             "wrong bits": int(wrong.sum()),
             "message errors": float(wrong.mean()),
             "right": found.right,

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from clearstamp.coding import Found, decode
+from clearstamp.coding import Found, decode, read_bits
 from clearstamp.errors import CodingError
 from clearstamp.scores import correlation, develop, similarity
 from clearstamp.stamp import Stamp
@@ -84,7 +84,7 @@ def try_bytes(back: Transposed, stamp: Stamp) -> tuple[Found, Tensor]:
     if stamp.payload is None:
         raise CodingError("the stamp holds no payload", expected="a stamp made by Stamp.from_bytes")
     found = decode(extract(back, stamp), stamp.payload)
-    meant = decode(stamp.secrets.cpu(), stamp.payload).bits
+    meant = read_bits(stamp.secrets.cpu(), stamp.payload.patches, per_channel=stamp.payload.per_channel)
     return found, torch.from_numpy((found.bits != meant).mean(1))
 
 
