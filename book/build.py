@@ -14,7 +14,7 @@ from pathlib import Path
 
 import yaml
 
-from clearstamp import claims, records
+from clearstamp import claims, markdown, records
 from clearstamp.errors import ClearStampError, RecordError
 from clearstamp.records import Record
 from clearstamp.rules import READOUTS
@@ -61,7 +61,7 @@ def generate(folder: Path, profile: str, notebooks: Iterable[Path], made: Sequen
         "claims.md": claims.table(claims.judge(claims.load(), made), "markdown"),
         "tolerances.md": tolerances(profile),
         "rules.md": rules(),
-        "provenance.md": f"{admonition}{escape(line)}\n",
+        "provenance.md": f"{admonition}{markdown.escape(line)}\n",
         "provenance.json": json.dumps({"line": line, "banner": banner}),
     }
     for name, text in texts.items():
@@ -100,7 +100,7 @@ def tolerances(profile: str) -> str:
         (c.id, c.notebook, f"{meaning[c.verdict]} {c.tolerance:g}", c.reason, f"{c.minutes[profile]:g}")
         for c in claims.load()
     ]
-    return table(("claim", "notebook", "holds if the result is", "why", "minutes"), rows)
+    return markdown.plain_table(("claim", "notebook", "holds if the result is", "why", "minutes"), rows)
 
 
 def rules() -> str:
@@ -114,18 +114,7 @@ def rules() -> str:
         names = rows.setdefault((summary, ", ".join(readouts), rule.label, rule.source), [])
         names += [rule.name] if rule.name not in names else []
     lines = [(", ".join(names), *cells) for cells, names in rows.items()]
-    return table(("rule", "signal at the input", "readout", "label", "source"), lines)
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table of plain text."""
-    lines = [head, ["---"] * len(head), *([escape(cell) for cell in row] for row in rows)]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
-
-
-def escape(text: str) -> str:
-    """Plain text for Markdown."""
-    return "".join(f"\\{c}" if c in r"\`*_{}[]<>#|$~^" else c for c in text)
+    return markdown.plain_table(("rule", "signal at the input", "readout", "label", "source"), lines)
 
 
 def render(book: Path) -> Path:

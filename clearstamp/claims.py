@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import yaml
 
+from clearstamp import markdown
 from clearstamp.errors import RecordError
 from clearstamp.records import Record
 
@@ -134,8 +135,7 @@ def table(rows: Iterable[Row], style: Literal["markdown", "plain"] = "markdown")
         for r in rows
     ]
     if style == "markdown":
-        rule = ["---", "---", "--:", "--:", "--:", "---"]
-        return "\n".join("| " + " | ".join(line) + " |" for line in [head, rule, *lines]) + "\n"
+        return markdown.table(head, lines, "llrrrl")
     widths = [max(len(line[i]) for line in [head, *lines]) for i in range(len(head))]
     return "\n".join(
         "  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in [head, *lines]

@@ -4,11 +4,14 @@ A record made by the same code from the same parameters is taken instead of runn
 goes on where it stopped.
 """
 
+import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import MISSING, dataclass, fields
 from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
@@ -131,11 +134,21 @@ class Experiment(ABC):
         """Run it."""
 
 
+class NotRecordedError(RecordError):
+    """An experiment has no up-to-date record, and none is to be made."""
+
+
 def run_all(experiments: Sequence[Experiment], profile_name: str, seeds: tuple[int, ...] | None = None) -> list[Record]:
-    """The records of every experiment for every seed (the profile's own for None), with a progress bar."""
+    """The records of every experiment for every seed (the profile's own for None), with a progress bar.
+
+    With `$CLEARSTAMP_RECORDED` set nothing is run: experiments without an up-to-date record are left out.
+    """
     scale = profile(profile_name)
-    todo = [(e, seed) for seed in seeds or scale.seeds for e in experiments]
-    return [run(e, scale, seed) for e, seed in tqdm(todo, desc="experiments")]
+    made = []
+    for seed, experiment in tqdm(list(product(seeds or scale.seeds, experiments)), desc="experiments"):
+        with suppress(NotRecordedError):
+            made.append(run(experiment, scale, seed))
+    return made
 
 
 def run(experiment: Experiment, scale: Profile, seed: int) -> Record:
@@ -158,6 +171,8 @@ def perform(experiment: Experiment, scale: Profile, seed: int) -> Record:
 
     Pictures are kept for the profile's first seed alone, curves for every seed.
     """
+    if os.environ.get("CLEARSTAMP_RECORDED"):
+        raise NotRecordedError("not run", got=f"{experiment.name}, seed {seed}", where=records.folder(scale.name))
     given = parameters(experiment, scale, seed)
     began = time.perf_counter()
     with watch() as code, torch.autocast(device().type, torch.bfloat16, enabled=scale.precision == "bfloat16"):

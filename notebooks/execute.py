@@ -3,7 +3,8 @@
     python notebooks/execute.py notebooks/01-hardening.ipynb --profile quick
 
 The executed notebook goes to ``artifacts/<profile>/``. Beside the finished one, a run that fails leaves
-``<name>.failed.ipynb``, with the error at the cell that raised it.
+``<name>.failed.ipynb``, with the error at the cell that raised it. With `$CLEARSTAMP_RECORDED` set it shows what is on
+record, and no experiment is run.
 """
 
 import argparse
@@ -71,7 +72,8 @@ def fingerprint(notebook: Path, profile: str, parameters: Mapping[str, Any]) -> 
     if not notebook.is_file():
         raise RecordError("no such notebook", got=notebook)
     cells = [(cell.cell_type, cell.source, cell.metadata) for cell in nbformat.read(notebook, as_version=4).cells]
-    content = [cells, parameters, repr(experiments.profile(profile)), dependencies.library_digest()]
+    scale, only_recorded = repr(experiments.profile(profile)), bool(os.environ.get("CLEARSTAMP_RECORDED"))
+    content = [cells, parameters, scale, only_recorded, dependencies.library_digest()]
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
 

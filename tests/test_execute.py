@@ -131,3 +131,13 @@ def test_failure_leaves_no_finished_notebook(notebook: Path, artifacts: Path, ca
 @pytest.mark.parametrize(("text", "expected"), [("1e-3", 1e-3), ("adjoint", "adjoint"), ("(0, 1)", (0, 1))])
 def test_values_of_the_command_line(text: str, expected: object):
     assert runner.value(text) == expected
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (runner.ROOT / "notebooks").glob("*.ipynb")))
+def test_a_notebook_shows_what_is_on_record_and_says_what_is_not(
+    name: str, artifacts: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("CLEARSTAMP_RECORDED", "1")
+    assert runner.execute(runner.ROOT / "notebooks" / f"{name}.ipynb", "tiny")
+    assert "Not run in this profile" in (artifacts / f"{name}.ipynb").read_text()
+    assert not (artifacts / "records").exists()

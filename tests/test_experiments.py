@@ -4,6 +4,8 @@ import pytest
 import torch
 
 from clearstamp import experiments, lifecycle, records
+from clearstamp.attacks import LogitShift
+from clearstamp.campaigns import Campaign
 from clearstamp.errors import RecordError
 from clearstamp.experiments import PROFILES, run_all, weights_file
 from clearstamp.lifecycle import LifeCycle, Rehearsed, trained
@@ -135,3 +137,12 @@ def test_pictures_are_kept_for_the_first_seed_and_curves_for_all():
     first, second = run_all([LifeCycle(name="one", **SMALL)], "tiny", (0, 1))
     assert {"secrets", "trained", "training/losses"} <= first.arrays.keys()
     assert second.arrays.keys() == {"hardening/steps", "hardening/losses", "training/losses", "training/stamp losses"}
+
+
+def test_when_only_records_are_asked_for_nothing_runs(monkeypatch):
+    done, missing = (LifeCycle(name=name, until="hardened", **SMALL) for name in ("done", "missing"))
+    (record,) = run_all([done], "tiny")
+    monkeypatch.setenv("CLEARSTAMP_RECORDED", "1")
+    monkeypatch.setattr(lifecycle, "marked", lambda *_: pytest.fail("something was run"))
+    campaign = Campaign(name="attack", on=missing, attacks={"none": LogitShift()})
+    assert run_all([missing, done, campaign], "tiny") == [record]

@@ -28,6 +28,7 @@ ORDER = (
     *(
         "dependencies",
         "records",
+        "markdown",
         "claims",
         "experiments",
         "lifecycle",
@@ -35,8 +36,8 @@ ORDER = (
         "generalizability",
         "capacity",
         "coverage",
-        "report",
     ),
+    *("report.stages", "report.sliders", "report.figures", "report.tables", "report"),
 )
 FOLDER = Path(clearstamp.__file__).parent
 FILES = {

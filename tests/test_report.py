@@ -1,4 +1,5 @@
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -76,9 +77,38 @@ def test_tables_hold_the_records_numbers(made):
     assert "512 train images" in report.provenance(marked).data
 
 
-def test_provenance_of_nothing_is_an_error():
-    with pytest.raises(RecordError, match="no record"):
-        report.provenance([])
+@pytest.mark.parametrize(
+    "table",
+    [
+        lambda: report.score_table([], "trained"),
+        lambda: report.attacks_table([]),
+        lambda: report.steps_table([]),
+        lambda: report.cost_table([], []),
+        lambda: report.capacity_table([]),
+        lambda: report.coverage_table([]),
+        lambda: report.provenance([]),
+    ],
+)
+def test_what_was_not_run_is_said_to_be_so(table):
+    assert table().data == "*Not run in this profile.*"
+
+
+def test_a_marked_model_without_its_twin_has_no_cost(made):
+    other = [replace(record, seed=5) for record in made["unmarked"]]
+    assert "Not run" in report.cost_table(made["marked"], other).data
+
+
+def test_several_seeds_are_told_with_their_spread(made):
+    (record,) = made["marked"]
+    other = replace(record, seed=1, results={"trained": record.results["trained"] | {"ssim": 0.5}})
+    both = [replace(record, results={"trained": record.results["trained"] | {"ssim": 0.75}}), other]
+    assert "| 2 | " in report.score_table(both, "trained").data
+    assert "| 0.625 ± 0.177 |" in report.score_table(both, "trained").data
+
+
+def test_pictures_are_those_of_the_first_seed(made):
+    (record,) = made["marked"]
+    assert report.pictured([record, replace(record, seed=1, arrays={})]) == [record]
 
 
 def test_a_gallery_has_a_line_of_pictures_for_each_record(made):

@@ -1,0 +1,113 @@
+"""Figures of records."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+from clearstamp.records import Record
+from clearstamp.report.sliders import montage
+from clearstamp.report.stages import READOUTS, SCORES, STAGES
+from clearstamp.scores import develop
+
+
+def stamp_figure(record: Record) -> Figure:
+    """The secrets, then the raw signal and the developed pictures of every stage of a life cycle."""
+    return stages_figure(record, {stage: title for stage, title in STAGES.items() if stage in record.arrays})
+
+
+def stages_figure(record: Record, stages: Mapping[str, str]) -> Figure:
+    """The secrets, then the raw signal and the developed pictures of the record's `stages`, under their titles."""
+    rows = [("secret", record.arrays["secrets"])]
+    for stage, title in stages.items():
+        rows += [(f"{title}: raw", record.arrays[stage]), ("developed", develop(record.arrays[stage]))]
+    sheets = [montage(images) for _, images in rows]
+    width = 9.0
+    figure, axes = plt.subplots(
+        len(rows),
+        1,
+        figsize=(width, sum(s.shape[0] / max(s.shape[1], 160) * width + 0.3 for s in sheets)),
+        squeeze=False,
+    )
+    for axis, (title, _), sheet in zip(axes[:, 0], rows, sheets, strict=True):
+        axis.imshow(sheet, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+        axis.set_title(title, fontsize=9, loc="left")
+        axis.axis("off")
+    figure.tight_layout()
+    plt.close(figure)
+    return figure
+
+
+def gallery_figure(records: Sequence[Record], stage: str = "finetuned") -> Figure:
+    """One line of pictures a record: the raw signal at `stage`."""
+    figure, axes = plt.subplots(len(records), 1, figsize=(8, 0.95 * len(records)), layout="constrained", squeeze=False)
+    for axis, record in zip(axes[:, 0], records, strict=True):
+        images = record.arrays[stage]
+        sheet = montage(images, columns=len(images))
+        axis.imshow(sheet, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+        found = record.results[stage]
+        axis.set_title(f"{record.experiment}, SSIM {found['ssim']:.3f}", fontsize=7, loc="left", pad=2)
+        axis.axis("off")
+    plt.close(figure)
+    return figure
+
+
+def plane_figure(groups: Mapping[str, Sequence[Record]], *, metric: str = "developed_ssim") -> Figure:
+    """Every stage of every record on one plane: accuracy left, and legibility left.
+
+    One colour a group. The line of each group is its attackers' front: the least legibility that was reached at that
+    accuracy or more.
+    """
+    figure, axis = plt.subplots(figsize=(8, 5.5), layout="constrained")
+    for colour, (title, made) in zip(plt.rcParams["axes.prop_cycle"].by_key()["color"], groups.items(), strict=False):
+        points = sorted((found["accuracy"], found[metric]) for r in made for found in r.results.values())
+        if not points:
+            continue
+        accuracies, scores = np.array(points).T
+        axis.scatter(accuracies, scores, s=14, color=colour, alpha=0.5, linewidths=0)
+        front = np.minimum.accumulate(scores[::-1])[::-1]
+        axis.plot(accuracies, front, color=colour, drawstyle="steps-pre", lw=1.5, label=title)
+    axis.set_xlabel("accuracy left")
+    axis.set_ylabel(f"legibility left ({SCORES[metric]})")
+    figure.legend(fontsize=8, loc="outside lower center", ncols=2)
+    plt.close(figure)
+    return figure
+
+
+def hardening_figure(records: Iterable[Record]) -> Figure:
+    """Stamp loss during hardening, then task and stamp loss during constraint training, one line a record."""
+    figure, axes = plt.subplots(1, 3, figsize=(9, 2.8))
+    names = ("hardening/losses", "training/losses", "training/stamp losses")
+    titles = ("hardening: stamp loss", "constraint training: task loss", "constraint training: stamp loss")
+    for record in records:
+        for axis, name in zip(axes, names, strict=True):
+            if name in record.arrays:
+                losses = record.arrays[name]
+                place = np.arange(len(losses)) if name == names[0] else np.linspace(0, 100, len(losses))
+                readout = record.parameters["readout"]
+                axis.plot(place, losses, color=READOUTS[readout], lw=1, label=readout)
+    for axis, title in zip(axes, titles, strict=True):
+        axis.set_title(title, fontsize=9)
+        axis.set_yscale("log")
+        axis.set_xlabel("step" if axis is axes[0] else "% of the training")
+    handles = dict(zip(*reversed(axes[0].get_legend_handles_labels()), strict=True))
+    axes[0].legend(handles.values(), handles.keys(), fontsize=8, title="readout", title_fontsize=8)
+    figure.tight_layout()
+    plt.close(figure)
+    return figure
+
+
+def errors_figure(groups: Mapping[str, Sequence[Record]], along: str, stage: str = "hardened") -> Figure:
+    """Bit errors before correction at `stage` against a result or a parameter of the experiments, one line a group."""
+    figure, axis = plt.subplots(figsize=(6, 3.5), layout="constrained")
+    for title, made in groups.items():
+        points = sorted((({**r.parameters, **r.results[stage]})[along], r.results[stage]["bit errors"]) for r in made)
+        axis.plot(*zip(*points, strict=True), marker="o", label=title)
+    axis.set_xlabel(along)
+    axis.set_ylabel("bit errors before correction")
+    axis.yaxis.set_major_formatter(PercentFormatter(1.0))
+    axis.legend(fontsize=8)
+    plt.close(figure)
+    return figure

@@ -1,0 +1,163 @@
+"""Frame sliders: a picture, a range, and what it shows in words, in one HTML fragment."""
+
+import base64
+import hashlib
+import html
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from clearstamp.errors import RecordError
+from clearstamp.records import Record
+from clearstamp.report.stages import STAGES, stages_of
+from clearstamp.scores import develop, similarity
+
+
+def montage(images: Tensor, columns: int = 11, gap: int = 2) -> np.ndarray:
+    """Images ``[k, C, H, W]``, clamped to [0, 1], side by side on white: uint8 ``[h, w]`` or ``[h, w, 3]``."""
+    pixels = (images.float().clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+    count, height, width, channels = pixels.shape
+    columns = min(columns, count)
+    rows = -(-count // columns)
+    sheet = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap, channels), 255, np.uint8)
+    for place, image in enumerate(pixels):
+        y, x = (place // columns) * (height + gap), (place % columns) * (width + gap)
+        sheet[y : y + height, x : x + width] = image
+    return sheet.squeeze(2) if channels == 1 else sheet
+
+
+STYLE = """
+.cs-slider{max-width:44rem;margin:1rem 0;padding:.75rem;color:#111;background:#fff;border:1px solid #999;
+border-radius:6px}
+.cs-slider img{display:block;width:min(100%,var(--cs-width));image-rendering:pixelated;background:#fff;
+filter:none!important;padding:0!important;margin:0!important;border-radius:0!important}
+.cs-slider .cs-row{display:flex;gap:.6rem;align-items:center;margin:.6rem 0 .2rem}
+.cs-slider label{color:#111}
+.cs-slider input{flex:1 1 auto;min-width:6rem}
+.cs-slider button{min-width:2.4rem;min-height:2.2rem;color:#111;background:#eee;border:1px solid #888;border-radius:4px}
+.cs-slider output{display:block;color:#111;font-variant-numeric:tabular-nums}
+"""
+
+SCRIPT = """
+(function () {
+  const root = document.getElementById("%s");
+  if (!root || root.dataset.ready) return;
+  root.dataset.ready = "1";
+  const data = JSON.parse(root.querySelector('script[type="application/json"]').textContent);
+  const [image, range, text, button] = ["img", "input", "output", "button"].map(tag => root.querySelector(tag));
+  let timer = null;
+  function show(i) {
+    range.value = i;
+    image.src = data.frames[i];
+    image.alt = data.alt + ", " + data.labels[i];
+    text.textContent = data.labels[i];
+    range.setAttribute("aria-valuetext", data.labels[i]);
+  }
+  function stop() {
+    clearInterval(timer);
+    timer = null;
+    button.textContent = "\\u25b6";
+    button.setAttribute("aria-label", "Play");
+  }
+  function play() {
+    if (+range.value + 1 >= data.frames.length) show(0);
+    button.textContent = "\\u275a\\u275a";
+    button.setAttribute("aria-label", "Pause");
+    timer = setInterval(() => +range.value + 1 < data.frames.length ? show(+range.value + 1) : stop(), 450);
+  }
+  range.addEventListener("input", () => { stop(); show(+range.value); });
+  button.addEventListener("click", () => timer ? stop() : play());
+  root.addEventListener("keydown", event => event.stopPropagation()); // JupyterLab takes the arrow keys otherwise
+  show(data.start);
+  range.disabled = button.disabled = false;
+})();
+"""
+
+
+@dataclass(frozen=True)
+class Slider:
+    """A frame slider in one HTML fragment: no kernel, no widget manager, no network.
+
+    `frames` are uint8 pictures, `labels` what each shows. The fragment is the same from run to run. Viewers that strip
+    scripts show the last frame.
+    """
+
+    frames: Sequence[np.ndarray]
+    labels: Sequence[str]
+    name: str
+    alt: str
+
+    def __post_init__(self) -> None:
+        if not self.frames or len(self.frames) != len(self.labels):
+            raise RecordError("frames and labels do not pair", got=f"{len(self.frames)} and {len(self.labels)}")
+
+    def _repr_mimebundle_(self, **_: Any) -> dict[str, str]:
+        start = len(self.frames) - 1
+        uris = [f"data:image/png;base64,{base64.b64encode(png(frame)).decode()}" for frame in self.frames]
+        data = json.dumps({"frames": uris, "labels": list(self.labels), "alt": self.alt, "start": start})
+        data = data.replace("</", r"<\/")  # a label must not end the script element
+        ident = "cs-" + hashlib.sha256((self.name + data).encode()).hexdigest()[:12]
+        width = 5 * self.frames[0].shape[1]
+        alt, name, label = (html.escape(text) for text in (self.alt, self.name, self.labels[start]))
+        fragment = (
+            f'<div class="cs-slider" role="group" aria-label="{alt}" id="{ident}" style="--cs-width:{width}px">'
+            f"<style>{STYLE}</style>"
+            f'<img class="dark-light" src="{uris[start]}" alt="{alt}, {label}">'
+            f'<div class="cs-row"><button type="button" aria-label="Play" disabled>▶</button>'
+            f'<label for="{ident}-range">{name}</label>'
+            f'<input id="{ident}-range" type="range" min="0" max="{start}" step="1" value="{start}" disabled></div>'
+            f'<output for="{ident}-range" aria-live="polite">{label}</output>'
+            f'<script type="application/json">{data}</script><script>{SCRIPT % ident}</script></div>'
+        )
+        return {"text/html": fragment, "text/plain": f"{self.alt}: {'; '.join(self.labels)}"}
+
+
+def png(pixels: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def hardening_slider(record: Record) -> Slider:
+    """The stamp while it is hardened: the raw signal above, the developed pictures below."""
+    secrets = record.arrays["secrets"]
+    frames, labels = [], []
+    steps, signals = record.arrays["hardening/steps"].tolist(), record.arrays["hardening/frames"]
+    for step, images in zip(steps, signals, strict=True):
+        frames.append(montage(torch.cat([images, develop(images)]), columns=len(images)))
+        labels.append(f"step {step}, mean SSIM {similarity(images, secrets).mean():.3f}")
+    return Slider(frames, labels, "step", f"{record.experiment}, stamp during hardening")
+
+
+def attack_slider(record: Record, attack: str = "", *, name: str = "attack") -> Slider:
+    """The stamp under a campaign's attacks: raw signal above, developed pictures below, with what is left of the model.
+
+    Shows the stages that belong to `attack` (its steps on the way and its end), or, for none, the end of each attack.
+    """
+    stages = stages_of(record, attack)
+    frames = [montage(torch.cat([i, develop(i)]), columns=len(i)) for i in (record.arrays[s] for s in stages)]
+    labels = [
+        f"{stage.removeprefix(attack).lstrip(', ') or stage}: accuracy {found['accuracy']:.3f}, "
+        f"mean SSIM {found['ssim']:.3f}, developed {found['developed_ssim']:.3f}"
+        for stage, found in ((stage, record.results[stage]) for stage in stages)
+    ]
+    alt = f"{record.experiment}, stamp under {attack or 'every attack'}"
+    return Slider(frames, labels, name, alt)
+
+
+def patches_slider(records: Sequence[Record], stage: str = "hardened", most: int = 11) -> Slider:
+    """The first images of experiments that differ in their patches: secrets above, what was read out below."""
+    frames, labels = [], []
+    for r in sorted(records, key=lambda r: r.parameters["patches"]):
+        shown = [r.arrays[name][:most] for name in ("secrets", stage)]
+        frames.append(montage(torch.cat(shown), columns=len(shown[0])))
+        bits, errors = r.parameters["patches"] ** 2, r.results[stage]["bit errors"]
+        labels.append(f"{bits} bits an image, bit errors {errors:.2%}, mean SSIM {r.results[stage]['ssim']:.3f}")
+    return Slider(frames, labels, "patches", f"dot codes, secrets and as read {STAGES[stage]}")

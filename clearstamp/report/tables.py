@@ -1,0 +1,224 @@
+"""Tables of records. Numbers over several seeds are means with their standard deviation."""
+
+import html
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from statistics import mean, stdev
+from typing import Any
+
+from IPython.display import HTML, Markdown
+
+from clearstamp import claims, markdown
+from clearstamp.capacity import Capacity
+from clearstamp.records import Record, load_all
+from clearstamp.report.stages import READOUTS, SCORES, STAGES, by_experiment, is_end
+
+
+def shown(head: Sequence[str], rows: Iterable[Sequence[str]], align: str = "lr") -> Markdown:
+    """A table, or that there is none."""
+    rows = list(rows)
+    return Markdown(markdown.table(head, rows, align) if rows else "*Not run in this profile.*")
+
+
+def spread(values: Sequence[float], style: str = ".3f") -> str:
+    """The mean and, of several values, their standard deviation; empty of none."""
+    if not values:
+        return ""
+    return f"{mean(values):{style}}" + (f" ± {stdev(values):{style}}" if len(values) > 1 else "")
+
+
+def claims_table(notebook: str, profile: str) -> Markdown:
+    """*Paper* beside *reproduced* for every claim that `notebook` checks."""
+    rows = claims.judge([c for c in claims.load() if c.notebook == notebook], load_all(profile))
+    return Markdown(claims.table(rows))
+
+
+def score_table(records: Sequence[Record], stage: str) -> Markdown:
+    """One line an experiment: every score at `stage`."""
+    columns = [s for s in SCORES if all(s in r.results[stage] for r in records)]
+    return shown(
+        ("experiment", "seeds", *(SCORES[column] for column in columns)),
+        (
+            (name, str(len(made)), *(spread([r.results[stage][column] for r in made]) for column in columns))
+            for name, made in by_experiment(records).items()
+        ),
+    )
+
+
+def attacks_table(records: Sequence[Record]) -> Markdown:
+    """One line for every attack of the campaigns, at its end: every score.
+
+    *Known* is the SSIM of the keys that the attacker knew, *steps* what the attack took of the optimizer.
+    """
+    scores = {s: title for s, title in SCORES.items() if s != "ssim_min"} | {"ssim_attacked": "known"}
+
+    def cells(made: Sequence[Record], stage: str) -> list[str]:
+        def values(column: str) -> list[float]:
+            return [r.results[stage][column] for r in made if column in r.results[stage]]
+
+        return [*(spread(values(score)) for score in scores), "".join(f"{steps}" for steps in values("steps")[:1])]
+
+    return shown(
+        ("model", "attack", "seeds", *scores.values(), "steps"),
+        (
+            (made[0].parameters["on"]["name"].removeprefix("11-keys-"), stage, str(len(made)), *cells(made, stage))
+            for made in by_experiment(records).values()
+            for stage in made[0].results
+            if stage == "before" or is_end(made[0], stage)
+        ),
+        "llr",
+    )
+
+
+def steps_table(records: Sequence[Record]) -> Markdown:
+    """Hardening steps until the mean SSIM reached 0.90 and 0.95; empty where it did not."""
+
+    def cells(found: Mapping[str, Any]) -> list[str]:
+        return ["" if found[key] is None else str(found[key]) for key in ("steps", "steps to 0.9", "steps to 0.95")]
+
+    return shown(
+        ("experiment", "seed", "steps taken", "to SSIM 0.90", "to SSIM 0.95"),
+        ((r.experiment, str(r.seed), *cells(r.results["hardened"])) for r in records),
+    )
+
+
+def cost_table(marked: Sequence[Record], unmarked: Sequence[Record]) -> Markdown:
+    """Accuracy of each marked model less that of its unmarked twin of the same seed, in points, after training."""
+    twins = {r.seed: r.results["trained"]["accuracy"] for r in unmarked}
+    pairs = [(r, r.results["trained"]["accuracy"], twins[r.seed]) for r in marked if r.seed in twins]
+    return shown(
+        ("experiment", "seed", "marked", "unmarked twin", "difference in points"),
+        (
+            (r.experiment, str(r.seed), f"{own:.4f}", f"{twin:.4f}", f"{100 * (own - twin):+.2f}")
+            for r, own, twin in pairs
+        ),
+    )
+
+
+def control_table(unmarked: Sequence[Record]) -> Markdown:
+    """The owner's keys on trained models without a stamp: every score, for one key and for eleven."""
+    scores = ("ssim", "developed_ssim", "correlation")
+    return shown(
+        ("keys, readout", "seed", *(SCORES[score] for score in scores)),
+        (
+            (f"{which}", str(r.seed), *(f"{r.results['trained'][f'{score} ({which})']:.3f}" for score in scores))
+            for r in unmarked
+            for which in (f"{keys}, {readout}" for keys in ("1 key", "11 keys") for readout in READOUTS)
+        ),
+    )
+
+
+def capacity_table(records: Sequence[Record], stages: Sequence[str] = tuple(STAGES)) -> Markdown:
+    """One line an experiment and a stage: keys, code bits, accuracy, and each error.
+
+    *Bit errors* are those before correction, read by the levels of each image and by the paper's threshold; *wrong
+    bits* those of the message after it; *whole* counts the seeds whose message came back without one.
+    """
+
+    def cells(found: Sequence[Mapping[str, Any]]) -> list[str]:
+        def over(score: str, style: str) -> str:
+            return spread([float(f[score]) for f in found], style)
+
+        errors = (over(score, ".2%") for score in ("bit errors", "bit errors at 0.53"))
+        whole = f"{sum(f['right'] for f in found)} of {len(found)}"
+        keys, bits = str(found[0]["keys"]), f"{found[0]['code bits']:,}"
+        return [keys, bits, over("accuracy", ".3f"), *errors, over("wrong bits", ".0f"), whole]
+
+    head = ("keys", "code bits", "accuracy", "bit errors", "bit errors at 0.53", "wrong bits", "whole")
+    return shown(
+        ("experiment", "stage", *head),
+        (
+            (name, stage, *cells([r.results[stage] for r in made]))
+            for name, made in by_experiment(records).items()
+            for stage in stages
+            if stage in made[0].results
+        ),
+        "llr",
+    )
+
+
+def payload_table(experiment: Capacity, records: Sequence[Record]) -> Markdown:
+    """What is left of a message after each attack of a campaign, as `capacity_table` tells it."""
+    judged = []
+    for r in records:
+        ends = [stage for stage in r.results if stage == "before" or is_end(r, stage)]
+        found = {s: r.results[s] | experiment.judge(r.arrays[s], r.arrays["secrets"], r.seed) for s in ends}
+        judged.append(replace(r, results=found))
+    return capacity_table(judged, list(dict.fromkeys(stage for r in judged for stage in r.results)))
+
+
+def message_html(experiment: Capacity, record: Record, stage: str) -> HTML:
+    """The message as read back at a stage, wrong characters in red."""
+    found = experiment.read(record.arrays[stage], record.seed).data.decode("latin-1")
+    parts = []
+    for read, meant in zip(found, experiment.message.decode("latin-1"), strict=True):
+        character = html.escape(read if read.isprintable() or read == "\n" else "\N{REPLACEMENT CHARACTER}")
+        wrong = '<span style="color:#c00;font-weight:bold" title="wrong">'
+        parts.append(character if read == meant else f"{wrong}{character}</span>")
+    title = html.escape(f"{record.experiment}, {STAGES[stage]}")
+    text = f'<pre style="white-space: pre-wrap">{"".join(parts)}</pre>'
+    return HTML(f"<figure><figcaption>{title}</figcaption>{text}</figure>")
+
+
+def coverage_table(records: Sequence[Record]) -> Markdown:
+    """One line a network: its size, and for each readout how it is covered, or why it is not."""
+    return networks(
+        records,
+        ("million parameters", "`paper`", "`adjoint`"),
+        lambda found: (f"{found['parameters'] / 1e6:.1f}", *(covered(found, readout) for readout in READOUTS)),
+        "lrl",
+    )
+
+
+def covered(found: Mapping[str, Any], readout: str) -> str:
+    """One readout of one network in words."""
+    reason = found[f"reason ({readout})"]
+    if reason is not None:
+        return str(reason).replace("\n", " ").replace("|", "/")
+    if not found[f"finite ({readout})"]:
+        return "the image is not finite"
+    weights, without = found[f"weights ({readout})"], found[f"without gradient ({readout})"]
+    return f"yes, gradients in {weights - without} of {weights} weights"
+
+
+def hardened_table(records: Sequence[Record]) -> Markdown:
+    """One line a network: mean SSIM before hardening and after it."""
+    return networks(
+        records,
+        ("steps", "SSIM before", "SSIM after"),
+        lambda found: (str(found["steps"]), f"{found['ssim before']:.3f}", f"{found['ssim']:.3f}"),
+    )
+
+
+def networks(
+    records: Sequence[Record],
+    head: Sequence[str],
+    cells: Callable[[Mapping[str, Any]], Sequence[str]],
+    align: str = "lr",
+) -> Markdown:
+    """One line for every network of the records."""
+    found = {name: result for record in records for name, result in record.results.items()}
+    return shown(("network", *head), ((name, *cells(result)) for name, result in found.items()), align)
+
+
+def amount(record: Record, part: str) -> str:
+    """How many images of a split were used, and of how many."""
+    used, official = (record.dataset[part].get(key) for key in ("images", "official"))
+    return f"{used:,}{f' of {official:,}' if official not in (None, used) else ''} {part} images"
+
+
+def provenance(records: Sequence[Record]) -> Markdown:
+    """Where the numbers of a page come from."""
+    if not records:
+        return Markdown("*Not run in this profile.*")
+    sets = dict.fromkeys(f"{r.dataset['name']}, {amount(r, 'train')} and {amount(r, 'test')}" for r in records)
+    commits = {r.provenance["commit"][:10] + ("+changes" if r.provenance["dirty"] else "") for r in records}
+    seeds = sorted({r.seed for r in records})
+    about = records[0].provenance
+    versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
+    minutes = sum(r.wall_seconds for r in records) / 60
+    return Markdown(
+        f"Profile `{records[0].profile}`: {'; '.join(sets)}; seeds {', '.join(map(str, seeds))}; "
+        f"{len(records)} records, {minutes:.0f} minutes of computing on {about['device']} with "
+        f"{about['threads']} threads; {versions}; commit {', '.join(sorted(commits)) or 'unknown'}."
+    )
