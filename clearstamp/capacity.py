@@ -16,6 +16,7 @@ from clearstamp.transpose import Transposed
 
 LICENCE = Path(__file__).with_name("licence.txt").read_bytes()
 """The MIT licence's text: 8,544 bits, as in the paper."""
+SHOWN = 11
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +26,7 @@ class Capacity(Row):
     It has as many keys as the bytes need, whatever `keys` says. A stamp step takes at most `sample` of them. To what is
     measured at each stage come ``bit errors``: the share of wrong code bits as decoded; ``bit errors at 0.53``: by the
     paper's threshold; ``wrong bits`` and their share, ``message errors``: of the message after correction; and
-    ``right``: is it the message?
+    ``right``: is it the message? ``message`` is what was read, one character a byte. The first few pictures are kept.
     """
 
     length: int = len(LICENCE)
@@ -60,8 +61,7 @@ class Capacity(Row):
         secrets = arrays["secrets"]
         for stage, found in results.items():
             found |= self.judge(arrays[stage], secrets, seed)
-        kept = {name: images for name, images in arrays.items() if name in (*results, "secrets")}
-        return results, kept, weights
+        return results, {name: arrays[name][:SHOWN] for name in (*results, "secrets")}, weights
 
     def judge(self, images: Tensor, secrets: Tensor, seed: int) -> dict[str, Any]:
         """How many bits of raw signals ``[k, C, H, W]`` are wrong."""
@@ -76,6 +76,7 @@ class Capacity(Row):
             "wrong bits": int(wrong.sum()),
             "message errors": float(wrong.mean()),
             "right": found.right,
+            "message": found.data.decode("latin-1"),
         }
 
     def read(self, images: Tensor, seed: int) -> Found:

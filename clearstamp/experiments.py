@@ -145,7 +145,9 @@ def run_all(experiments: Sequence[Experiment], profile_name: str, seeds: tuple[i
     """
     scale = profile(profile_name)
     made = []
-    for seed, experiment in tqdm(list(product(seeds or scale.seeds, experiments)), desc="experiments"):
+    for seed, experiment in tqdm(
+        list(product(scale.seeds if seeds is None else seeds, experiments)), desc="experiments"
+    ):
         with suppress(NotRecordedError):
             made.append(run(experiment, scale, seed))
     return made

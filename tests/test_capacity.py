@@ -1,5 +1,7 @@
 """Stamps that hold bytes, through all stages, and how the book tells of them."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -23,7 +25,7 @@ SMALL = {"model": "fc", "readout": "adjoint", "lr": 1e-3, "target": None}
 def artifacts(tmp_path, monkeypatch):
     monkeypatch.setenv("CLEARSTAMP_ARTIFACTS", str(tmp_path))
     scale = {"train_images": 128, "test_images": 50, "hardening_steps": 25}
-    monkeypatch.setitem(PROFILES, "tiny", report.replace(PROFILES["tiny"], **scale))
+    monkeypatch.setitem(PROFILES, "tiny", replace(PROFILES["tiny"], **scale))
 
 
 def test_the_licence_is_as_long_as_the_paper_s():
@@ -44,7 +46,9 @@ def test_a_payload_is_judged_after_every_stage():
     found = record.results["trained"]
     assert (found["keys"], found["code bits"]) == (2, 72) and secrets.shape == (2, 1, 28, 28)
     assert 0 <= found["bit errors"] < 0.35
-    read = np.unpackbits(np.frombuffer(experiment.read(images, 0).data, np.uint8))
+    data = experiment.read(images, 0).data
+    assert found["message"] == data.decode("latin-1")
+    read = np.unpackbits(np.frombuffer(data, np.uint8))
     wrong = int((read != np.unpackbits(np.frombuffer(experiment.message, np.uint8))).sum())
     assert found["wrong bits"] == wrong and found["message errors"] == wrong / 72 and found["right"] == (wrong == 0)
     assert experiment.judge(secrets, secrets, 0)["right"]
@@ -56,6 +60,7 @@ def test_a_payload_is_judged_after_every_stage():
         "wrong bits": 72,
         "message errors": 1.0,
         "right": False,
+        "message": bytes(255 - byte for byte in LICENCE[:9]).decode("latin-1"),
     }
 
 
@@ -75,11 +80,21 @@ def test_tables_and_figures_tell_what_the_records_hold():
 def test_wrong_characters_are_marked_and_right_ones_are_not():
     experiment = Capacity(name="one", length=9, code="none", **SMALL)
     (record,) = run_all([experiment], "tiny")
-    record.arrays["trained"] = record.arrays["secrets"].clone()
+    record.results["trained"]["message"] = "MIT Licen"
     whole = report.message_html(experiment, record, "trained").data
     assert "MIT Licen" in whole and "title=" not in whole
-    record.arrays["trained"][0] = 1 - record.arrays["trained"][0]
-    assert 'title="wrong"' in report.message_html(experiment, record, "trained").data
+    record.results["trained"]["message"] = "MIT L<\0en"
+    wrong = report.message_html(experiment, record, "trained").data
+    assert wrong.count('title="wrong"') == 2 and "&lt;" in wrong and "\N{REPLACEMENT CHARACTER}" in wrong
+
+
+def test_the_message_that_was_read_is_kept_and_the_first_pictures():
+    (record,) = run_all([Capacity(name="one", length=60, code="none", **SMALL)], "tiny")
+    found = record.results["trained"]
+    assert len(found["message"]) == 60 and found["keys"] == 14
+    wrong = np.unpackbits(np.frombuffer(found["message"].encode("latin-1"), np.uint8))
+    assert (wrong != np.unpackbits(np.frombuffer(LICENCE[:60], np.uint8))).sum() == found["wrong bits"]
+    assert record.arrays["trained"].shape == record.arrays["secrets"].shape == (11, 1, 28, 28)
 
 
 def test_a_payload_is_judged_after_attacks():

@@ -149,9 +149,8 @@ def payload_table(experiment: Capacity, records: Sequence[Record]) -> Markdown:
 
 def message_html(experiment: Capacity, record: Record, stage: str) -> HTML:
     """The message as read back at a stage, wrong characters in red."""
-    found = experiment.read(record.arrays[stage], record.seed).data.decode("latin-1")
     parts = []
-    for read, meant in zip(found, experiment.message.decode("latin-1"), strict=True):
+    for read, meant in zip(record.results[stage]["message"], experiment.message.decode("latin-1"), strict=True):
         character = html.escape(read if read.isprintable() or read == "\n" else "\N{REPLACEMENT CHARACTER}")
         wrong = '<span style="color:#c00;font-weight:bold" title="wrong">'
         parts.append(character if read == meant else f"{wrong}{character}</span>")
