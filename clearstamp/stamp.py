@@ -163,6 +163,8 @@ class Stamp:
 
     def to(self, device: torch.device | str) -> "Stamp":
         """The same stamp on another device."""
+        if self.keys.device == torch.device(device):
+            return self
         return replace(self, keys=self.keys.to(device), secrets=self.secrets.to(device))
 
     def save(self, path: str | Path) -> None:

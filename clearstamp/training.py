@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.optim import SGD, Adam, Optimizer
+from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 
 from clearstamp.errors import StampError, TrainingError
@@ -33,20 +34,31 @@ class StampLoss:
     and linear layer but the last. `noise` reads the stamp from weights that are off by a normal error, drawn anew at
     every call: a stamp that shows there also shows after somebody moves the weights. The weights themselves stay as
     they are. Its standard deviation is `noise` for every weight alike, as Adam moves every weight alike, or with
-    `relative` that many times the standard deviation of each tensor.
+    `relative` that many times the standard deviation of each tensor. `at_once` bounds the memory of a large stamp: the
+    walk is taken for that many keys at a time, and once more in the backward pass (gradient checkpointing); the loss is
+    the same.
 
     Raises `StampError` if the stamp does not fit the model, `TrainingError` if a rate is out of range.
     """
 
     def __init__(
-        self, back: Transposed, stamp: Stamp, *, dropout: float = 0.0, noise: float = 0.0, relative: bool = False
+        self,
+        back: Transposed,
+        stamp: Stamp,
+        *,
+        dropout: float = 0.0,
+        noise: float = 0.0,
+        relative: bool = False,
+        at_once: int | None = None,
     ):
         check_fit(back, stamp)
+        if at_once is not None and at_once < 1:
+            raise TrainingError("no such number of keys", got=at_once, expected="at least 1")
         if not 0 <= dropout < 1:
             raise TrainingError("dropout rate out of range", got=dropout, expected="0 <= rate < 1")
         if not 0 <= noise < math.inf:
             raise TrainingError("noise out of range", got=noise, expected="a finite number, at least 0")
-        self.back, self.dropout, self.noise, self.relative = back, dropout, noise, relative
+        self.back, self.dropout, self.noise, self.relative, self.at_once = back, dropout, noise, relative, at_once
         self.stamp = stamp.to(back.device)
 
     def __call__(self) -> Tensor:
@@ -56,13 +68,26 @@ class StampLoss:
 
     def images(self) -> Tensor:
         """The images ``[k, C, H, W]`` of a training walk, with dropout and noise."""
+        self.stamp = self.stamp.to(self.back.device)  # the model may have been moved since
+        weights = self.weights()
+        if self.at_once is None:
+            return self.walk(self.stamp.keys, weights)
+        parts = self.stamp.keys.split(self.at_once)
+        return torch.cat([checkpoint(self.walk, part, weights, use_reentrant=False) for part in parts])
+
+    def weights(self) -> dict[str, Tensor]:
+        """The weights, by name, that stand for the model's own in a walk; here those with noise."""
         if not self.noise:
-            return self.back(self.stamp.keys, dropout=self.dropout)
-        noisy = {
-            f"model.{name}": weight + self.deviation(weight) * torch.randn_like(weight)
-            for name, weight in self.back.model.named_parameters()
-        }
-        return functional_call(Walk(self.back), noisy, (self.stamp.keys, self.dropout))
+            return {}
+        named = self.back.model.named_parameters()
+        return {name: weight + self.deviation(weight) * torch.randn_like(weight) for name, weight in named}
+
+    def walk(self, keys: Tensor, weights: dict[str, Tensor]) -> Tensor:
+        """Images ``[k, C, H, W]`` of some of the keys, with other weights in place of the model's own."""
+        if not weights:
+            return self.back(keys, dropout=self.dropout)
+        exchanged = {f"model.{name}": weight for name, weight in weights.items()}
+        return functional_call(Walk(self.back), exchanged, (keys, self.dropout))
 
     def deviation(self, weight: Tensor) -> Tensor | float:
         """The standard deviation of the error on one tensor of weights."""
@@ -74,10 +99,10 @@ class StampLossAt(StampLoss):
 
     def __init__(self, back: Transposed, stamp: Stamp, weights: dict[str, Tensor]):
         super().__init__(back, stamp)
-        self.weights = {f"model.{name}": weight for name, weight in weights.items()}
+        self.others = weights
 
-    def images(self) -> Tensor:
-        return functional_call(Walk(self.back), self.weights, (self.stamp.keys, self.dropout))
+    def weights(self) -> dict[str, Tensor]:
+        return self.others
 
 
 class SampledLoss(StampLoss):
@@ -147,6 +172,29 @@ class RehearsedLoss(StampLoss):
                 for (name, weight), slope in zip(tracked.items(), slopes, strict=True)
             }
         return weights
+
+
+class Stamped(nn.Module):
+    """A model and the loss of its stamp in one call, for engines that follow a model through its calls.
+
+    >>> engine = DistributedDataParallel(Stamped(model, loss))      # doctest: +SKIP
+    >>> outputs, stamp_loss = engine(inputs)                        # doctest: +SKIP
+    >>> (F.cross_entropy(outputs, labels) + stamp_loss).backward()  # doctest: +SKIP
+
+    `DistributedDataParallel` averages the gradients of both over all processes, so the weights stay the same everywhere
+    even though each process draws noise and keys of its own. `fully_shard` has to be given the whole, not its layers:
+    the walk reads weights outside of their layers' calls. Raises `TrainingError` if the loss is another model's.
+    """
+
+    def __init__(self, model: nn.Module, loss: StampLoss):
+        super().__init__()
+        if loss.back.model is not model:
+            raise TrainingError("the stamp loss is that of another model", got=type(loss.back.model).__name__)
+        self.model, self.loss = model, loss
+
+    def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Inputs ``[b, C, H, W]`` to the model's outputs ``[b, outputs]`` and the stamp loss, a scalar."""
+        return self.model(inputs), self.loss()
 
 
 class Walk(nn.Module):

@@ -14,7 +14,7 @@ from clearstamp.errors import StampError, TrainingError
 from clearstamp.rules import READOUTS
 from clearstamp.scores import structural_similarity
 from clearstamp.stamp import Stamp
-from clearstamp.training import RehearsedLoss, StampLoss, accuracy, fit, harden, sgd
+from clearstamp.training import RehearsedLoss, Stamped, StampLoss, accuracy, fit, harden, sgd
 from clearstamp.transpose import Transposed, transpose
 from clearstamp.verification import read
 
@@ -63,6 +63,52 @@ def test_stamp_loss_is_its_formula(model, stamp, readout):
     images = back(stamp.keys)
     expected = 1 - structural_similarity(images, stamp.secrets).mean() + (images - stamp.secrets).square().mean()
     torch.testing.assert_close(StampLoss(back, stamp)(), expected, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("settings", [{}, {"noise": 0.1}, {"dropout": 0.5}], ids=["plain", "noise", "dropout"])
+def test_a_loss_of_a_few_keys_at_once_is_that_of_all_and_walks_no_more_of_them_together(settings):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(144, 16), nn.ReLU(), nn.Linear(16, 4))
+    stamp = Stamp.from_texts(list("ABCDE"), outputs=4, shape=SHAPE, seed=0)
+    back = backwards(model)
+    walked: list[int] = []
+
+    def gradients(**how) -> list[Tensor]:
+        torch.manual_seed(1)
+        loss = StampLoss(back, stamp, **settings, **how)
+        walk = loss.walk
+        loss.walk = lambda keys, weights: walked.append(len(keys)) or walk(keys, weights)
+        model.zero_grad()
+        loss().backward()
+        return [p.grad.clone() for p in model.parameters() if p.grad is not None]
+
+    whole, parts = gradients(), gradients(at_once=2)
+    assert walked == [5, 2, 2, 1, 1, 2, 2], "once forward, once more backward"
+    if "dropout" not in settings:  # masks are drawn for each part by itself
+        for one, other in zip(whole, parts, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-7)
+    assert all(bool(gradient.any()) for gradient in parts)
+
+
+def test_a_model_and_its_loss_in_one_call(model, stamp):
+    loss = StampLoss(backwards(model), stamp)
+    inputs = torch.rand(3, *SHAPE)
+    outputs, stamp_loss = Stamped(model, loss)(inputs)
+    assert torch.equal(outputs, model(inputs)) and torch.equal(stamp_loss, loss())
+    assert [id(p) for p in Stamped(model, loss).parameters()] == [id(p) for p in model.parameters()]
+    with pytest.raises(TrainingError, match="another model"):
+        Stamped(copy.deepcopy(model), loss)
+
+
+def test_a_loss_follows_its_model_to_another_device(model, stamp, monkeypatch):
+    loss = StampLoss(backwards(model), stamp)
+    asked: list[torch.device] = []
+    monkeypatch.setattr(Stamp, "to", lambda self, device: asked.append(device) or self)
+    monkeypatch.setattr(Transposed, "device", "the model's device")
+    loss()
+    assert asked == ["the model's device"]
+    monkeypatch.undo()
+    assert stamp.to("cpu") is stamp
 
 
 def test_stamp_loss_in_a_loop_written_by_hand_is_what_fit_does(model, stamp, batches):

@@ -1,0 +1,34 @@
+"""A stamp in PyTorch Lightning: the training step adds the stamp loss."""
+
+import lightning as L
+import torch
+import torch.nn.functional as F
+
+import clearstamp as cs
+
+
+class Classifier(L.LightningModule):
+    def __init__(self, model: torch.nn.Module, stamp_loss: cs.StampLoss):
+        super().__init__()
+        self.model, self.stamp_loss = model, stamp_loss
+
+    def training_step(self, batch, index):
+        images, labels = batch
+        return F.cross_entropy(self.model(images), labels) + self.stamp_loss()
+
+    def configure_optimizers(self):
+        return torch.optim.Adam(self.parameters(), lr=1e-3)
+
+
+L.seed_everything(0, verbose=False)
+data = cs.load("digits", "train")
+model = cs.build("cnn", data.shape, data.classes, seed=0)
+stamp = cs.Stamp.from_texts(["AB", "CD", "EF"], outputs=data.classes, shape=data.shape, seed=0)
+back = cs.transpose(model, stamp.secrets[:1], readout="adjoint")
+cs.harden(back, stamp, target=0.95, lr=1e-3)
+
+trainer = L.Trainer(max_epochs=2, logger=False, enable_checkpointing=False, enable_progress_bar=False)
+trainer.fit(Classifier(model, cs.StampLoss(back, stamp, noise=0.015)), data.loader(64, seed=0))
+
+accuracy = cs.accuracy(model, cs.load("digits", "test").loader(250))
+print(f"accuracy {accuracy:.3f}, SSIM {cs.read(back, stamp).ssim.mean():.3f}")

@@ -1,0 +1,25 @@
+"""A stamp in a plain PyTorch loop: one optimizer for the task and the stamp together."""
+
+import torch
+import torch.nn.functional as F
+
+import clearstamp as cs
+
+torch.manual_seed(0)
+data = cs.load("digits", "train")
+model = cs.build("cnn", data.shape, data.classes, seed=0)
+stamp = cs.Stamp.from_texts(["AB", "CD", "EF"], outputs=data.classes, shape=data.shape, seed=0)
+back = cs.transpose(model, stamp.secrets[:1], readout="adjoint")
+
+cs.harden(back, stamp, target=0.95, lr=1e-3)
+stamp_loss = cs.StampLoss(back, stamp, noise=0.015)
+optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+for epoch in range(2):
+    for images, labels in data.loader(64, seed=epoch):
+        loss = F.cross_entropy(model(images), labels) + stamp_loss()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+accuracy = cs.accuracy(model, cs.load("digits", "test").loader(250))
+print(f"accuracy {accuracy:.3f}, SSIM {cs.read(back, stamp).ssim.mean():.3f}")

@@ -1,0 +1,44 @@
+"""The examples run as they stand, and end with a model that is trained and still shows its stamp."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+
+
+def run(*command: str) -> list[tuple[str, ...]]:
+    """What an example printed at its end, a line a process."""
+    done = subprocess.run(
+        [sys.executable, *command],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(EXAMPLES.parent)},
+    )
+    assert done.returncode == 0, done.stderr
+    return re.findall(r"accuracy ([\d.]+), SSIM ([\d.]+)(?:, bias (\S+))?$", done.stdout, re.M)
+
+
+@pytest.mark.parametrize("name", ["plain", "lightning_module", "accelerate_loop"])
+def test_a_loop_with_a_stamp(name: str):
+    ((accuracy, ssim, _),) = run(str(EXAMPLES / f"{name}.py"))
+    assert float(accuracy) > 0.7 and float(ssim) > 0.85
+
+
+@pytest.mark.parametrize("sharding", [[], ["fsdp"]], ids=["replicated", "sharded"])
+def test_two_processes_keep_one_model(sharding: list[str]):
+    first, second = run(*TORCHRUN, str(EXAMPLES / "distributed.py"), *sharding)
+    assert first == second and first[2]
+    assert float(first[0]) > 0.7 and float(first[1]) > 0.85
+
+
+def test_examples_are_short_and_all_tested():
+    lines = {path.stem: len(path.read_text().splitlines()) for path in EXAMPLES.glob("*.py")}
+    assert lines.keys() == {"plain", "lightning_module", "accelerate_loop", "distributed"}
+    assert max(lines.values()) < 40
