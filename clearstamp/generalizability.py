@@ -41,8 +41,7 @@ class CrossData(Row):
         fit(life.model, batches, epochs=scale.finetune_epochs, lr=self.lr / 10)
         reached = accuracy(life.model, sets.test.loader(250))
         replace_module(life.model, fresh, own)
-        life.look("finetuned")
-        life.results["finetuned"]["accuracy"] = reached
+        life.keep("finetuned", read(life.back, life.stamp), reached)
         other = fresh_model(self, scale, life.seed + 2000)
         train(self, scale, life.seed + 2000, other, None)
         replace_module(other, last_layer(other, life.example), own)

@@ -6,14 +6,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from clearstamp.data import Data
 from clearstamp.errors import RecordError
 from clearstamp.experiments import Experiment, Findings, Profile, device, load_sets, trained_weights
 from clearstamp.models import build
 from clearstamp.stamp import PAPER_KEY, Stamp
 from clearstamp.training import OPTIMIZERS, Fit, RehearsedLoss, StampLoss, accuracy, fit, harden
 from clearstamp.transpose import Transposed, freeze, transpose
-from clearstamp.verification import read
+from clearstamp.verification import Reading, read
 
 FOUR_LETTERS = tuple("".join(chr(65 + (4 * i + j * (1 + 2 * (i // 13))) % 26) for j in range(4)) for i in range(20))
 ONE_LETTER = tuple("ABCDEFGHIJKLMNOPQRST")
@@ -191,11 +190,13 @@ class Life:
         train(self.experiment, replace(self.scale, epochs=1), self.seed + 500, other, None)
         return freeze(other, self.example)
 
-    def look(self, stage: str, test: Data | None = None) -> None:
-        """Measure accuracy, on `test` if it is given, and read the stamp."""
-        reading = read(self.back, self.stamp)
-        right = accuracy(self.model, (test or self.sets.test).loader(250))
-        self.results[stage] = {"accuracy": right} | reading.summary()
+    def look(self, stage: str) -> None:
+        """Measure accuracy and read the stamp."""
+        self.keep(stage, read(self.back, self.stamp), accuracy(self.model, self.sets.test.loader(250)))
+
+    def keep(self, stage: str, reading: Reading, accuracy: float) -> None:
+        """Note what was seen at a stage."""
+        self.results[stage] = {"accuracy": accuracy} | reading.summary()
         self.arrays[stage] = reading.images
 
 
@@ -220,7 +221,7 @@ def marked(experiment: LifeCycle, scale: Profile, seed: int) -> Findings:
     }
     shown = slider_steps(sorted(frames))
     life.arrays["hardening/steps"] = torch.tensor(shown)
-    life.arrays["hardening/frames"] = torch.stack([frames[step] for step in shown]).half()
+    life.arrays["hardening/frames"] = torch.stack([frames[step] for step in shown])
     life.arrays["hardening/losses"] = torch.tensor(hardening.losses)
     if experiment.until == "hardened":
         return life.results, life.arrays, {}
