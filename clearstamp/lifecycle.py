@@ -29,9 +29,10 @@ class LifeCycle(Experiment):
     Hardening stops at the mean SSIM `target`, or as in the paper after all its steps for None. `until` is the last
     stage that is run. `lr` is that of hardening and training, as in the paper's default scenario (its Tables 2 and
     3 have 1e-3); fine-tuning takes a tenth of it. `dropout` acts in hardening and constraint training, `noise`
-    (`relative` or not, see `StampLoss`; the paper has none) in constraint training alone. `dataset` stands for the
-    profile's own where that is not the embedded digits; `epochs` and `hardening_steps` stand for those of the
-    profile ``paper``, and `small` for `model` in all others.
+    (`relative` or not, see `StampLoss`; the paper has none) in constraint training alone, where a stamp step comes
+    after each `every`-th task step, or `joint` with it (see `fit`). `dataset` stands for the profile's own where that
+    is not the embedded digits; `epochs` and `hardening_steps` stand for those of the profile ``paper``, and `small` for
+    `model` in all others.
     """
 
     readout: Literal["paper", "adjoint"] = "paper"
@@ -46,6 +47,8 @@ class LifeCycle(Experiment):
     dropout: float = 0.0
     noise: float = 0.0
     relative: bool = False
+    every: int = 1
+    joint: bool = False
     batch_size: int = 64
     until: Literal["hardened", "finetuned"] = "finetuned"
     dataset: str | None = None
@@ -123,6 +126,8 @@ def train(experiment: LifeCycle, scale: Profile, seed: int, model: nn.Module, lo
         epochs=scale.epochs,
         lr=experiment.lr,
         stamp_loss=loss,
+        every=experiment.every,
+        joint=experiment.joint,
         optimizer=OPTIMIZERS[experiment.optimizer],
     )
 

@@ -299,6 +299,7 @@ def fit(
     stamp_loss: Callable[[], Tensor] | None = None,
     stamp_lr: float | None = None,
     every: int = 1,
+    joint: bool = False,
     optimizer: MakeOptimizer = adam,
     on_epoch: Callable[[int], None] | None = None,
     progress: bool = True,
@@ -307,16 +308,20 @@ def fit(
 
     `loader` yields inputs ``[b, C, H, W]`` and labels ``[b]``; the task loss is cross-entropy. After every task step,
     or after each `every`-th, comes one stamp step, each kind with an optimizer of its own (as in the paper); `stamp_lr`
-    defaults to `lr`. The model is in training mode meanwhile and gets its mode back. `on_epoch(epoch)` is called after
-    each pass, from 1 on. Under `torch.autocast` the task runs in the lower precision, the stamp does not.
+    defaults to `lr`. With `joint` the stamp loss is added to the task loss of that step instead, and one optimizer
+    takes both: no memory for a second one, and no second pass over the weights. The model is in training mode meanwhile
+    and gets its mode back. `on_epoch(epoch)` is called after each pass, from 1 on. Under `torch.autocast` the task runs
+    in the lower precision, the stamp does not.
 
     Raises `TrainingError` if a loss is not finite: the weights are then those before the bad step.
     """
     if every < 1:
         raise TrainingError("no such cadence", got=f"every={every}", expected="at least 1")
+    if joint and stamp_lr is not None:
+        raise TrainingError("one optimizer has one learning rate", got=f"joint=True, stamp_lr={stamp_lr}")
     device = next(model.parameters()).device
     task = optimizer(model.parameters(), lr=lr)
-    stamping = None if stamp_loss is None else optimizer(model.parameters(), lr=lr if stamp_lr is None else stamp_lr)
+    stamping = optimizer(model.parameters(), lr=lr if stamp_lr is None else stamp_lr)
     losses: list[float] = []
     stamp_losses: list[float] = []
     was_training = model.training
@@ -327,9 +332,17 @@ def fit(
                 outputs = model(inputs.to(device, non_blocking=True))
                 outputs = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
                 task_loss = F.cross_entropy(outputs, labels.to(device, non_blocking=True))
-                losses.append(descend(task_loss, task, "task loss"))
-                if stamping is not None and stamp_loss is not None and len(losses) % every == 0:
-                    stamp_losses.append(descend(stamp_loss(), stamping, "stamp loss"))
+                turn = stamp_loss if (len(losses) + 1) % every == 0 else None
+                extra = turn() if turn and joint else None
+                if extra is None:
+                    descend(task_loss, task, "task loss")
+                else:
+                    descend(task_loss + extra, task, "sum of task and stamp loss")
+                if turn and not joint:
+                    extra = turn()
+                    descend(extra, stamping, "stamp loss")
+                losses.append(task_loss.item())
+                stamp_losses += [] if extra is None else [extra.item()]
             if on_epoch is not None:
                 on_epoch(epoch)
     finally:

@@ -90,6 +90,42 @@ def test_a_loss_of_a_few_keys_at_once_is_that_of_all_and_walks_no_more_of_them_t
     assert all(bool(gradient.any()) for gradient in parts)
 
 
+def test_a_joint_step_descends_the_sum_of_both_losses_with_one_optimizer(model, stamp, batches):
+    twin = copy.deepcopy(model)
+    done = fit(
+        model,
+        batches,
+        epochs=1,
+        lr=0.1,
+        stamp_loss=StampLoss(backwards(model), stamp),
+        every=2,
+        joint=True,
+        optimizer=sgd,
+    )
+    loss = StampLoss(backwards(twin), stamp)
+    terms: list[list[float]] = [[], []]
+    for step, (inputs, labels) in enumerate(batches, start=1):
+        task = F.cross_entropy(twin(inputs), labels)
+        terms[0].append(task.item())
+        if step % 2 == 0:
+            extra = loss()
+            terms[1].append(extra.item())
+            task = task + extra
+        twin.zero_grad()
+        task.backward()
+        with torch.no_grad():
+            for p in twin.parameters():
+                p -= 0.1 * p.grad
+    for fitted, expected in zip(model.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(fitted, expected, rtol=1e-4, atol=1e-6)
+    assert [done.losses, done.stamp_losses] == [pytest.approx(t, rel=1e-4) for t in terms]
+
+
+def test_a_joint_step_has_one_learning_rate(model, stamp, batches):
+    with pytest.raises(TrainingError, match="one learning rate"):
+        fit(model, batches, stamp_loss=StampLoss(backwards(model), stamp), joint=True, stamp_lr=1e-3)
+
+
 def test_a_model_and_its_loss_in_one_call(model, stamp):
     loss = StampLoss(backwards(model), stamp)
     inputs = torch.rand(3, *SHAPE)
