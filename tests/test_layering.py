@@ -36,6 +36,7 @@ ORDER = (
         "generalizability",
         "capacity",
         "coverage",
+        "runtime",
     ),
     *("report.stages", "report.sliders", "report.figures", "report.tables", "report"),
 )

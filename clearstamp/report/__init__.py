@@ -5,6 +5,7 @@ from clearstamp.report.figures import (
     gallery_figure,
     hardening_figure,
     plane_figure,
+    scaling_figure,
     stages_figure,
     stamp_figure,
 )
@@ -21,6 +22,7 @@ from clearstamp.report.tables import (
     message_html,
     payload_table,
     provenance,
+    runtime_table,
     score_table,
     steps_table,
 )
@@ -46,6 +48,8 @@ __all__ = [
     "pictured",
     "plane_figure",
     "provenance",
+    "runtime_table",
+    "scaling_figure",
     "score_table",
     "stages_figure",
     "stamp_figure",

@@ -111,3 +111,23 @@ def errors_figure(groups: Mapping[str, Sequence[Record]], along: str, stage: str
     axis.legend(fontsize=8)
     plt.close(figure)
     return figure
+
+
+def scaling_figure(groups: Mapping[str, Sequence[Record]]) -> Figure:
+    """Cost against a parameter or a result of the experiments, a panel a group named by it, with its floor.
+
+    Time, its quartiles as bars, beside counted operations; both axes logarithmic, where linear cost is a straight line
+    of slope one.
+    """
+    figure, axes = plt.subplots(1, len(groups), figsize=(3 * len(groups), 3), layout="constrained", squeeze=False)
+    for axis, (along, made) in zip(axes[0], groups.items(), strict=True):
+        found = sorted((r.parameters | r.results["cost"] for r in made), key=lambda f: f[along])
+        places, times = ([f[name] for f in found] for name in (along, "time"))
+        spread = [[abs(f["time"] - f[f"quartile {n}"]) for f in found] for n in (1, 3)]
+        axis.errorbar(places, times, spread, marker="o", ms=4, capsize=2, label="time")
+        axis.plot(places, [f["operations"] for f in found], marker=".", ls="--", label="operations")
+        axis.set(xscale="log", yscale="log", xlabel=along)
+    axes[0, 0].set_ylabel("stamp step / task step")
+    axes[0, 0].legend(fontsize=8)
+    plt.close(figure)
+    return figure

@@ -200,6 +200,20 @@ def networks(
     return shown(("network", *head), ((name, *cells(result)) for name, result in found.items()), align)
 
 
+def runtime_table(records: Sequence[Record]) -> Markdown:
+    """One line a ratio of two steps: time with its quartiles, counted operations, memory."""
+
+    def cells(record: Record) -> list[str]:
+        found, given = record.results["cost"], record.parameters
+        what = f"{given['subject']} / {given['twin']}"
+        time = f"{found['time']:.2f} ({found['quartile 1']:.2f} to {found['quartile 3']:.2f})"
+        sizes = (given["model"], str(given["keys"]), str(given["every"]))
+        return [what, *sizes, time, f"{found['operations']:.2f}", f"{found['memory']:.2f}"]
+
+    head = ("ratio", "network", "keys", "task steps to a stamp step", "time", "operations", "memory")
+    return shown(head, map(cells, records), "llr")
+
+
 def amount(record: Record, part: str) -> str:
     """How many images of a split were used, and of how many."""
     used, official = (record.dataset[part].get(key) for key in ("images", "official"))
