@@ -57,8 +57,10 @@ def generate(folder: Path, profile: str, notebooks: Iterable[Path], made: Sequen
         shutil.copy(path, folder)
     line, banner = provenance(profile, made)
     admonition = f":::{{warning}}\n{banner}\n:::\n\n" if banner else ""
+    judged = claims.judge(claims.load(), made)
     texts = {
-        "claims.md": claims.table(claims.judge(claims.load(), made), "markdown"),
+        "claims.md": claims.table(judged, "markdown"),
+        "falls.md": falls(judged),
         "tolerances.md": tolerances(profile),
         "rules.md": rules(),
         "provenance.md": f"{admonition}{markdown.escape(line)}\n",
@@ -87,6 +89,16 @@ def provenance(profile: str, made: Sequence[Record]) -> tuple[str, str]:
     if profile == FULL_SCALE:
         return line, ""
     return line, f"Not at the paper's scale: these numbers come from the reduced profile “{profile}”."
+
+
+def falls(judged: Sequence[claims.Row]) -> str:
+    """How many claims were run and hold, and the table of those that fall."""
+    run = [row for row in judged if row.verdict]
+    fallen = [row for row in run if row.verdict.startswith("FALLS")]
+    line = (
+        f"Of {len(judged)} numbers of the paper, {len(run)} were run in this profile: {len(run) - len(fallen)} hold, "
+    )
+    return f"{line}{len(fallen)} fall{':' if fallen else '.'}\n\n" + (claims.table(fallen) if fallen else "")
 
 
 def tolerances(profile: str) -> str:

@@ -13,6 +13,8 @@ import pytest
 import yaml
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
+from clearstamp import claims
+
 SOURCES = Path(__file__).parent.parent / "book"
 PICTURE = "data:image/gif;base64,R0lGODlhAQABAAAAACwAAAAAAQABAAA="
 OUTSIDE = re.compile(r"\s*(https?:|//)", re.IGNORECASE)
@@ -146,3 +148,14 @@ def test_pages_say_where_their_numbers_come_from(pages: dict[Path, Page]) -> Non
         assert "Profile tiny" in text
         assert "Not at the paper" in text
         assert "100%|" not in text  # progress bars
+
+
+def test_the_numbers_that_fall_are_counted_and_listed():
+    claim = next(claim for claim in claims.load() if claim.verdict == "least")
+    right, wrong = (claims.Row(claim, {"paper": [value], "adjoint": []}) for value in (claim.paper, claim.paper - 9))
+    empty = claims.Row(claim, {"paper": [], "adjoint": []})
+    assert (
+        book_build.falls([right, empty]) == "Of 2 numbers of the paper, 1 were run in this profile: 1 hold, 0 fall.\n\n"
+    )
+    told = book_build.falls([right, wrong, empty])
+    assert "2 were run in this profile: 1 hold, 1 fall:\n\n|" in told and told.count(claim.id) == 1

@@ -133,7 +133,7 @@ def test_values_of_the_command_line(text: str, expected: object):
     assert runner.value(text) == expected
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in (runner.ROOT / "notebooks").glob("*.ipynb")))
+@pytest.mark.parametrize("name", sorted(path.stem for path in (runner.ROOT / "notebooks").glob("0[1-9]-*.ipynb")))
 def test_a_notebook_shows_what_is_on_record_and_says_what_is_not(
     name: str, artifacts: Path, monkeypatch: pytest.MonkeyPatch
 ):

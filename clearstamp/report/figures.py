@@ -6,6 +6,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
+from torch import Tensor
 
 from clearstamp.records import Record
 from clearstamp.report.sliders import montage
@@ -20,35 +21,26 @@ def stamp_figure(record: Record) -> Figure:
 
 def stages_figure(record: Record, stages: Mapping[str, str]) -> Figure:
     """The secrets, then the raw signal and the developed pictures of the record's `stages`, under their titles."""
-    rows = [("secret", record.arrays["secrets"])]
+    rows = {"secret": record.arrays["secrets"]}
     for stage, title in stages.items():
-        rows += [(f"{title}: raw", record.arrays[stage]), ("developed", develop(record.arrays[stage]))]
-    sheets = [montage(images) for _, images in rows]
-    width = 9.0
-    figure, axes = plt.subplots(
-        len(rows),
-        1,
-        figsize=(width, sum(s.shape[0] / max(s.shape[1], 160) * width + 0.3 for s in sheets)),
-        squeeze=False,
-    )
-    for axis, (title, _), sheet in zip(axes[:, 0], rows, sheets, strict=True):
-        axis.imshow(sheet, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-        axis.set_title(title, fontsize=9, loc="left")
-        axis.axis("off")
-    figure.tight_layout()
-    plt.close(figure)
-    return figure
+        rows |= {f"{title}: raw": record.arrays[stage], f"{title}: developed": develop(record.arrays[stage])}
+    return images_figure(rows)
 
 
 def gallery_figure(records: Sequence[Record], stage: str = "finetuned") -> Figure:
     """One line of pictures a record: the raw signal at `stage`."""
-    figure, axes = plt.subplots(len(records), 1, figsize=(8, 0.95 * len(records)), layout="constrained", squeeze=False)
-    for axis, record in zip(axes[:, 0], records, strict=True):
-        images = record.arrays[stage]
-        sheet = montage(images, columns=len(images))
+    return images_figure({f"{r.experiment}, SSIM {r.results[stage]['ssim']:.3f}": r.arrays[stage] for r in records})
+
+
+def images_figure(rows: Mapping[str, Tensor]) -> Figure:
+    """A line of images ``[k, C, H, W]`` under each title."""
+    sheets = {title: montage(images, columns=len(images)) for title, images in rows.items()}
+    width = 9.0
+    heights = [sheet.shape[0] / max(sheet.shape[1], 160) * width + 0.3 for sheet in sheets.values()]
+    figure, axes = plt.subplots(len(rows), 1, figsize=(width, sum(heights)), layout="constrained", squeeze=False)
+    for axis, (title, sheet) in zip(axes[:, 0], sheets.items(), strict=True):
         axis.imshow(sheet, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-        found = record.results[stage]
-        axis.set_title(f"{record.experiment}, SSIM {found['ssim']:.3f}", fontsize=7, loc="left", pad=2)
+        axis.set_title(title, fontsize=9, loc="left")
         axis.axis("off")
     plt.close(figure)
     return figure
