@@ -1,9 +1,11 @@
+import io
 import re
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from clearstamp import report
 from clearstamp.errors import RecordError
@@ -42,6 +44,18 @@ def test_a_slider_without_frames_or_with_too_few_labels_is_an_error():
     for frames, labels in (([], []), (FRAMES, LABELS[:2])):
         with pytest.raises(RecordError, match="frames and labels"):
             Slider(frames, labels, "step", "a stamp")
+
+
+def test_a_slider_s_pictures_are_those_given_in_64_levels():
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 7, 3), dtype=np.uint8)
+    shown = np.asarray(Image.open(io.BytesIO(report.sliders.webp(pixels))))
+    assert shown.shape == pixels.shape and abs(shown.astype(int) - pixels).max() <= 4
+
+
+def test_a_slider_shows_the_first_keys_raw_and_developed(made):
+    images = torch.rand(9, 1, 28, 28)
+    assert report.sliders.frame(images).shape == montage(torch.zeros(12, 1, 28, 28), columns=6).shape
+    assert (report.sliders.frame(images)[:28] == montage(images[:6])).all()
 
 
 def test_a_montage_places_images_row_by_row():
@@ -112,7 +126,7 @@ def test_pictures_are_those_of_the_first_seed(made):
 
 
 def test_a_gallery_has_a_line_of_pictures_for_each_record(made):
-    records = made["marked"] * 2
+    records = [*made["marked"], replace(made["marked"][0], experiment="another")]
     figure = report.gallery_figure(records)
     titles = [axis.get_title(loc="left") for axis in figure.axes]
     assert titles == [f"{r.experiment}, SSIM {r.results['finetuned']['ssim']:.3f}" for r in records]

@@ -19,6 +19,9 @@ from clearstamp.records import Record
 from clearstamp.report.stages import STAGES, stages_of
 from clearstamp.scores import develop, similarity
 
+SHOWN = 6
+"""How many keys a slider shows; its scores are of all."""
+
 
 def montage(images: Tensor, columns: int = 11, gap: int = 2) -> np.ndarray:
     """Images ``[k, C, H, W]``, clamped to [0, 1], side by side on white: uint8 ``[h, w]`` or ``[h, w, 3]``."""
@@ -100,7 +103,7 @@ class Slider:
 
     def _repr_mimebundle_(self, **_: Any) -> dict[str, str]:
         start = len(self.frames) - 1
-        uris = [f"data:image/png;base64,{base64.b64encode(png(frame)).decode()}" for frame in self.frames]
+        uris = [f"data:image/webp;base64,{base64.b64encode(webp(pixels)).decode()}" for pixels in self.frames]
         data = json.dumps({"frames": uris, "labels": list(self.labels), "alt": self.alt, "start": start})
         data = data.replace("</", r"<\/")  # a label must not end the script element
         ident = "cs-" + hashlib.sha256((self.name + data).encode()).hexdigest()[:12]
@@ -119,10 +122,18 @@ class Slider:
         return {"text/html": fragment, "text/plain": f"{self.alt}: {'; '.join(self.labels)}"}
 
 
-def png(pixels: np.ndarray) -> bytes:
+def webp(pixels: np.ndarray) -> bytes:
+    """A small file of a picture in 64 levels a channel, more than the eye needs; no other loss."""
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG", optimize=True)
+    levels = (np.round(pixels / 255 * 63) * 255 / 63).astype(np.uint8)
+    Image.fromarray(levels).save(buffer, "WEBP", lossless=True, quality=100, method=6)
     return buffer.getvalue()
+
+
+def frame(images: Tensor) -> np.ndarray:
+    """The raw signal of the first keys above, the developed pictures below."""
+    shown = images[:SHOWN]
+    return montage(torch.cat([shown, develop(shown)]), columns=len(shown))
 
 
 def hardening_slider(record: Record) -> Slider:
@@ -131,7 +142,7 @@ def hardening_slider(record: Record) -> Slider:
     frames, labels = [], []
     steps, signals = record.arrays["hardening/steps"].tolist(), record.arrays["hardening/frames"]
     for step, images in zip(steps, signals, strict=True):
-        frames.append(montage(torch.cat([images, develop(images)]), columns=len(images)))
+        frames.append(frame(images))
         labels.append(f"step {step}, mean SSIM {similarity(images, secrets).mean():.3f}")
     return Slider(frames, labels, "step", f"{record.experiment}, stamp during hardening")
 
@@ -142,7 +153,7 @@ def attack_slider(record: Record, attack: str = "", *, name: str = "attack") -> 
     Shows the stages that belong to `attack` (its steps on the way and its end), or, for none, the end of each attack.
     """
     stages = stages_of(record, attack)
-    frames = [montage(torch.cat([i, develop(i)]), columns=len(i)) for i in (record.arrays[s] for s in stages)]
+    frames = [frame(record.arrays[stage]) for stage in stages]
     labels = [
         f"{stage.removeprefix(attack).lstrip(', ') or stage}: accuracy {found['accuracy']:.3f}, "
         f"mean SSIM {found['ssim']:.3f}, developed {found['developed_ssim']:.3f}"
@@ -152,11 +163,11 @@ def attack_slider(record: Record, attack: str = "", *, name: str = "attack") -> 
     return Slider(frames, labels, name, alt)
 
 
-def patches_slider(records: Sequence[Record], stage: str = "hardened", most: int = 11) -> Slider:
+def patches_slider(records: Sequence[Record], stage: str = "hardened") -> Slider:
     """The first images of experiments that differ in their patches: secrets above, what was read out below."""
     frames, labels = [], []
     for r in sorted(records, key=lambda r: r.parameters["patches"]):
-        shown = [r.arrays[name][:most] for name in ("secrets", stage)]
+        shown = [r.arrays[name][:SHOWN] for name in ("secrets", stage)]
         frames.append(montage(torch.cat(shown), columns=len(shown[0])))
         bits, errors = r.parameters["patches"] ** 2, r.results[stage]["bit errors"]
         labels.append(f"{bits} bits an image, bit errors {errors:.2%}, mean SSIM {r.results[stage]['ssim']:.3f}")
