@@ -61,6 +61,7 @@ def generate(folder: Path, profile: str, notebooks: Iterable[Path], made: Sequen
     texts = {
         "claims.md": claims.table(judged, "markdown"),
         "falls.md": falls(judged),
+        "experiments.md": experiments(profile, made),
         "tolerances.md": tolerances(profile),
         "rules.md": rules(),
         "provenance.md": f"{admonition}{markdown.escape(line)}\n",
@@ -99,6 +100,27 @@ def falls(judged: Sequence[claims.Row]) -> str:
         f"Of {len(judged)} numbers of the paper, {len(run)} were run in this profile: {len(run) - len(fallen)} hold, "
     )
     return f"{line}{len(fallen)} fall{':' if fallen else '.'}\n\n" + (claims.table(fallen) if fallen else "")
+
+
+def experiments(profile: str, made: Sequence[Record]) -> str:
+    """One line a chapter: its claims, the command that checks them, and the computing that they take."""
+    rows = []
+    for number, notebook in enumerate(dict.fromkeys(claim.notebook for claim in claims.load()), start=1):
+        checked = [claim for claim in claims.load() if claim.notebook == notebook]
+        names = {claim.experiment.format(readout=readout) for claim in checked for readout in claims.READOUTS}
+        found = [record for record in made if record.experiment in names]
+        expected = sum({claim.experiment: claim.minutes[profile] for claim in checked}.values())
+        rows.append(
+            (
+                f"E{number}",
+                f"{checked[0].id} to {checked[-1].id}",
+                f"make {notebook} PROFILE={profile}",
+                f"{expected:.0f}",
+                f"{sum(record.wall_seconds for record in found) / 60:.0f}" if found else "",
+            )
+        )
+    head = ("", "claims", "command", "minutes expected", "minutes measured")
+    return markdown.table(head, rows, "lllr")
 
 
 def tolerances(profile: str) -> str:
