@@ -119,7 +119,7 @@ def experiments(profile: str, made: Sequence[Record]) -> str:
                 f"{sum(record.wall_seconds for record in found) / 60:.0f}" if found else "",
             )
         )
-    head = ("", "claims", "command", "minutes expected", "minutes measured")
+    head = ("id", "claims", "command", "minutes expected", "minutes measured")
     return markdown.table(head, rows, "lllr")
 
 

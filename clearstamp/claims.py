@@ -122,7 +122,7 @@ def judge(claims: Iterable[Claim], records: Iterable[Record]) -> list[Row]:
 
 def table(rows: Iterable[Row], style: Literal["markdown", "plain"] = "markdown") -> str:
     """The claims table: the paper's value, ours under both readouts, and the verdict."""
-    head = ["", "claim", "paper", "reproduced", "adjoint readout", "verdict"]
+    head = ["id", "claim", "paper", "reproduced", "adjoint readout", "verdict"]
     lines = [
         [
             r.claim.id,

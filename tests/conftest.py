@@ -1,10 +1,13 @@
 """What every test shares: one thread, no progress bars to read, and models small enough to read by eye."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
+
+from tests import books
 
 torch.set_num_threads(1)
 
@@ -31,3 +34,19 @@ def small_cnn() -> Callable[..., nn.Sequential]:
         ).to(dtype)
 
     return build
+
+
+@pytest.fixture(scope="session")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the book's sources beside an empty folder of artifacts."""
+    root = tmp_path_factory.mktemp("book")
+    books.copy_sources(root)
+    return root
+
+
+@pytest.fixture(scope="session")
+def built(place: Path) -> Path:
+    """The folder of the pages of a small book."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CLEARSTAMP_ARTIFACTS", str(place / "artifacts"))
+        return books.build(place)

@@ -1,28 +1,17 @@
 """The book builds with warnings as errors, its pages ask for no outside resource, and their links lead somewhere."""
 
-import importlib.util
 import re
-import shutil
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-import nbformat
 import pytest
-import yaml
-from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from clearstamp import claims
+from tests.books import book_build, chapters
 
-SOURCES = Path(__file__).parent.parent / "book"
-PICTURE = "data:image/gif;base64,R0lGODlhAQABAAAAACwAAAAAAQABAAA="
 OUTSIDE = re.compile(r"\s*(https?:|//)", re.IGNORECASE)
-
-spec = importlib.util.spec_from_file_location("book_build", SOURCES / "build.py")
-assert spec is not None and spec.loader is not None
-book_build = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(book_build)
 
 
 class Page(HTMLParser):
@@ -62,40 +51,16 @@ def fetched(css: str) -> Iterator[str]:
     yield from re.findall(r"@import\s+['\"]([^'\"]+)", css)
 
 
-def chapters() -> list[str]:
-    contents = yaml.safe_load((SOURCES / "_toc.yml").read_text(encoding="utf-8"))
-    files = [chapter["file"] for part in contents["parts"] for chapter in part["chapters"]]
-    return [Path(file).name for file in files if file.startswith("_generated/")]
-
-
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A copy of the book's sources beside an empty folder of artifacts, which the library is told to use."""
-    root = tmp_path_factory.mktemp("book")
-    shutil.copytree(SOURCES, root / "book", ignore=shutil.ignore_patterns("_build", "_generated", "__pycache__"))
-    (root / "artifacts" / "tiny").mkdir(parents=True)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("CLEARSTAMP_ARTIFACTS", str(root / "artifacts"))
-        yield root
+def pages(built: Path) -> dict[Path, Page]:
+    """Every page of the built book."""
+    return {path: Page(path) for path in built.rglob("*.html") if "_static" not in path.relative_to(built).parts}
 
 
-@pytest.fixture(scope="module")
-def pages(place: Path) -> dict[Path, Page]:
-    """Every page of a book made from minimal executed notebooks."""
-    slider = f'<div class="cs-slider"><img src="{PICTURE}"><input type="range"><script>1</script></div>'
-    for name in chapters():
-        shown = new_output("display_data", {"text/html": slider, "text/plain": "slider"})
-        progress = new_output("stream", name="stderr", text="100%|####|")
-        formula = new_markdown_cell(r"With $W^\top$ and $$\begin{aligned} a &= b \\ c &= d \end{aligned}$$")
-        cells = [new_markdown_cell(f"# {name}"), formula, new_code_cell("1", outputs=[shown, progress])]
-        about = {"language_info": {"name": "python", "pygments_lexer": "ipython3"}}
-        nbformat.write(new_notebook(cells=cells, metadata=about), place / "artifacts" / "tiny" / f"{name}.ipynb")
-    assert book_build.main(["--profile", "tiny", "--book", str(place / "book")]) == 0
-    html = place / "book" / "_build" / "html"
-    return {path: Page(path) for path in html.rglob("*.html") if "_static" not in path.relative_to(html).parts}
-
-
-def test_missing_notebooks_are_one_clear_error(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_notebooks_are_one_clear_error(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CLEARSTAMP_ARTIFACTS", str(place / "artifacts"))
     (place / "artifacts" / "none").mkdir()
     assert book_build.main(["--profile", "none", "--book", str(place / "book")]) == 1
     message = capsys.readouterr().err
@@ -114,8 +79,8 @@ def test_pages_ask_for_no_outside_resource(pages: dict[Path, Page]) -> None:
     assert [(path.name, url) for path, urls in loads.items() for url in urls if OUTSIDE.match(url)] == []
 
 
-def test_style_sheets_ask_for_no_outside_resource(place: Path, pages: dict[Path, Page]) -> None:
-    sheets = list((place / "book" / "_build" / "html").rglob("*.css"))
+def test_style_sheets_ask_for_no_outside_resource(built: Path) -> None:
+    sheets = list(built.rglob("*.css"))
     assert "custom.css" in {path.name for path in sheets}
     urls = [(path.name, url) for path in sheets for url in fetched(path.read_text(encoding="utf-8"))]
     assert [found for found in urls if OUTSIDE.match(found[1])] == []

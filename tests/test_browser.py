@@ -1,0 +1,101 @@
+"""The book in a real browser, opened from the disk: skipped where there is no Chromium."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, Page, sync_playwright
+
+from tests.books import chapters, sources
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+QUIET = "background-networking component-update sync gpu quic".split()
+WCAG = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"]
+CHAPTER = f"_generated/{chapters()[0]}"
+
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+every_page = pytest.mark.parametrize("name", sources())
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        flags = ["--no-sandbox", "--no-first-run", *(f"--disable-{what}" for what in QUIET)]
+        started = playwright.chromium.launch(executable_path=CHROMIUM, args=flags)
+        yield started
+        started.close()
+
+
+@pytest.fixture
+def page(browser: Browser) -> Iterator[Page]:
+    opened = browser.new_page(viewport={"width": 1280, "height": 900})
+    yield opened
+    opened.close()
+
+
+def open_page(page: Page, built: Path, name: str) -> None:
+    page.goto((built / f"{name}.html").as_uri())
+
+
+@every_page
+def test_a_page_loads_without_outside_request_or_script_error(page: Page, built: Path, name: str):
+    wrong: list[str] = []
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
+    page.on("request", lambda r: wrong.append(r.url) if not r.url.startswith(("file:", "data:", "blob:")) else None)
+    open_page(page, built, name)
+    page.wait_for_load_state("networkidle")
+    assert wrong == []
+    assert page.locator(".bd-article h1").first.is_visible()
+
+
+@every_page
+def test_a_page_fits_a_phone(page: Page, built: Path, name: str):
+    page.set_viewport_size({"width": 390, "height": 800})
+    open_page(page, built, name)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+@every_page
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_a_page_passes_axe(page: Page, built: Path, name: str, theme: str):
+    page.add_init_script(f"localStorage.setItem('mode', '{theme}'); localStorage.setItem('theme', '{theme}')")
+    open_page(page, built, name)
+    assert page.evaluate("document.documentElement.dataset.theme") == theme
+    found = Axe().run(page, options={"runOnly": WCAG})
+    assert found.violations_count == 0, found.generate_report()
+
+
+def picture(page: Page) -> bytes:
+    return page.locator(".cs-slider img").screenshot()
+
+
+def test_a_slider_moves_by_keyboard_by_mouse_and_by_itself(page: Page, built: Path):
+    open_page(page, built, CHAPTER)
+    slider, text = page.locator(".cs-slider input"), page.locator(".cs-slider output")
+    last = picture(page)
+    slider.focus()
+    page.keyboard.press("ArrowLeft")
+    middle = picture(page)
+    assert text.inner_text() == "step 10" and middle != last
+    slider.click(position={"x": 2, "y": 5})
+    assert text.inner_text() == "step 0" and picture(page) not in (middle, last)
+    page.locator(".cs-slider button").click()
+    page.wait_for_function("document.querySelector('.cs-slider output').textContent === 'step 20'")
+    assert picture(page) == last
+    assert slider.get_attribute("aria-valuetext") == "step 20"
+
+
+def test_a_dark_page_keeps_the_colours_of_a_stamp(page: Page, built: Path):
+    open_page(page, built, CHAPTER)
+    light = picture(page)
+    page.evaluate("document.documentElement.dataset.theme = 'dark'")
+    assert picture(page) == light
+
+
+def test_the_search_finds_pruning(page: Page, built: Path):
+    page.goto((built / "search.html").as_uri() + "?q=pruning")
+    page.wait_for_selector("#search-results li")
+    assert any("limits" in (link.get_attribute("href") or "") for link in page.locator("#search-results li a").all())
