@@ -7,7 +7,7 @@ goes on where it stopped.
 import os
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import MISSING, dataclass, fields
 from functools import cache
@@ -157,9 +157,20 @@ def run(experiment: Experiment, scale: Profile, seed: int) -> Record:
     """The record of one experiment: found if it was made by this code from these parameters, else run and saved."""
     scale = experiment.scaled(scale)
     given = parameters(experiment, scale, seed)
-    defaults = {f.name: f.default for f in fields(experiment) if f.name in given and f.default is not MISSING}
-    found = records.find(scale.name, f"{experiment.name}-seed{seed}", given, defaults)
+    found = records.find(scale.name, f"{experiment.name}-seed{seed}", given, defaults(experiment, given))
     return found or perform(experiment, scale, seed)
+
+
+def defaults(experiment: Experiment, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The defaults of an experiment's fields, and of those of experiments within it, as far as they are in `given`."""
+    found: dict[str, Any] = {}
+    for f in (f for f in fields(experiment) if f.name in given):
+        inner = getattr(experiment, f.name)
+        if isinstance(inner, Experiment):
+            found[f.name] = defaults(inner, given[f.name])
+        elif f.default is not MISSING:
+            found[f.name] = f.default
+    return found
 
 
 def parameters(experiment: Experiment, scale: Profile, seed: int) -> dict[str, Any]:

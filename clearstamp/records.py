@@ -107,14 +107,29 @@ def find(
 ) -> Record | None:
     """The record `name` if it has these parameters and the code that made it is what it was, else None.
 
-    A parameter that the record does not have yet counts as its default.
+    A parameter that the record does not have yet, also one of an experiment within it, counts as its default.
     """
     path = folder(profile) / f"{name}.json"
     if not path.is_file():
         return None
     record = load(path)
-    same = json.loads(json.dumps(dict(defaults or {}))) | record.parameters == json.loads(json.dumps(parameters))
+    same = filled(record.parameters, plain(defaults or {})) == plain(parameters)
     return record if same and not changed(record.code) else None
+
+
+def plain(values: Mapping[str, Any]) -> Any:
+    """As it is read back from JSON."""
+    return json.loads(json.dumps(values))
+
+
+def filled(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """`given` with what it lacks from `defaults`, also in mappings within."""
+    within = {
+        name: filled(given[name], inner)
+        for name, inner in defaults.items()
+        if isinstance(inner, dict) and isinstance(given.get(name), dict)
+    }
+    return {**defaults, **given, **within}
 
 
 def provenance() -> dict[str, Any]:

@@ -146,3 +146,15 @@ def test_when_only_records_are_asked_for_nothing_runs(monkeypatch):
     monkeypatch.setattr(lifecycle, "marked", lambda *_: pytest.fail("something was run"))
     campaign = Campaign(name="attack", on=missing, attacks={"none": LogitShift()})
     assert run_all([missing, done, campaign], "tiny") == [record]
+
+
+def test_a_record_made_before_a_setting_existed_counts_as_made_with_its_default(monkeypatch):
+    on = LifeCycle(name="one", readout="adjoint", **SMALL)
+    campaign = Campaign(name="attack", on=on, attacks={"none": LogitShift()})
+    (record,) = run_all([campaign], "tiny")
+    for settings in (record.parameters, record.parameters["on"]):
+        settings.pop("merge", settings.pop("every", None))
+    record.save()
+    monkeypatch.setenv("CLEARSTAMP_RECORDED", "1")
+    assert run_all([campaign], "tiny") == [record]
+    assert run_all([replace(campaign, on=replace(on, every=2))], "tiny") == []

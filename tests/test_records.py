@@ -49,6 +49,7 @@ def test_a_record_is_found_only_with_its_parameters_and_its_code():
     assert records.find("tiny", "two-seed3", {"keys": 1}) is None
     assert records.find("tiny", made.name, {"keys": 1, "later": 0.5}, {"later": 0.5}) == made
     assert records.find("tiny", made.name, {"keys": 1, "later": 0.5}, {"later": 0.0}) is None
+    assert records.find("tiny", made.name, {"keys": 1, "on": {"a": 1}}, {"on": {"a": 1}}) == made
     record(code={"rules:linear": "another"}).save()
     assert records.find("tiny", made.name, {"keys": 1}) is None
 
@@ -80,3 +81,8 @@ def test_arrays_are_stored_in_half_precision_and_read_in_single():
     torch.testing.assert_close(found["images"], arrays["images"], rtol=1e-3, atol=1e-3)
     assert found["large"].tolist() == [torch.finfo(torch.float16).max]
     assert torch.equal(found["steps"], arrays["steps"])
+
+
+def test_a_parameter_that_came_later_is_filled_in_also_within():
+    given, later = {"on": {"a": 1}, "b": 2}, {"on": {"a": 5, "c": 3}, "d": {"e": 4}}
+    assert records.filled(given, later) == {"on": {"a": 1, "c": 3}, "b": 2, "d": {"e": 4}}
