@@ -50,6 +50,10 @@ class Campaign(Experiment):
     unseen: bool = False
     merge: bool = False
 
+    @property
+    def pictures(self) -> int:  # type: ignore[override]
+        return self.on.looks
+
     def scaled(self, scale: Profile) -> Profile:
         return self.on.scaled(scale)
 

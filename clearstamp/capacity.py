@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from torch import Tensor
@@ -16,7 +16,6 @@ from clearstamp.transpose import Transposed
 
 LICENCE = Path(__file__).with_name("licence.txt").read_bytes()
 """The MIT licence's text: 8,544 bits, as in the paper."""
-SHOWN = 11
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,8 +25,10 @@ class Capacity(Row):
     It has as many keys as the bytes need, whatever `keys` says. A stamp step takes at most `sample` of them. To what is
     measured at each stage come ``bit errors``: the share of wrong code bits as decoded; ``bit errors at 0.53``: by the
     paper's threshold; ``wrong bits`` and their share, ``message errors``: of the message after correction; and
-    ``right``: is it the message? ``message`` is what was read, one character a byte. The first few pictures are kept.
+    ``right``: is it the message? ``message`` is what was read, one character a byte.
     """
+
+    looks: ClassVar[int] = 10_000  # a message is read back from all of them
 
     length: int = len(LICENCE)
     code: str = "ldpc"
@@ -61,7 +62,7 @@ class Capacity(Row):
         secrets = arrays["secrets"]
         for stage, found in results.items():
             found |= self.judge(arrays[stage], secrets, seed)
-        return results, {name: arrays[name][:SHOWN] for name in (*results, "secrets")}, weights
+        return results, {name: arrays[name] for name in (*results, "secrets")}, weights
 
     def judge(self, images: Tensor, secrets: Tensor, seed: int) -> dict[str, Any]:
         """How many bits of raw signals ``[k, C, H, W]`` are wrong."""

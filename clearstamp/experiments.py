@@ -13,7 +13,7 @@ from dataclasses import MISSING, dataclass, fields
 from functools import cache
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from safetensors.torch import load_file, save
@@ -120,6 +120,8 @@ class Experiment(ABC):
     """What is run for a record; its fields decide the result, with the profile's scale and the seed."""
 
     name: str
+    pictures: ClassVar[int] = 11
+    """Of how many keys a record keeps the pictures."""
 
     def scaled(self, scale: Profile) -> Profile:
         """The profile with what this experiment has of its own, such as a data set."""
@@ -182,7 +184,7 @@ def parameters(experiment: Experiment, scale: Profile, seed: int) -> dict[str, A
 def perform(experiment: Experiment, scale: Profile, seed: int) -> Record:
     """Run one experiment; save its record and the weights of the model that it trained.
 
-    Pictures are kept for the profile's first seed alone, curves for every seed.
+    Pictures are kept of the first keys, and for the profile's first seed alone; curves for every seed.
     """
     if os.environ.get("CLEARSTAMP_RECORDED"):
         raise NotRecordedError("not run", got=f"{experiment.name}, seed {seed}", where=records.folder(scale.name))
@@ -204,10 +206,19 @@ def perform(experiment: Experiment, scale: Profile, seed: int) -> Record:
         dataset=load_sets(scale).about(),
         wall_seconds=round(seconds, 1),
         weights=checksum((), weights) if weights else None,
-        arrays={name: a for name, a in arrays.items() if seed == scale.seeds[0] or a.dim() == 1},
+        arrays={
+            name: few(array, experiment.pictures)
+            for name, array in arrays.items()
+            if seed == scale.seeds[0] or array.dim() == 1
+        },
     )
     record.save()
     return record
+
+
+def few(array: Tensor, pictures: int) -> Tensor:
+    """The first pictures of images ``[k, C, H, W]``, or of a film ``[s, k, C, H, W]`` of them, where six have to do."""
+    return array[:, :6] if array.dim() == 5 else array[:pictures] if array.dim() == 4 else array
 
 
 def trained_weights(experiment: Experiment, scale: Profile, seed: int) -> dict[str, Tensor]:

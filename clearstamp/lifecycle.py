@@ -1,7 +1,7 @@
 """The life cycle of a stamp as one experiment: a model is hardened, trained, fine-tuned, and read after each."""
 
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +34,9 @@ class LifeCycle(Experiment):
     is not the embedded digits; `epochs` and `hardening_steps` stand for those of the profile ``paper``, and `small` for
     `model` in all others.
     """
+
+    looks: ClassVar[int] = 6
+    """Of how many keys a record of attacks on the model keeps the pictures."""
 
     readout: Literal["paper", "adjoint"] = "paper"
     model: str = "cnn"

@@ -98,10 +98,11 @@ def test_the_message_that_was_read_is_kept_and_the_first_pictures():
 
 
 def test_a_payload_is_judged_after_attacks():
-    experiment = Capacity(name="one", length=9, code="hamming", **SMALL)
+    experiment = Capacity(name="one", length=18, code="hamming", **SMALL)
     (record,) = attack_all("payload", {"int8": Quantization(bits=8)}, [experiment], "tiny", seeds=(0,))
+    assert len(record.arrays["int8"]) == 7, "all, to read the message from"
     table = report.payload_table(experiment, [record]).data
-    assert "| payload-one | before | 4 | 144 |" in table and "| payload-one | int8 | 4 | 144 |" in table
+    assert "| payload-one | before | 7 | 252 |" in table and "| payload-one | int8 | 7 | 252 |" in table
 
 
 # ------------------------------------------------------------------------------------------------- some of the keys

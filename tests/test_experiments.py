@@ -158,3 +158,13 @@ def test_a_record_made_before_a_setting_existed_counts_as_made_with_its_default(
     monkeypatch.setenv("CLEARSTAMP_RECORDED", "1")
     assert run_all([campaign], "tiny") == [record]
     assert run_all([replace(campaign, on=replace(on, every=2))], "tiny") == []
+
+
+def test_few_pictures_are_kept_of_many_keys(monkeypatch):
+    life = LifeCycle(name="one", model="fc", keys=13)
+    campaign = Campaign(name="attack", on=life, attacks={"none": LogitShift()})
+    (marked,), (attacked,) = run_all([life], "tiny"), run_all([campaign], "tiny")
+    assert marked.arrays["secrets"].shape == marked.arrays["trained"].shape == (11, 1, 28, 28)
+    assert marked.arrays["hardening/frames"].shape[1:] == (6, 1, 28, 28)
+    assert attacked.arrays["secrets"].shape == attacked.arrays["none"].shape == (6, 1, 28, 28)
+    assert len(marked.arrays["hardening/losses"]) == 6

@@ -138,7 +138,7 @@ def frame(images: Tensor) -> np.ndarray:
 
 def hardening_slider(record: Record) -> Slider:
     """The stamp while it is hardened: the raw signal above, the developed pictures below."""
-    secrets = record.arrays["secrets"]
+    secrets = record.arrays["secrets"][: record.arrays["hardening/frames"].shape[1]]
     frames, labels = [], []
     steps, signals = record.arrays["hardening/steps"].tolist(), record.arrays["hardening/frames"]
     for step, images in zip(steps, signals, strict=True):
