@@ -118,7 +118,9 @@ def scaling_figure(groups: Mapping[str, Sequence[Record]]) -> Figure:
         spread = [[abs(f["time"] - f[f"quartile {n}"]) for f in found] for n in (1, 3)]
         axis.errorbar(places, times, spread, marker="o", ms=4, capsize=2, label="time")
         axis.plot(places, [f["operations"] for f in found], marker=".", ls="--", label="operations")
-        axis.set(xscale="log", yscale="log", xlabel=along)
+        if made:  # nothing at all cannot be on a logarithmic scale
+            axis.set(xscale="log", yscale="log")
+        axis.set_xlabel(along)
     axes[0, 0].set_ylabel("stamp step / task step")
     axes[0, 0].legend(fontsize=8)
     plt.close(figure)
