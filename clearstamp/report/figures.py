@@ -111,7 +111,9 @@ def scaling_figure(groups: Mapping[str, Sequence[Record]]) -> Figure:
     Time, its quartiles as bars, beside counted operations; both axes logarithmic, where linear cost is a straight line
     of slope one.
     """
-    figure, axes = plt.subplots(1, len(groups), figsize=(3 * len(groups), 3), layout="constrained", squeeze=False)
+    figure, axes = plt.subplots(
+        1, len(groups), figsize=(3 * len(groups), 3), layout="constrained", squeeze=False, sharey=True
+    )
     for axis, (along, made) in zip(axes[0], groups.items(), strict=True):
         found = sorted((r.parameters | r.results["cost"] for r in made), key=lambda f: f[along])
         places, times = ([f[name] for f in found] for name in (along, "time"))
