@@ -111,6 +111,9 @@ def load_sets(scale: Profile) -> Sets:
     )
 
 
+FEW = 6
+"""Of how many keys pictures are kept where they are many: films, and attacks."""
+
 Findings = tuple[dict[str, dict[str, Any]], dict[str, Tensor], dict[str, Tensor]]
 """Results, arrays, and the trained model's weights (none if there was no training)."""
 
@@ -217,8 +220,8 @@ def perform(experiment: Experiment, scale: Profile, seed: int) -> Record:
 
 
 def few(array: Tensor, pictures: int) -> Tensor:
-    """The first pictures of images ``[k, C, H, W]``, or of a film ``[s, k, C, H, W]`` of them, where six have to do."""
-    return array[:, :6] if array.dim() == 5 else array[:pictures] if array.dim() == 4 else array
+    """The first pictures of images ``[k, C, H, W]``, or of a film ``[s, k, C, H, W]`` of them, where few have to do."""
+    return array[:, :FEW] if array.dim() == 5 else array[:pictures] if array.dim() == 4 else array
 
 
 def trained_weights(experiment: Experiment, scale: Profile, seed: int) -> dict[str, Tensor]:

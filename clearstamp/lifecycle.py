@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from clearstamp.errors import RecordError
-from clearstamp.experiments import Experiment, Findings, Profile, device, load_sets, trained_weights
+from clearstamp.experiments import FEW, Experiment, Findings, Profile, device, load_sets, trained_weights
 from clearstamp.models import build
 from clearstamp.stamp import PAPER_KEY, Stamp
 from clearstamp.training import OPTIMIZERS, Fit, RehearsedLoss, StampLoss, accuracy, fit, harden
@@ -35,7 +35,7 @@ class LifeCycle(Experiment):
     `model` in all others.
     """
 
-    looks: ClassVar[int] = 6
+    looks: ClassVar[int] = FEW
     """Of how many keys a record of attacks on the model keeps the pictures."""
 
     readout: Literal["paper", "adjoint"] = "paper"

@@ -40,8 +40,10 @@ class Workbench:
         self.optimizers: dict[str, Optimizer] = {}
 
     def optimizer(self, name: str, make: Callable[..., Optimizer] = adam) -> Optimizer:
-        """One of each name."""
-        return self.optimizers.setdefault(name, make(self.model.parameters(), lr=1e-4))
+        """One of each name, made when it is first asked for."""
+        if name not in self.optimizers:
+            self.optimizers[name] = make(self.model.parameters(), lr=1e-4)
+        return self.optimizers[name]
 
     def task_loss(self) -> Tensor:
         return F.cross_entropy(self.model(self.images), self.labels)

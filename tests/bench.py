@@ -5,27 +5,24 @@ Steps are counted, times are given as ratios: nothing here depends on how fast t
 
 import resource
 import statistics
-import time
-from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 
 import clearstamp as cs
 from clearstamp import models
 from clearstamp.lifecycle import FOUR_LETTERS
-from clearstamp.training import adam, descend
+from clearstamp.runtime import Cost, Workbench, ratios
 
 GOALS = {"paper": 300, "adjoint": 800}
 SHAPE, OUTPUTS, BATCH, KEYS = (1, 28, 28), 10, 64, 11
 ROUNDS, STEPS = 21, 3
 
 
-def marked_model(readout: str, seed: int) -> tuple[torch.nn.Module, cs.Transposed, cs.Stamp]:
-    """The default CNN, its transposed model and a stamp of eleven keys."""
+def stamped(readout: str, seed: int) -> tuple[cs.Transposed, cs.Stamp]:
+    """The default CNN run backwards, and a stamp of eleven keys."""
     model = models.build("cnn", SHAPE, OUTPUTS, seed=seed)
     stamp = cs.Stamp.from_texts(FOUR_LETTERS[:KEYS], outputs=OUTPUTS, shape=SHAPE, seed=seed)
-    return model, cs.transpose(model, torch.zeros(1, *SHAPE), readout=readout), stamp
+    return cs.transpose(model, torch.zeros(1, *SHAPE), readout=readout), stamp
 
 
 def hardening() -> bool:
@@ -35,7 +32,7 @@ def hardening() -> bool:
     print(f"  {'readout':8} {'seed':>4} {'steps':>6} {'goal':>6}")
     for readout, goal in GOALS.items():
         for seed in (0, 1, 2):
-            _, back, stamp = marked_model(readout, seed)
+            back, stamp = stamped(readout, seed)
             done = cs.harden(back, stamp, steps=2 * goal, target=0.95, check_every=10, progress=False)
             within = done.reached and done.steps <= goal
             met &= within
@@ -46,30 +43,8 @@ def hardening() -> bool:
 
 def cost_of_a_stamp_step(readout: str) -> list[float]:
     """Time of a training step with a stamp step after it over one without, a ratio a round; the two interleaved."""
-    model, back, stamp = marked_model(readout, 0)
-    loss = cs.StampLoss(back, stamp)
-    task, stamping = (adam(model.parameters(), lr=1e-4) for _ in range(2))
-    generator = torch.Generator().manual_seed(0)
-    images = torch.rand(BATCH, *SHAPE, generator=generator)
-    labels = torch.randint(OUTPUTS, (BATCH,), generator=generator)
-
-    def unmarked() -> None:
-        descend(F.cross_entropy(model(images), labels), task, "task loss")
-
-    def marked() -> None:
-        unmarked()
-        descend(loss(), stamping, "stamp loss")
-
-    for step in (unmarked, marked):  # the first step allocates the optimizers' state
-        step()
-    return [seconds(marked) / seconds(unmarked) for _ in range(ROUNDS)]
-
-
-def seconds(step: Callable[[], None]) -> float:
-    began = time.perf_counter()
-    for _ in range(STEPS):
-        step()
-    return time.perf_counter() - began
+    bench = Workbench(Cost(name="bench", subject="alternate", twin="task", readout=readout, keys=KEYS, batch=BATCH))
+    return ratios(bench.alternate, bench.task, ROUNDS, STEPS)
 
 
 def main() -> None:

@@ -15,12 +15,10 @@ from PIL import Image
 from torch import Tensor
 
 from clearstamp.errors import RecordError
+from clearstamp.experiments import FEW
 from clearstamp.records import Record
 from clearstamp.report.stages import STAGES, stages_of
 from clearstamp.scores import develop, similarity
-
-SHOWN = 6
-"""How many keys a slider shows; its scores are of all."""
 
 
 def montage(images: Tensor, columns: int = 11, gap: int = 2) -> np.ndarray:
@@ -132,18 +130,18 @@ def webp(pixels: np.ndarray) -> bytes:
 
 def frame(images: Tensor) -> np.ndarray:
     """The raw signal of the first keys above, the developed pictures below."""
-    shown = images[:SHOWN]
+    shown = images[:FEW]
     return montage(torch.cat([shown, develop(shown)]), columns=len(shown))
 
 
 def hardening_slider(record: Record) -> Slider:
-    """The stamp while it is hardened: the raw signal above, the developed pictures below."""
+    """The stamp while it is hardened: raw signal above, developed pictures below, with the score of the keys shown."""
     secrets = record.arrays["secrets"][: record.arrays["hardening/frames"].shape[1]]
     frames, labels = [], []
     steps, signals = record.arrays["hardening/steps"].tolist(), record.arrays["hardening/frames"]
     for step, images in zip(steps, signals, strict=True):
         frames.append(frame(images))
-        labels.append(f"step {step}, mean SSIM {similarity(images, secrets).mean():.3f}")
+        labels.append(f"step {step}, mean SSIM of these {len(images)} {similarity(images, secrets).mean():.3f}")
     return Slider(frames, labels, "step", f"{record.experiment}, stamp during hardening")
 
 
@@ -167,7 +165,7 @@ def patches_slider(records: Sequence[Record], stage: str = "hardened") -> Slider
     """The first images of experiments that differ in their patches: secrets above, what was read out below."""
     frames, labels = [], []
     for r in sorted(records, key=lambda r: r.parameters["patches"]):
-        shown = [r.arrays[name][:SHOWN] for name in ("secrets", stage)]
+        shown = [r.arrays[name][:FEW] for name in ("secrets", stage)]
         frames.append(montage(torch.cat(shown), columns=len(shown[0])))
         bits, errors = r.parameters["patches"] ** 2, r.results[stage]["bit errors"]
         labels.append(f"{bits} bits an image, bit errors {errors:.2%}, mean SSIM {r.results[stage]['ssim']:.3f}")
