@@ -18,7 +18,7 @@ from clearstamp.experiments import Experiment, Findings, Profile, device
 from clearstamp.models import MODELS, build
 from clearstamp.scores import structural_similarity
 from clearstamp.stamp import Stamp
-from clearstamp.training import StampLoss, adam, descend
+from clearstamp.training import Descent, StampLoss, adam
 from clearstamp.transpose import transpose
 
 
@@ -36,6 +36,7 @@ class Workbench:
         self.inputs = torch.rand(cost.keys, *shape, generator=generator).to(device())
         self.back = transpose(self.model, self.images[:1], readout=cost.readout)
         self.loss = StampLoss(self.back, stamp, at_once=cost.at_once)
+        self.descent = Descent(device())
         self.every = cost.every
         self.optimizers: dict[str, Optimizer] = {}
 
@@ -51,11 +52,11 @@ class Workbench:
     def task(self) -> None:
         """As many steps of unmarked training as there are to one stamp step."""
         for _ in range(self.every):
-            descend(self.task_loss(), self.optimizer("task"), "task loss")
+            self.descent.step(self.optimizer("task"), {"task loss": self.task_loss()})
 
     def stamp(self) -> None:
         """One stamp step, in hardening as in constraint training."""
-        descend(self.loss(), self.optimizer("stamp"), "stamp loss")
+        self.descent.step(self.optimizer("stamp"), {"stamp loss": self.loss()})
 
     def alternate(self) -> None:
         """Constraint training as published: the task's steps, then a stamp step."""
@@ -65,8 +66,8 @@ class Workbench:
     def joint(self) -> None:
         """Constraint training with one optimizer: the stamp loss is added to the last of the task's losses."""
         for _ in range(self.every - 1):
-            descend(self.task_loss(), self.optimizer("task"), "task loss")
-        descend(self.task_loss() + self.loss(), self.optimizer("task"), "sum of task and stamp loss")
+            self.descent.step(self.optimizer("task"), {"task loss": self.task_loss()})
+        self.descent.step(self.optimizer("task"), {"task loss": self.task_loss(), "stamp loss": self.loss()})
 
     def plain(self) -> None:
         """The stamp step as one would write it by hand for this network, without this library."""

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from functools import partial
+from functools import partial, reduce
 
 import torch
 import torch.nn.functional as F
@@ -242,6 +242,7 @@ def harden(
     optimizer: MakeOptimizer = adam,
     check_every: int = 10,
     on_check: Callable[[int, Tensor], None] | None = None,
+    compiled: bool = False,
     progress: bool = True,
 ) -> Hardening:
     """Step 1: over-fit the transposed model to the stamp, and to nothing else.
@@ -249,6 +250,7 @@ def harden(
     Stops as soon as the mean SSIM of the plain readout reaches `target` (looked at every `check_every` steps), or after
     `steps`; with ``target=None`` always after `steps`. `on_check(step, images)` is called at every look, beginning with
     step 0. A higher `lr` takes fewer steps, but moves the weights farther, which the main task may suffer from.
+    `compiled` runs the loss through `torch.compile`: faster steps, after half a minute or more of compiling.
 
     Raises `StampError` if the stamp does not fit, `TrainingError` if the loss is not finite: the weights are then those
     before the bad step.
@@ -256,8 +258,9 @@ def harden(
     loss = StampLoss(back, stamp, dropout=dropout, noise=noise)
     if steps < 0 or check_every < 1:
         raise TrainingError("no such number of steps", got=f"steps={steps}, check_every={check_every}")
+    measure = torch.compile(loss) if compiled else loss
     trainer = optimizer(back.model.parameters(), lr=lr)
-    losses: list[float] = []
+    descent = Descent(back.device)
     curve: list[tuple[int, float]] = []
 
     def look(step: int) -> float:
@@ -274,11 +277,12 @@ def harden(
         for step in range(1, steps + 1):
             if reached:
                 break
-            losses.append(descend(loss(), trainer, "stamp loss"))
+            descent.step(trainer, {"stamp loss": measure()})
             bar.update()
             if step % check_every == 0 or step == steps:
                 reached = look(step) >= goal
                 bar.set_postfix(ssim=f"{curve[-1][1]:.3f}")
+    losses = descent.losses("stamp loss")
     return Hardening(len(losses), reached, losses, curve)
 
 
@@ -322,8 +326,7 @@ def fit(
     device = next(model.parameters()).device
     task = optimizer(model.parameters(), lr=lr)
     stamping = optimizer(model.parameters(), lr=lr if stamp_lr is None else stamp_lr)
-    losses: list[float] = []
-    stamp_losses: list[float] = []
+    descent, steps = Descent(device), 0
     was_training = model.training
     model.train()
     try:
@@ -332,39 +335,70 @@ def fit(
                 outputs = model(inputs.to(device, non_blocking=True))
                 outputs = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
                 task_loss = F.cross_entropy(outputs, labels.to(device, non_blocking=True))
-                turn = stamp_loss if (len(losses) + 1) % every == 0 else None
-                extra = turn() if turn and joint else None
-                if extra is None:
-                    descend(task_loss, task, "task loss")
-                else:
-                    descend(task_loss + extra, task, "sum of task and stamp loss")
-                if turn and not joint:
-                    extra = turn()
-                    descend(extra, stamping, "stamp loss")
-                losses.append(task_loss.item())
-                stamp_losses += [] if extra is None else [extra.item()]
+                steps += 1
+                turn = stamp_loss if steps % every == 0 else None
+                if turn and joint:
+                    descent.step(task, {"task loss": task_loss, "stamp loss": turn()})
+                    continue
+                descent.step(task, {"task loss": task_loss})
+                if turn:
+                    descent.step(stamping, {"stamp loss": turn()})
             if on_epoch is not None:
                 on_epoch(epoch)
     finally:
         model.train(was_training)
-    return Fit(losses, stamp_losses)
+    return Fit(descent.losses("task loss"), descent.losses("stamp loss"))
 
 
-def descend(loss: Tensor, optimizer: Optimizer, name: str) -> float:
-    """One optimizer step down `loss`; its value. Nothing changes if it is not finite."""
-    value = loss.item()
-    if not math.isfinite(value):
-        raise TrainingError(
-            f"the {name} is not finite",
-            got=value,
-            where="the weights are those before this step",
-            remedy="lower the learning rate; check inputs, secrets and normalisation layers for zeros",
-        )
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    optimizer.step()
-    torch.clear_autocast_cache()  # else a loop within one autocast goes on with the weights of its first step
-    return value
+class Descent:
+    """Optimizer steps down named losses, which end before the first one that is not finite.
+
+    On a GPU, losses are read back every `LATENCY` steps only, so that it never waits for the CPU. From the first bad
+    loss on, fused optimizers are told on the device itself to leave the weights alone, as by a gradient scaler; others
+    have to be asked about at every step.
+    """
+
+    LATENCY = 50
+
+    def __init__(self, device: torch.device):
+        self.latency = 1 if device.type == "cpu" else self.LATENCY
+        self.stopped = torch.zeros((), device=device)
+        self.read: dict[str, list[float]] = {}
+        self.unread: list[tuple[str, Tensor]] = []
+
+    def step(self, optimizer: Optimizer, losses: dict[str, Tensor]) -> None:
+        """One step down the sum of the losses, each a scalar."""
+        optimizer.zero_grad(set_to_none=True)
+        reduce(torch.add, losses.values()).backward()
+        for name, loss in losses.items():
+            self.unread.append((name, loss.detach()))
+            self.stopped = torch.maximum(self.stopped, (~loss.detach().isfinite()).to(self.stopped))
+        fused = getattr(optimizer, "_step_supports_amp_scaling", False)
+        if not fused or len(self.unread) >= self.latency:
+            self.look()
+        if fused:
+            optimizer.found_inf = self.stopped  # type: ignore[attr-defined]
+        optimizer.step()
+        torch.clear_autocast_cache()  # else a loop within one autocast goes on with the weights of its first step
+
+    def look(self) -> None:
+        """Read the losses back. Raises `TrainingError` at one that is not finite."""
+        unread, self.unread = self.unread, []
+        values = torch.stack([loss.float() for _, loss in unread]).tolist() if unread else []
+        for (name, _), value in zip(unread, values, strict=True):
+            if not math.isfinite(value):
+                raise TrainingError(
+                    f"the {name} is not finite",
+                    got=value,
+                    where="the weights are those before this step",
+                    remedy="lower the learning rate; check inputs, secrets and normalisation layers for zeros",
+                )
+            self.read.setdefault(name, []).append(value)
+
+    def losses(self, name: str) -> list[float]:
+        """The value of every step of one loss."""
+        self.look()
+        return self.read.get(name, [])
 
 
 def accuracy(model: nn.Module, loader: Iterable[tuple[Tensor, Tensor]]) -> float:

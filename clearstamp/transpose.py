@@ -1,7 +1,8 @@
 """The transposed model: one trace of the forward model, walked backwards by the rules of a readout."""
 
 import copy
-from collections.abc import Mapping
+import operator
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from itertools import chain
 from math import prod
@@ -64,7 +65,7 @@ def freeze(model: nn.Module, example: Tensor) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class Attribute:
-    """Stands for an attribute of a layer, read anew at every walk."""
+    """Stands for an attribute of a layer: a setting, or a tensor that is read anew at every walk."""
 
     layer: str
     name: str
@@ -79,6 +80,8 @@ class Frozen:
 
 MODE = object()
 """Stands for the mode of the walk: True in training."""
+
+SETTING = (bool, int, float, str, tuple, type(None))
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,13 @@ class Step:
     kwargs: dict[str, Any]
     sources: tuple[fx.Node, ...]  # the inputs that carry the signal on
     extra_dropout: bool = False
+    several: bool = False  # does the rule return a tuple, with one signal for each source?
+
+    def call(self, signal: Any, fill: Callable[[Any], Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The rule's arguments, with everything that stands for a value filled in."""
+        args: Any = fx.node.map_aggregate(self.args, fill)
+        kwargs: Any = fx.node.map_aggregate(self.kwargs, fill)
+        return (signal, *args), kwargs
 
 
 class Tracer(fx.Tracer):
@@ -128,6 +138,7 @@ class Transposed:
         readout: ``"paper"`` or ``"adjoint"``.
         image_shape: ``(C, H, W)`` of the images that come out.
         outputs: length of the keys that go in.
+        code: the walk as it is run: Python without a loop or a branch, in which ``self`` is the forward model.
     """
 
     def __init__(self, model: nn.Module, example: Tensor, readout: str, frozen: Mapping[str, Tensor] | None):
@@ -169,21 +180,14 @@ class Transposed:
                 "keys are not of the model's type", got=keys.dtype, expected=self.dtype, remedy=f"keys.to({self.dtype})"
             )
         with torch.autocast(keys.device.type, enabled=False):
-            values = self._shapes | self._fixed | self._evaluate()
-            signals: dict[fx.Node, Any] = {self._output: keys}
-            for step in self._steps:
-                passed = self._run(step, signals.pop(step.node), values, training=dropout is not None)
-                for source, signal in zip(step.sources, passed, strict=True):
-                    if dropout and step.extra_dropout:
-                        signal = F.dropout(signal, dropout)
-                    signals[source] = tree_map(torch.add, signals[source], signal) if source in signals else signal
-        return signals[self._input]
+            values = self._fixed | self._evaluate()
+            return self._walk(self.model, keys, self._shapes, values, dropout is not None, dropout)
 
     def frozen_values(self) -> dict[str, Tensor]:
         """What is frozen, by its place in the graph, as it is now: detached, on the CPU."""
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
             values = self._evaluate()
-        return {node.name: values[Frozen(node)].cpu().clone() for node in self._held}
+        return {node.name: values[node.name].cpu().clone() for node in self._held}
 
     # ------------------------------------------------------------------------------------ reading the forward model
 
@@ -208,11 +212,11 @@ class Transposed:
         self.image_shape = tuple(example.shape[1:])
         self.outputs = output.shape[1]
         self.dtype = output.dtype
-        self._shapes = {n: tree_map_only(Tensor, lambda t: t.to("meta"), values[n]) for n in self._signals}
+        self._shapes = {n.name: tree_map_only(Tensor, lambda t: t.to("meta"), values[n]) for n in self._signals}
         tensors = [n for n in self._graph.nodes if n not in self._signals and isinstance(values[n], Tensor)]
-        self._fixed = {n: value for n, value in values.items() if n not in self._signals and n not in tensors}
+        self._fixed = {n.name: value for n, value in values.items() if n not in self._signals and n not in tensors}
         self._depth = self._depths()
-        self._steps = self._compile(tensors, frozen)
+        self.code, self._walk = self._write(self._compile(tensors, frozen))
 
     def _trace(self) -> tuple[nn.Module, fx.Graph]:
         """A twin of the model and its graph, both in evaluation mode.
@@ -280,13 +284,11 @@ class Transposed:
         self._known = self._part([n for n in tensors if n in used], self._held)
         self._frozen = self._checked(frozen)
         with torch.no_grad():
-            values = self._shapes | self._fixed | self._evaluate()
-            for step in (s for s in steps if gaps.keys().isdisjoint(s.sources)):
+            values = self._fixed | self._evaluate()
+            for place, step in enumerate(steps):
                 try:
-                    blank = tree_map(lambda t: torch.zeros_like(t, device=self.device), self._shapes[step.node])
-                    for source, passed in zip(step.sources, self._run(step, blank, values, False), strict=True):
-                        if shapes(passed) != shapes(self._shapes[source]):
-                            raise TransposeError("the rule loses the input's shape", got=shapes(passed))
+                    if gaps.keys().isdisjoint(step.sources):
+                        steps[place] = replace(step, several=self._try(step, values))
                 except (ValueError, TypeError, RuntimeError) as gap:
                     gaps[step.node] = gap
         if gaps:
@@ -301,6 +303,66 @@ class Transposed:
             below[step.node] = step.rule.weighted or any(below[source] for source in step.sources)
         return [replace(s, extra_dropout=s.rule.weighted and any(below[n] for n in s.sources)) for s in steps]
 
+    def _try(self, step: Step, values: dict[str, Any]) -> bool:
+        """Run one step on a blank signal: does its rule return several? Raises what the rule raises."""
+
+        def fill(argument: Any) -> Any:
+            match argument:
+                case fx.Node():
+                    return self._shapes[argument.name] if argument in self._signals else values[argument.name]
+                case Frozen():
+                    return values[argument.node.name]
+                case Attribute():
+                    return getattr(self.model.get_submodule(argument.layer), argument.name)
+            return False if argument is MODE else argument
+
+        blank = tree_map(lambda t: torch.zeros_like(t, device=self.device), self._shapes[step.node.name])
+        args, kwargs = step.call(blank, fill)
+        passed = step.rule.apply(*args, **kwargs)
+        several = isinstance(passed, tuple)
+        for source, signal in zip(step.sources, passed if several else (passed,), strict=True):
+            if shapes(signal) != shapes(self._shapes[source.name]):
+                raise TransposeError("the rule loses the input's shape", got=shapes(signal))
+        return several
+
+    def _write(self, steps: list[Step]) -> tuple[str, Callable[..., Tensor]]:
+        """The steps as one function, its code and itself: nothing is looked up or decided while it runs."""
+        graph = fx.Graph()
+        keys, shapes, values, training, dropout = map(
+            graph.placeholder, ("keys", "shapes", "values", "training", "dropout")
+        )
+
+        def known(where: fx.Node, node: fx.Node) -> fx.Node:
+            name = f"{node.name}_{str(where)[:-1]}"
+            return graph.create_node("call_function", operator.getitem, (where, node.name), name=name)
+
+        def fill(argument: Any) -> Any:
+            match argument:
+                case fx.Node():
+                    return known(shapes if argument in self._signals else values, argument)
+                case Frozen():
+                    return known(values, argument.node)
+                case Attribute():
+                    setting = getattr(self.model.get_submodule(argument.layer), argument.name)
+                    if isinstance(setting, SETTING):
+                        return setting
+                    return graph.get_attr(f"{argument.layer}.{argument.name}")
+            return training if argument is MODE else argument
+
+        signals: dict[fx.Node, fx.Node] = {self._output: keys}
+        for step in steps:
+            passed = graph.call_function(step.rule.apply, *step.call(signals.pop(step.node), fill))
+            for place, source in enumerate(step.sources):
+                signal = graph.call_function(operator.getitem, (passed, place)) if step.several else passed
+                if step.extra_dropout:
+                    signal = graph.call_function(thin, (signal, dropout))
+                signals[source] = graph.call_function(add, (signals[source], signal)) if source in signals else signal
+        graph.output(signals[self._input])
+        code = graph.python_code("self")
+        names = dict(code.globals)
+        exec(code.src, names)
+        return code.src.strip(), names["forward"]
+
     def _step(self, node: fx.Node) -> Step:
         function, attributes = self._function(node)
         if function is None:
@@ -308,7 +370,7 @@ class Transposed:
         rule = READOUTS[self.readout].get(function)
         if rule is None:
             raise TransposeError("no rule for this operation")
-        for shape in shapes(self._shapes[node]):
+        for shape in shapes(self._shapes[node.name]):
             if shape[:1] != (2,):
                 raise TransposeError("the batch axis does not stay first", got=list(shape))
         call = rule.signature.bind(None, *node.args, **node.kwargs, **attributes)
@@ -339,8 +401,8 @@ class Transposed:
             arguments = {rule.carries: arguments[rule.carries]}
         operands = tuple(n for n in tree_leaves(arguments) if isinstance(n, fx.Node) and n in self._signals)
         if len(operands) > 1 and rule.carries == "factor":
-            ranked = sorted(operands, key=lambda n: (self._gating(n), -prod(self._shapes[n].shape)))
-            first, second = ((self._gating(n), self._shapes[n].shape) for n in ranked[:2])
+            ranked = sorted(operands, key=lambda n: (self._gating(n), -prod(self._shapes[n.name].shape)))
+            first, second = ((self._gating(n), self._shapes[n.name].shape) for n in ranked[:2])
             if first == second:
                 raise TransposeError("a product of two signals, of which neither is a gate", got=list(first[1]))
             operands = (ranked[0],)
@@ -387,9 +449,7 @@ class Transposed:
         first = next(chain(self.model.parameters(), self.model.buffers()), None)
         return torch.device("cpu") if first is None else first.device
 
-    def _part(
-        self, constants: list[fx.Node], held: list[fx.Node]
-    ) -> tuple[list[fx.Node | Frozen], fx.GraphModule, frozenset[str]]:
+    def _part(self, constants: list[fx.Node], held: list[fx.Node]) -> tuple[list[str], fx.GraphModule, frozenset[str]]:
         """What a walk has to know, the part of the forward graph that gives it, and the weights that this reads."""
         needed = {self._input, *constants, *held}
         for node in reversed(self._graph.nodes):
@@ -403,12 +463,12 @@ class Transposed:
         part.output(tuple(copies[node] for node in (*constants, *held)))
         module = fx.GraphModule(self._twin, part)
         names = frozenset(name for name, _ in chain(module.named_parameters(), module.named_buffers()))
-        return [*constants, *map(Frozen, held)], module, names
+        return [n.name for n in (*constants, *held)], module, names
 
-    def _checked(self, frozen: Mapping[str, Tensor] | None) -> dict[Frozen, Tensor]:
+    def _checked(self, frozen: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
         if not frozen:
             return {}
-        expected = {n.name: [1, *self._shapes[n].shape[1:]] for n in self._held}
+        expected = {n.name: [1, *self._shapes[n.name].shape[1:]] for n in self._held}
         got = {name: list(value.shape) for name, value in frozen.items()}
         if self.readout != "paper" or got != expected:
             raise TransposeError(
@@ -417,9 +477,9 @@ class Transposed:
                 expected=expected if self.readout == "paper" else "none in the 'adjoint' readout",
                 remedy="take them from a model of the same architecture, with freeze()",
             )
-        return {Frozen(n): frozen[n.name] for n in self._held}
+        return dict(frozen)
 
-    def _evaluate(self) -> dict[Any, Tensor]:
+    def _evaluate(self) -> dict[str, Tensor]:
         """What a walk has to know of a forward run, with the weights as they are now: a value for each known node."""
         nodes, part, names = self._known
         if not nodes:
@@ -434,18 +494,15 @@ class Transposed:
         values = functional_call(part, weights, (self._probe.to(self.device),))
         return dict(zip(nodes, values, strict=True)) | held
 
-    def _run(self, step: Step, signal: Any, values: dict[Any, Any], training: bool) -> tuple[Any, ...]:
-        def fill(argument: Any) -> Any:
-            if isinstance(argument, fx.Node | Frozen):
-                return values[argument]
-            if isinstance(argument, Attribute):
-                return getattr(self.model.get_submodule(argument.layer), argument.name)
-            return training if argument is MODE else argument
 
-        args: Any = fx.node.map_aggregate(step.args, fill)
-        kwargs: Any = fx.node.map_aggregate(step.kwargs, fill)
-        passed = step.rule.apply(signal, *args, **kwargs)
-        return passed if isinstance(passed, tuple) else (passed,)
+def thin(signal: Tensor, rate: float | None) -> Tensor:
+    """The signal with dropout, if there is a rate."""
+    return F.dropout(signal, rate) if rate else signal
+
+
+def add(one: Any, other: Any) -> Any:
+    """The sum of two signals on their way to one place."""
+    return tree_map(torch.add, one, other)
 
 
 def shapes(value: Any) -> list[tuple[int, ...]]:

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from clearstamp import training
 from clearstamp.errors import StampError, TrainingError
+from clearstamp.models import build
 from clearstamp.rules import READOUTS
 from clearstamp.scores import structural_similarity
 from clearstamp.stamp import Stamp
-from clearstamp.training import RehearsedLoss, Stamped, StampLoss, accuracy, fit, harden, sgd
+from clearstamp.training import Descent, RehearsedLoss, Stamped, StampLoss, accuracy, fit, harden, sgd
 from clearstamp.transpose import Transposed, transpose
 from clearstamp.verification import read
 
@@ -55,6 +56,26 @@ def unchanged(model: nn.Module, before: list[Tensor]) -> bool:
 
 
 # ------------------------------------------------------------------------------------------------------- stamp loss
+
+
+@both_readouts
+def test_a_stamp_loss_is_one_graph_for_a_compiler(readout):
+    cnn = build("cnn", (1, 28, 28), 10, seed=0)
+    keys = Stamp.from_texts(["A", "B"], outputs=10, shape=(1, 28, 28), seed=0)
+    loss = StampLoss(transpose(cnn, torch.zeros(1, 1, 28, 28), readout=readout), keys)
+    compiled = torch.compile(loss, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(), loss())
+    with torch.no_grad():
+        cnn[0].weight.mul_(2)
+    torch.testing.assert_close(compiled(), loss())
+
+
+def test_hardening_compiled_and_not(model, stamp, monkeypatch):
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    twin = copy.deepcopy(model)
+    plain = harden(backwards(twin), stamp, steps=5, target=None, progress=False)
+    done = harden(backwards(model), stamp, steps=5, target=None, compiled=True, progress=False)
+    assert done.losses == pytest.approx(plain.losses, rel=1e-4)
 
 
 @both_readouts
@@ -372,6 +393,35 @@ def test_training_stops_before_a_loss_that_is_not_finite(model, batches):
     with pytest.raises(TrainingError, match="stamp loss is not finite; got: inf"):
         fit(model, batches, lr=0.0, stamp_lr=1.0, stamp_loss=lambda: model[1].weight.sum() * math.inf, progress=False)
     assert unchanged(model, before)
+
+
+@pytest.mark.parametrize("optimizer", [training.adam, sgd, torch.optim.Adam])
+def test_no_weight_moves_from_a_loss_that_is_not_finite_until_it_is_read(model, batches, optimizer, monkeypatch):
+    monkeypatch.setattr(Descent, "LATENCY", 7)
+    descent = Descent(torch.device("meta"))
+    descent.stopped = torch.zeros(())  # on the CPU, yet read as seldom as on a GPU
+    steps = optimizer(model.parameters(), lr=1e-2)
+
+    def loss(factor: float) -> dict[str, Tensor]:
+        return {"task loss": F.cross_entropy(model(batches[0][0]), batches[0][1]) * factor}
+
+    for _ in range(3):
+        descent.step(steps, loss(1.0))
+    before = weights(model)
+    with pytest.raises(TrainingError, match="task loss is not finite; got: inf"):
+        for factor in (math.inf, 1.0, 1.0, 1.0):
+            descent.step(steps, loss(factor))
+    assert unchanged(model, before)
+    assert len(descent.losses("task loss")) == 3
+
+
+def test_losses_are_read_once_in_a_while(model, batches):
+    descent, steps = Descent(torch.device("meta")), sgd(model.parameters(), lr=1e-2)
+    descent.stopped = torch.zeros(())
+    for _ in range(Descent.LATENCY + 1):
+        descent.step(steps, {"task loss": F.cross_entropy(model(batches[0][0]), batches[0][1])})
+    assert (len(descent.read["task loss"]), len(descent.unread)) == (Descent.LATENCY, 1)
+    assert len(descent.losses("task loss")) == Descent.LATENCY + 1
 
 
 @pytest.mark.parametrize(

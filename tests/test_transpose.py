@@ -1,6 +1,8 @@
 """Whole models run backwards: what comes out, what must not change, and what is refused."""
 
+import ast
 import copy
+import re
 
 import pytest
 import torch
@@ -62,6 +64,24 @@ def test_weights_are_read_at_every_call(small_cnn, readout):
     back = transpose(model, EXAMPLE, readout=readout)
     model.load_state_dict(other.state_dict())
     assert torch.equal(back(k), transpose(other, EXAMPLE, readout=readout)(k))
+
+
+@both_readouts
+def test_a_replaced_layer_s_weights_are_read_too(small_cnn, readout):
+    model, k = small_cnn(), keys()
+    back = transpose(model, EXAMPLE, readout=readout)
+    model[6].weight = nn.Parameter(torch.randn_like(model[6].weight))
+    assert torch.equal(back(k), transpose(model, EXAMPLE, readout=readout)(k))
+
+
+@both_readouts
+def test_the_code_of_a_walk_has_neither_loops_nor_branches(small_cnn, readout):
+    back = transpose(small_cnn(), EXAMPLE, readout=readout)
+    statements = ast.parse(back.code).body[0].body
+    assert all(isinstance(s, ast.Assign | ast.Return) for s in statements)
+    assert [n for n in re.findall(r"rules_([a-z]+)", back.code)] == (
+        "linear relu linear reshape pooling relu convolution".split()
+    )
 
 
 # ----------------------------------------------------------------------------------------------------- symmetries
