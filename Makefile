@@ -12,10 +12,10 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 NOTEBOOKS := $(basename $(notdir $(sort $(wildcard notebooks/*.ipynb))))
 
-.PHONY: help setup reproduce test book bench lint lock clean $(NOTEBOOKS)
+.PHONY: help setup reproduce test book book-zip book-pdf bench lint lock clean $(NOTEBOOKS)
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@for notebook in $(NOTEBOOKS); do printf 'make %-13s %s\n' "$$notebook" 'run this notebook alone, if anything changed'; done
 
 setup: $(READY) ## install the locked dependencies into .venv
@@ -38,6 +38,12 @@ test: $(READY) ## run every test, and every notebook in the tiny profile
 
 book: $(READY) ## build the book from the notebooks that ran, print the claims
 	$(BIN)/python book/build.py --profile $(PROFILE)
+
+book-zip: book ## the book in one zip file, in dist/
+	$(BIN)/python book/archive.py zip --profile $(PROFILE)
+
+book-pdf: book ## the book as a PDF, in dist/ (needs Chromium)
+	$(BIN)/python book/archive.py pdf --profile $(PROFILE)
 
 bench: $(READY) ## measure hardening steps, the cost of a stamp step and memory
 	$(BIN)/python tests/bench.py

@@ -6,31 +6,42 @@ jupyter-book with warnings as errors, and prints the claims. It executes nothing
 
 import argparse
 import json
+import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from html import escape
+from itertools import islice
 from pathlib import Path
 
+import nbformat
 import yaml
+from nbformat.v4 import new_markdown_cell, new_output
 
-from clearstamp import claims, markdown, records
+from clearstamp import claims, markdown, records, report
 from clearstamp.errors import ClearStampError, RecordError
 from clearstamp.records import Record
+from clearstamp.report.exhibits import KEY
 from clearstamp.rules import READOUTS
 
 HERE = Path(__file__).parent
 GENERATED = "_generated"
+FILES = "files"  # goes into the book as it is
 FULL_SCALE = "paper"
+LIFE, PRUNED = "11-keys-noise-adjoint-seed0", "pruning-noise-adjoint-seed0"
 
 
 def build(profile: str, *, book: Path = HERE) -> Path:
     """Build the book whose sources lie in `book` from the artifacts of `profile`; the path of its front page.
 
-    Raises `RecordError` if a notebook that the table of contents lists is missing, or if jupyter-book fails or
-    warns.
+    Raises `RecordError`, naming the file, if a notebook that the table of contents lists is missing or failed, if a
+    record is damaged, or if a text names a claim that there is not; and if jupyter-book fails or warns.
     """
     notebooks = executed(profile, book)
+    check_claims([*book.glob("*.md"), *notebooks])
     made = records.load_all(profile)
     generate(book / GENERATED, profile, notebooks, made)
     return render(book)
@@ -46,21 +57,55 @@ def executed(profile: str, book: Path) -> list[Path]:
         raise RecordError(
             "the book lacks executed notebooks", got=f"no {', '.join(missing)}", where=folder, remedy=remedy
         )
+    for path in notebooks:
+        failed = path.with_suffix(".failed.ipynb")
+        if failed.is_file():
+            raise RecordError("a notebook failed when it last ran", where=failed, remedy=remedy)
+        for cell in readable(path).cells:
+            if any(output.output_type == "error" for output in cell.get("outputs", ())):
+                raise RecordError("a cell of a notebook failed", got=cell.source[:80], where=path, remedy=remedy)
     return notebooks
+
+
+def readable(path: Path) -> nbformat.NotebookNode:
+    """A notebook. Raises `RecordError` for a file that is none, or only half of one."""
+    try:
+        return nbformat.read(path, as_version=4)
+    except (ValueError, KeyError, nbformat.ValidationError) as error:
+        raise RecordError("not a notebook", got=f"{type(error).__name__}: {error}", where=path) from error
+
+
+def check_claims(files: Iterable[Path]) -> None:
+    """Raise `RecordError` for a file whose text names a claim (C1, C2, ...) that is not in `claims.yml`."""
+    known = {claim.id for claim in claims.load()}
+    for path in files:
+        cells = readable(path).cells if path.suffix == ".ipynb" else ()
+        text = "\n".join(c.source for c in cells if c.cell_type == "markdown") or path.read_text(encoding="utf-8")
+        if unknown := sorted(set(re.findall(r"\bC\d+\b", text)) - known):
+            raise RecordError("no such claim", got=", ".join(unknown), where=path)
 
 
 def generate(folder: Path, profile: str, notebooks: Iterable[Path], made: Sequence[Record]) -> None:
     """Fill `folder`, emptied first, with all that the sources include."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
+    exhibits: list[Exhibit] = []
     for path in notebooks:
-        shutil.copy(path, folder)
+        notebook = readable(path)
+        exhibits += number(notebook, path.stem)
+        notebook.cells.insert(1, new_markdown_cell(launch(path.name, repository())))
+        nbformat.write(notebook, folder / path.name)
+    (folder / FILES / "records").mkdir(parents=True)
+    for record in made:
+        shutil.copy(records.folder(profile) / f"{record.name}.json", folder / FILES / "records")
     line, banner = provenance(profile, made)
     admonition = f":::{{warning}}\n{banner}\n:::\n\n" if banner else ""
     judged = claims.judge(claims.load(), made)
+    links = {row.claim.id: evidence(row.claim, exhibits, made) for row in judged}
     texts = {
-        "claims.md": claims.table(judged, "markdown"),
-        "falls.md": falls(judged),
+        "claims.md": claims.table(judged, "markdown", links),
+        "falls.md": falls(judged, links),
+        "front.md": front(folder, made),
         "experiments.md": experiments(profile, made),
         "tolerances.md": tolerances(profile),
         "rules.md": rules(),
@@ -69,6 +114,85 @@ def generate(folder: Path, profile: str, notebooks: Iterable[Path], made: Sequen
     }
     for name, text in texts.items():
         (folder / name).write_text(text, encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class Exhibit:
+    """A numbered figure or table of a chapter, with the names of the records that it shows."""
+
+    title: str
+    page: str
+    caption: str
+    records: tuple[str, ...]
+
+    @property
+    def anchor(self) -> str:
+        return self.title.lower().replace(" ", "-").replace(".", "-")
+
+    def html(self) -> str:
+        """The line below it: its number, which links to itself, its caption, and its records to download."""
+        text = f'<a href="#{self.anchor}">{self.title}</a>. {escape(self.caption)}.'
+        if self.records:
+            each = ", ".join(download(name, name, "../") for name in self.records)
+            count = f"{len(self.records)} record{'s' * (len(self.records) > 1)}"
+            text += f" <details><summary>{count}</summary>{each}</details>"
+        return f'<div class="cs-caption" id="{self.anchor}">{text}</div>'
+
+
+def download(record: str, text: str, root: str = "") -> str:
+    """A link to a record's file from a page whose way to the front page is `root`."""
+    return f'<a href="{root}records/{record}.json" download>{escape(text)}</a>'
+
+
+def number(notebook: nbformat.NotebookNode, page: str) -> list[Exhibit]:
+    """Number what a notebook shows, figures and tables apart, and put a line with caption and records below each."""
+    chapter, counts, found = int(page.partition("-")[0]), Counter[str](), []
+    for cell in notebook.cells:
+        outputs = []
+        for output in cell.get("outputs", ()):
+            outputs.append(output)
+            metadata = output.get("metadata", {})
+            if about := metadata.get(KEY) or next((m[KEY] for m in metadata.values() if KEY in m), None):
+                counts[about["kind"]] += 1
+                title = f"{about['kind']} {chapter}.{counts[about['kind']]}"
+                found.append(Exhibit(title, page, about["caption"], tuple(about["records"])))
+                outputs.append(new_output("display_data", {"text/html": found[-1].html()}))
+        if outputs:
+            cell.outputs = outputs
+    return found
+
+
+def repository() -> str:
+    """Owner and name on GitHub of the repository that this one was cloned from; empty if it is not there."""
+    command = ["git", "-C", str(HERE), "remote", "get-url", "origin"]
+    found = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    match = re.fullmatch(r"(?:https://|git@|ssh://git@)github\.com[:/]([\w.-]+/[\w.-]+?)(?:\.git)?/?", found)
+    return match[1] if match else ""
+
+
+def launch(notebook: str, repository: str) -> str:
+    """Where a notebook can be run: links for a repository on GitHub, and the command for everybody."""
+    commit = records.provenance().get("commit") or "HEAD"
+    links = f"Run it yourself: `make {notebook.removesuffix('.ipynb')}`"
+    if repository:
+        binder = f"https://mybinder.org/v2/gh/{repository}/{commit}?labpath=notebooks/{notebook}"
+        colab = f"https://colab.research.google.com/github/{repository}/blob/{commit}/notebooks/{notebook}"
+        install = f"`%pip install git+https://github.com/{repository}@{commit}`"
+        links += f", in [Binder]({binder}), or in [Colab]({colab}) after {install}"
+    return f"{links}. The notebook as it ran can be downloaded at the top of this page."
+
+
+def evidence(claim: claims.Claim, exhibits: Iterable[Exhibit], made: Iterable[Record]) -> str:
+    """Where a claim's numbers are shown first, and its records, a link a seed: for the front page."""
+    names = {readout: claim.experiment.format(readout=readout) for readout in claims.READOUTS}
+    files = {
+        readout: [download(r.name, str(r.seed)) for r in made if r.experiment == experiment]
+        for readout, experiment in names.items()
+    }
+    every = {r.name for r in made if r.experiment in names.values()}
+    shown = (e for e in exhibits if e.page == claim.notebook and not every.isdisjoint(e.records))
+    places = [f'<a href="{GENERATED}/{e.page}.html#{e.anchor}">{e.title}</a>' for e in islice(shown, 1)]
+    return "; ".join([*places, *(f"{readout} {' '.join(links)}" for readout, links in files.items() if links)])
 
 
 def provenance(profile: str, made: Sequence[Record]) -> tuple[str, str]:
@@ -92,14 +216,33 @@ def provenance(profile: str, made: Sequence[Record]) -> tuple[str, str]:
     return line, f"Not at the paper's scale: these numbers come from the reduced profile “{profile}”."
 
 
-def falls(judged: Sequence[claims.Row]) -> str:
+def front(folder: Path, made: Sequence[Record]) -> str:
+    """The front page's pictures: a stamp's life and a stamp under pruning; what was not run is left out."""
+    by_name = {record.name: record for record in made}
+    parts = []
+    if life := by_name.get(LIFE):
+        report.life_figure(life).savefig(folder / "life.png", dpi=150, bbox_inches="tight")
+        alt = "Four secrets, and what is read after hardening, constraint training and fine-tuning"
+        caption = f"The life of a stamp in a network that reads digits; record {download(life.name, life.name)}."
+        parts.append(f"```{{figure}} {GENERATED}/life.png\n:name: fig-life\n:alt: {alt}\n\n{caption}\n```\n")
+    if pruned := by_name.get(PRUNED):
+        stages = {s: found for s, found in pruned.results.items() if s == "before" or re.fullmatch(r"\d+ %", s)}
+        bundle, _ = report.attack_slider(replace(pruned, results=stages), name="weights pruned")._repr_mimebundle_()
+        below = f'<div class="cs-caption">Record {download(pruned.name, pruned.name)}.</div>'
+        parts.append(f"```{{raw}} html\n{bundle['text/html']}\n{below}\n```\n")
+    return "\n".join(parts)
+
+
+def falls(judged: Sequence[claims.Row], links: Mapping[str, str]) -> str:
     """How many claims were run and hold, and the table of those that fall."""
     run = [row for row in judged if row.verdict]
     fallen = [row for row in run if row.verdict.startswith("FALLS")]
     line = (
         f"Of {len(judged)} numbers of the paper, {len(run)} were run in this profile: {len(run) - len(fallen)} hold, "
     )
-    return f"{line}{len(fallen)} fall{':' if fallen else '.'}\n\n" + (claims.table(fallen) if fallen else "")
+    return f"{line}{len(fallen)} fall{':' if fallen else '.'}\n\n" + (
+        claims.table(fallen, links=links) if fallen else ""
+    )
 
 
 def experiments(profile: str, made: Sequence[Record]) -> str:

@@ -1,6 +1,6 @@
 """The paper's claims and how they fare: `claims.yml` beside the records."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -120,9 +120,13 @@ def judge(claims: Iterable[Claim], records: Iterable[Record]) -> list[Row]:
     return rows
 
 
-def table(rows: Iterable[Row], style: Literal["markdown", "plain"] = "markdown") -> str:
-    """The claims table: the paper's value, ours under both readouts, and the verdict."""
-    head = ["id", "claim", "paper", "reproduced", "adjoint readout", "verdict"]
+def table(
+    rows: Iterable[Row], style: Literal["markdown", "plain"] = "markdown", links: Mapping[str, str] | None = None
+) -> str:
+    """The claims table: the paper's value, ours under both readouts, and the verdict; with `links` for each id."""
+    head = ["id", "claim", "paper", "reproduced", "adjoint readout", "verdict"] + (
+        ["shown in; records"] if links else []
+    )
     lines = [
         [
             r.claim.id,
@@ -131,6 +135,7 @@ def table(rows: Iterable[Row], style: Literal["markdown", "plain"] = "markdown")
             r.cell("paper"),
             r.cell("adjoint"),
             r.verdict,
+            *([links[r.claim.id]] if links else []),
         ]
         for r in rows
     ]

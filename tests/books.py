@@ -2,21 +2,34 @@
 
 import importlib.util
 import shutil
+import sys
+from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 
 import nbformat
 import numpy as np
+import torch
 import yaml
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
+from clearstamp.records import Record
 from clearstamp.report import Slider
 
 SOURCES = Path(__file__).parent.parent / "book"
 
-spec = importlib.util.spec_from_file_location("book_build", SOURCES / "build.py")
-assert spec is not None and spec.loader is not None
-book_build = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(book_build)
+
+def program(name: str) -> ModuleType:
+    """One of the programs beside the book's sources."""
+    spec = importlib.util.spec_from_file_location(f"book_{name}", SOURCES / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # its data classes look themselves up there
+    spec.loader.exec_module(module)
+    return module
+
+
+book_build, archive = program("build"), program("archive")
 
 
 def sources() -> list[str]:
@@ -36,17 +49,39 @@ def copy_sources(root: Path) -> None:
     (root / "artifacts" / "tiny").mkdir(parents=True)
 
 
-def build(root: Path) -> Path:
-    """The pages of a book made from minimal executed notebooks, each with a slider."""
+def record(name: str, stages: Sequence[str]) -> Record:
+    """A record of seed 0 with one picture a stage."""
+    found = {"accuracy": 0.5, "ssim": 0.5, "developed_ssim": 0.5, "steps": 0}
+    about = {"experiment": name, "profile": "tiny", "parameters": {}, "seed": 0, "code": {}, "paper": {}}
+    arrays = {stage: torch.rand(4, 1, 9, 9) for stage in (*stages, "secrets")}
+    results = {stage: found for stage in stages}
+    return Record(**about, results=results, dataset={"name": "dots"}, wall_seconds=1.0, arrays=arrays)
+
+
+def write_notebooks(root: Path) -> list[Record]:
+    """Minimal executed notebooks for every chapter, each with a slider, and the records that they show."""
+    made = [
+        record("11-keys-noise-adjoint", ("hardened", "trained", "finetuned")),
+        record("pruning-noise-adjoint", ("before", "10 %", "80 %", "channels 20 %")),
+    ]
+    for each in made:
+        each.save()
     colours = ((200, 30, 30), (30, 160, 30), (30, 30, 200))
     frames = [np.full((20, 60, 3), colour, np.uint8) for colour in colours]
-    slider = Slider(frames, ["step 0", "step 10", "step 20"], "step", "a stamp")
+    slider = Slider(frames, ["step 0", "step 10", "step 20"], "step", "a stamp", made)
     for name in chapters():
-        shown = new_output("display_data", slider._repr_mimebundle_())
+        data, metadata = slider._repr_mimebundle_()
+        shown = new_output("display_data", data, metadata=metadata)
         progress = new_output("stream", name="stderr", text="100%|####|")
         formula = new_markdown_cell(r"With $W^\top$ and $$\begin{aligned} a &= b \\ c &= d \end{aligned}$$")
         cells = [new_markdown_cell(f"# {name}"), formula, new_code_cell("1", outputs=[shown, progress])]
         about = {"language_info": {"name": "python", "pygments_lexer": "ipython3"}}
         nbformat.write(new_notebook(cells=cells, metadata=about), root / "artifacts" / "tiny" / f"{name}.ipynb")
+    return made
+
+
+def build(root: Path) -> Path:
+    """The pages of a book made from minimal executed notebooks."""
+    write_notebooks(root)
     assert book_build.main(["--profile", "tiny", "--book", str(root / "book")]) == 0
     return root / "book" / "_build" / "html"

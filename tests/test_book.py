@@ -1,15 +1,21 @@
 """The book builds with warnings as errors, its pages ask for no outside resource, and their links lead somewhere."""
 
+import json
 import re
+import zipfile
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.parse import unquote, urlsplit
 
+import nbformat
 import pytest
+from nbformat.v4 import new_code_cell, new_notebook, new_output
 
 from clearstamp import claims
-from tests.books import book_build, chapters
+from clearstamp.errors import RecordError
+from tests.books import archive, book_build, chapters, copy_sources, record, write_notebooks
 
 OUTSIDE = re.compile(r"\s*(https?:|//)", re.IGNORECASE)
 
@@ -69,6 +75,121 @@ def test_missing_notebooks_are_one_clear_error(
     assert len(message.strip().splitlines()) == 1
 
 
+@pytest.fixture
+def bad(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Sources and notebooks that a test may spoil."""
+    monkeypatch.setenv("CLEARSTAMP_ARTIFACTS", str(tmp_path / "artifacts"))
+    monkeypatch.setattr(book_build, "render", lambda book: pytest.fail("the build went on"))
+    copy_sources(tmp_path)
+    write_notebooks(tmp_path)
+    return tmp_path
+
+
+def half(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def with_an_error(path: Path) -> None:
+    notebook = nbformat.read(path, as_version=4)
+    notebook.cells[-1].outputs.append(new_output("error", ename="E", evalue="e"))
+    nbformat.write(notebook, path)
+
+
+def naming_a_claim(path: Path) -> None:
+    path.write_text(path.read_text(encoding="utf-8") + "\nSee C99999.\n", encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "file", "message"),
+    [
+        (half, "artifacts/tiny/records/11-keys-noise-adjoint-seed0.json", "11-keys-noise-adjoint-seed0.json"),
+        (half, "artifacts/tiny/records/11-keys-noise-adjoint-seed0.safetensors", "11-keys-noise-adjoint-seed0"),
+        (half, "artifacts/tiny/03-pruning.ipynb", "not a notebook.*03-pruning.ipynb"),
+        (with_an_error, "artifacts/tiny/03-pruning.ipynb", "a cell of a notebook failed.*03-pruning.ipynb"),
+        (Path.touch, "artifacts/tiny/03-pruning.failed.ipynb", "failed when it last ran.*03-pruning.failed.ipynb"),
+        (naming_a_claim, "book/limits.md", "no such claim; got: C99999; where: .*limits.md"),
+    ],
+)
+def test_bad_input_stops_the_build_in_one_line_that_names_the_file(bad, capsys, spoil, file, message):
+    spoil(bad / file)
+    assert book_build.main(["--profile", "tiny", "--book", str(bad / "book")]) == 1
+    told = capsys.readouterr().err
+    assert re.search(message, told) and len(told.strip().splitlines()) == 1
+
+
+def test_every_exhibit_is_numbered_and_its_records_can_be_downloaded(built: Path) -> None:
+    page = (built / "_generated" / "03-pruning.html").read_text(encoding="utf-8")
+    assert '<div class="cs-caption" id="figure-3-1"><a href="#figure-3-1">Figure 3.1</a>. a stamp.' in page
+    assert 'href="../records/pruning-noise-adjoint-seed0.json" download' in page
+    stored = json.loads((built / "records" / "pruning-noise-adjoint-seed0.json").read_text(encoding="utf-8"))
+    assert stored["experiment"] == "pruning-noise-adjoint"
+
+
+def test_a_claim_leads_to_its_exhibit_and_its_records():
+    claim = next(claim for claim in claims.load() if claim.notebook == "03-pruning")
+    made = [record(claim.experiment.format(readout="paper"), ("before",))]
+    exhibit = book_build.Exhibit("Table 3.2", "03-pruning", "scores", (made[0].name,))
+    other = book_build.Exhibit("Table 3.1", "03-pruning", "others", ("another-seed0",))
+    told = book_build.evidence(claim, [other, exhibit], made)
+    assert told == (
+        '<a href="_generated/03-pruning.html#table-3-2">Table 3.2</a>; '
+        f'paper <a href="records/{made[0].name}.json" download>0</a>'
+    )
+    assert book_build.evidence(claim, [other], []) == ""
+
+
+def test_figures_and_tables_are_numbered_apart():
+    outputs = [
+        new_output("display_data", {"text/plain": ""}, metadata={"clearstamp": about})
+        for about in map(
+            dict,
+            [{"kind": "Figure", "caption": "a", "records": []}] * 2
+            + [{"kind": "Table", "caption": "b", "records": []}],
+        )
+    ]
+    inner = new_output("display_data", {}, metadata={"text/markdown": outputs[2].metadata})
+    notebook = new_notebook(cells=[new_code_cell("", outputs=outputs), new_code_cell("", outputs=[inner])])
+    found = book_build.number(notebook, "04-any")
+    assert [e.title for e in found] == ["Figure 4.1", "Figure 4.2", "Table 4.1", "Table 4.2"]
+    assert [len(cell.outputs) for cell in notebook.cells] == [6, 2]
+
+
+def test_launch_links_are_those_of_a_repository_on_github():
+    told = book_build.launch("03-pruning.ipynb", "owner/name")
+    assert "https://mybinder.org/v2/gh/owner/name/" in told and "labpath=notebooks/03-pruning.ipynb" in told
+    assert "https://colab.research.google.com/github/owner/name/blob/" in told
+    assert "http" not in book_build.launch("03-pruning.ipynb", "")
+
+
+@pytest.mark.parametrize(
+    ("url", "name"),
+    [
+        ("https://github.com/owner/name.git", "owner/name"),
+        ("git@github.com:owner/name.git", "owner/name"),
+        ("https://github.com/owner/na.me", "owner/na.me"),
+        ("https://example.org/owner/name", ""),
+        ("", ""),
+    ],
+)
+def test_the_repository_is_read_from_its_origin(monkeypatch, url, name):
+    monkeypatch.setattr(book_build.subprocess, "run", lambda *_, **__: SimpleNamespace(stdout=url + "\n"))
+    assert book_build.repository() == name
+
+
+def test_a_zip_holds_every_page_and_is_the_same_every_time(built: Path, tmp_path: Path):
+    one, two = (archive.zipped(built, tmp_path / folder / "book.zip") for folder in "ab")
+    assert one.read_bytes() == two.read_bytes()
+    with zipfile.ZipFile(one) as opened:
+        names = set(opened.namelist())
+    assert names == {f"book/{path.relative_to(built).as_posix()}" for path in built.rglob("*") if path.is_file()}
+
+
+def test_no_archive_without_a_book(tmp_path: Path):
+    for make in (archive.zipped, archive.pdf):
+        with pytest.raises(RecordError, match="no built book.*make book"):
+            make(tmp_path, tmp_path / "out")
+
+
 def test_every_source_became_a_page(pages: dict[Path, Page]) -> None:
     assert {path.stem for path in pages} >= {"index", "transposition", "limits", "references", *chapters()}
 
@@ -120,7 +241,8 @@ def test_the_numbers_that_fall_are_counted_and_listed():
     right, wrong = (claims.Row(claim, {"paper": [value], "adjoint": []}) for value in (claim.paper, claim.paper - 9))
     empty = claims.Row(claim, {"paper": [], "adjoint": []})
     assert (
-        book_build.falls([right, empty]) == "Of 2 numbers of the paper, 1 were run in this profile: 1 hold, 0 fall.\n\n"
+        book_build.falls([right, empty], {})
+        == "Of 2 numbers of the paper, 1 were run in this profile: 1 hold, 0 fall.\n\n"
     )
-    told = book_build.falls([right, wrong, empty])
+    told = book_build.falls([right, wrong, empty], {})
     assert "2 were run in this profile: 1 hold, 1 fall:\n\n|" in told and told.count(claim.id) == 1

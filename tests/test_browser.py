@@ -1,6 +1,5 @@
 """The book in a real browser, opened from the disk: skipped where there is no Chromium."""
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,22 +7,19 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from tests.books import chapters, sources
+from tests.books import archive, chapters, sources
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-QUIET = "background-networking component-update sync gpu quic".split()
 WCAG = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"]
 CHAPTER = f"_generated/{chapters()[0]}"
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+pytestmark = pytest.mark.skipif(archive.CHROMIUM is None, reason="no Chromium on this machine")
 every_page = pytest.mark.parametrize("name", sources())
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     with sync_playwright() as playwright:
-        flags = ["--no-sandbox", "--no-first-run", *(f"--disable-{what}" for what in QUIET)]
-        started = playwright.chromium.launch(executable_path=CHROMIUM, args=flags)
+        started = archive.launch(playwright)
         yield started
         started.close()
 
@@ -66,6 +62,18 @@ def test_a_page_passes_axe(page: Page, built: Path, name: str, theme: str):
     assert page.evaluate("document.documentElement.dataset.theme") == theme
     found = Axe().run(page, options={"runOnly": WCAG})
     assert found.violations_count == 0, found.generate_report()
+
+
+def test_the_first_page_is_readable_within_a_second(page: Page, built: Path):
+    open_page(page, built, "index")
+    assert page.locator(".cs-slider img").is_visible()
+    painted = page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime")
+    assert 0 < painted < 1000, "milliseconds"
+
+
+def test_the_book_is_printed(browser: Browser, built: Path, tmp_path: Path):
+    printed = archive.printed(archive.one_page(built.parent.parent), tmp_path / "book.pdf", browser).read_bytes()
+    assert printed.startswith(b"%PDF") and len(printed) > 100_000
 
 
 def picture(page: Page) -> bytes:

@@ -38,7 +38,7 @@ ORDER = (
         "coverage",
         "runtime",
     ),
-    *("report.stages", "report.sliders", "report.figures", "report.tables", "report"),
+    *("report.stages", "report.exhibits", "report.sliders", "report.figures", "report.tables", "report"),
 )
 FOLDER = Path(clearstamp.__file__).parent
 FILES = {

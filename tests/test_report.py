@@ -28,7 +28,7 @@ def made(tmp_path_factory):
 
 
 def fragment(slider: Slider) -> str:
-    return slider._repr_mimebundle_()["text/html"]
+    return slider._repr_mimebundle_()[0]["text/html"]
 
 
 def test_a_slider_is_one_self_contained_fragment_and_the_same_every_time():

@@ -1,6 +1,7 @@
 """Figures of records."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -9,6 +10,7 @@ from matplotlib.ticker import PercentFormatter
 from torch import Tensor
 
 from clearstamp.records import Record
+from clearstamp.report.exhibits import finished
 from clearstamp.report.sliders import montage
 from clearstamp.report.stages import READOUTS, SCORES, STAGES
 from clearstamp.scores import develop
@@ -24,16 +26,39 @@ def stages_figure(record: Record, stages: Mapping[str, str]) -> Figure:
     rows = {"secret": record.arrays["secrets"]}
     for stage, title in stages.items():
         rows |= {f"{title}: raw": record.arrays[stage], f"{title}: developed": develop(record.arrays[stage])}
-    return images_figure(rows)
+    return images_figure(rows, "The secrets and what is read", [record])
+
+
+def life_figure(record: Record, count: int = 4) -> Figure:
+    """The four steps of a stamp's life from left to right: the first secrets as they are read after each."""
+    titles = {
+        "hardened": "1. hardening",
+        "trained": "2. constraint\ntraining",
+        "finetuned": "3. fine-tuning,\n4. extraction",
+    }
+    pictures = {"the secrets": record.arrays["secrets"]} | {t: record.arrays[stage] for stage, t in titles.items()}
+    figure, axes = plt.subplots(1, len(pictures), figsize=(9, 2.8), gridspec_kw={"wspace": 0.45})
+    for axis, (title, images) in zip(axes, pictures.items(), strict=True):
+        axis.imshow(montage(images[:count], columns=2), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+        axis.set_title(title, fontsize=10)
+        axis.set(xticks=[], yticks=[])
+    for axis, stage in zip(axes[1:], titles, strict=False):
+        found = record.results[stage]
+        axis.set_xlabel(f"accuracy {found['accuracy']:.1%}\nmean SSIM {found['ssim']:.2f}", fontsize=9)
+    for axis in axes[:-1]:
+        arrow = {"arrowstyle": "->", "lw": 1.5}
+        axis.annotate("", (1.4, 0.5), (1.05, 0.5), xycoords="axes fraction", arrowprops=arrow, annotation_clip=False)
+    return finished(figure, f"The life of a stamp, {record.experiment}", [record])
 
 
 def gallery_figure(records: Sequence[Record], stage: str = "finetuned") -> Figure:
     """One line of pictures a record: the raw signal at `stage`."""
-    return images_figure({f"{r.experiment}, SSIM {r.results[stage]['ssim']:.3f}": r.arrays[stage] for r in records})
+    rows = {f"{r.experiment}, SSIM {r.results[stage]['ssim']:.3f}": r.arrays[stage] for r in records}
+    return images_figure(rows, f"The raw signal {STAGES[stage]}", records)
 
 
-def images_figure(rows: Mapping[str, Tensor]) -> Figure:
-    """A line of images ``[k, C, H, W]`` under each title."""
+def images_figure(rows: Mapping[str, Tensor], caption: str = "", records: Iterable[Record] = ()) -> Figure:
+    """A line of images ``[k, C, H, W]`` under each title; without a `caption`, the titles are it."""
     sheets = {title: montage(images, columns=len(images)) for title, images in rows.items()}
     width = 9.0
     heights = [sheet.shape[0] / max(sheet.shape[1], 160) * width + 0.3 for sheet in sheets.values()]
@@ -42,8 +67,7 @@ def images_figure(rows: Mapping[str, Tensor]) -> Figure:
         axis.imshow(sheet, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
         axis.set_title(title, fontsize=9, loc="left")
         axis.axis("off")
-    plt.close(figure)
-    return figure
+    return finished(figure, caption or "; ".join(rows), records)
 
 
 def plane_figure(groups: Mapping[str, Sequence[Record]], *, metric: str = "developed_ssim") -> Figure:
@@ -64,11 +88,11 @@ def plane_figure(groups: Mapping[str, Sequence[Record]], *, metric: str = "devel
     axis.set_xlabel("accuracy left")
     axis.set_ylabel(f"legibility left ({SCORES[metric]})")
     figure.legend(fontsize=8, loc="outside lower center", ncols=2)
-    plt.close(figure)
-    return figure
+    caption = "Accuracy left and legibility left after every attack"
+    return finished(figure, caption, chain.from_iterable(groups.values()))
 
 
-def hardening_figure(records: Iterable[Record]) -> Figure:
+def hardening_figure(records: Sequence[Record]) -> Figure:
     """Stamp loss during hardening, then task and stamp loss during constraint training, one line a record."""
     figure, axes = plt.subplots(1, 3, figsize=(9, 2.8))
     names = ("hardening/losses", "training/losses", "training/stamp losses")
@@ -87,8 +111,7 @@ def hardening_figure(records: Iterable[Record]) -> Figure:
     handles = dict(zip(*reversed(axes[0].get_legend_handles_labels()), strict=True))
     axes[0].legend(handles.values(), handles.keys(), fontsize=8, title="readout", title_fontsize=8)
     figure.tight_layout()
-    plt.close(figure)
-    return figure
+    return finished(figure, "Losses of hardening and of constraint training", records)
 
 
 def errors_figure(groups: Mapping[str, Sequence[Record]], along: str, stage: str = "hardened") -> Figure:
@@ -101,8 +124,7 @@ def errors_figure(groups: Mapping[str, Sequence[Record]], along: str, stage: str
     axis.set_ylabel("bit errors before correction")
     axis.yaxis.set_major_formatter(PercentFormatter(1.0))
     axis.legend(fontsize=8)
-    plt.close(figure)
-    return figure
+    return finished(figure, f"Bit errors against {along}", chain.from_iterable(groups.values()))
 
 
 def scaling_figure(groups: Mapping[str, Sequence[Record]]) -> Figure:
@@ -125,5 +147,4 @@ def scaling_figure(groups: Mapping[str, Sequence[Record]]) -> Figure:
         axis.set_xlabel(along)
     axes[0, 0].set_ylabel("stamp step / task step")
     axes[0, 0].legend(fontsize=8)
-    plt.close(figure)
-    return figure
+    return finished(figure, "Cost of a stamp step at scale", chain.from_iterable(groups.values()))

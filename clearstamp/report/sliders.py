@@ -17,6 +17,7 @@ from torch import Tensor
 from clearstamp.errors import RecordError
 from clearstamp.experiments import FEW
 from clearstamp.records import Record
+from clearstamp.report.exhibits import about
 from clearstamp.report.stages import STAGES, stages_of
 from clearstamp.scores import develop, similarity
 
@@ -94,12 +95,13 @@ class Slider:
     labels: Sequence[str]
     name: str
     alt: str
+    records: Sequence[Record] = ()
 
     def __post_init__(self) -> None:
         if not self.frames or len(self.frames) != len(self.labels):
             raise RecordError("frames and labels do not pair", got=f"{len(self.frames)} and {len(self.labels)}")
 
-    def _repr_mimebundle_(self, **_: Any) -> dict[str, str]:
+    def _repr_mimebundle_(self, **_: Any) -> tuple[dict[str, str], dict[str, Any]]:
         start = len(self.frames) - 1
         uris = [f"data:image/webp;base64,{base64.b64encode(webp(pixels)).decode()}" for pixels in self.frames]
         data = json.dumps({"frames": uris, "labels": list(self.labels), "alt": self.alt, "start": start})
@@ -117,7 +119,8 @@ class Slider:
             f'<output for="{ident}-range" aria-live="polite">{label}</output>'
             f'<script type="application/json">{data}</script><script>{SCRIPT % ident}</script></div>'
         )
-        return {"text/html": fragment, "text/plain": f"{self.alt}: {'; '.join(self.labels)}"}
+        metadata = about("Figure", self.alt, self.records)
+        return {"text/html": fragment, "text/plain": f"{self.alt}: {'; '.join(self.labels)}"}, metadata
 
 
 def webp(pixels: np.ndarray) -> bytes:
@@ -142,7 +145,7 @@ def hardening_slider(record: Record) -> Slider:
     for step, images in zip(steps, signals, strict=True):
         frames.append(frame(images))
         labels.append(f"step {step}, mean SSIM of these {len(images)} {similarity(images, secrets).mean():.3f}")
-    return Slider(frames, labels, "step", f"{record.experiment}, stamp during hardening")
+    return Slider(frames, labels, "step", f"{record.experiment}, stamp during hardening", [record])
 
 
 def attack_slider(record: Record, attack: str = "", *, name: str = "attack") -> Slider:
@@ -158,7 +161,7 @@ def attack_slider(record: Record, attack: str = "", *, name: str = "attack") -> 
         for stage, found in ((stage, record.results[stage]) for stage in stages)
     ]
     alt = f"{record.experiment}, stamp under {attack or 'every attack'}"
-    return Slider(frames, labels, name, alt)
+    return Slider(frames, labels, name, alt, [record])
 
 
 def patches_slider(records: Sequence[Record], stage: str = "hardened") -> Slider:
@@ -169,4 +172,4 @@ def patches_slider(records: Sequence[Record], stage: str = "hardened") -> Slider
         frames.append(montage(torch.cat(shown), columns=len(shown[0])))
         bits, errors = r.parameters["patches"] ** 2, r.results[stage]["bit errors"]
         labels.append(f"{bits} bits an image, bit errors {errors:.2%}, mean SSIM {r.results[stage]['ssim']:.3f}")
-    return Slider(frames, labels, "patches", f"dot codes, secrets and as read {STAGES[stage]}")
+    return Slider(frames, labels, "patches", f"dot codes, secrets and as read {STAGES[stage]}", records)

@@ -11,13 +11,18 @@ from IPython.display import HTML, Markdown
 from clearstamp import claims, markdown
 from clearstamp.capacity import Capacity
 from clearstamp.records import Record, load_all
+from clearstamp.report.exhibits import about
 from clearstamp.report.stages import READOUTS, SCORES, STAGES, by_experiment, is_end
 
 
-def shown(head: Sequence[str], rows: Iterable[Sequence[str]], align: str = "lr") -> Markdown:
+def shown(
+    caption: str, records: Iterable[Record], head: Sequence[str], rows: Iterable[Sequence[str]], align: str = "lr"
+) -> Markdown:
     """A table, or that there is none."""
     rows = list(rows)
-    return Markdown(markdown.table(head, rows, align) if rows else "*Not run in this profile.*")
+    if not rows:
+        return Markdown("*Not run in this profile.*")
+    return Markdown(markdown.table(head, rows, align), metadata=about("Table", caption, records))
 
 
 def spread(values: Sequence[float], style: str = ".3f") -> str:
@@ -30,13 +35,15 @@ def spread(values: Sequence[float], style: str = ".3f") -> str:
 def claims_table(notebook: str, profile: str) -> Markdown:
     """*Paper* beside *reproduced* for every claim that `notebook` checks."""
     rows = claims.judge([c for c in claims.load() if c.notebook == notebook], load_all(profile))
-    return Markdown(claims.table(rows))
+    return Markdown(claims.table(rows), metadata=about("Table", "Paper beside reproduced", ()))
 
 
 def score_table(records: Sequence[Record], stage: str) -> Markdown:
     """One line an experiment: every score at `stage`."""
     columns = [s for s in SCORES if all(s in r.results[stage] for r in records)]
     return shown(
+        f"Scores {STAGES[stage]}",
+        records,
         ("experiment", "seeds", *(SCORES[column] for column in columns)),
         (
             (name, str(len(made)), *(spread([r.results[stage][column] for r in made]) for column in columns))
@@ -59,6 +66,8 @@ def attacks_table(records: Sequence[Record]) -> Markdown:
         return [*(spread(values(score)) for score in scores), "".join(f"{steps}" for steps in values("steps")[:1])]
 
     return shown(
+        "Scores after each attack",
+        records,
         ("model", "attack", "seeds", *scores.values(), "steps"),
         (
             (made[0].parameters["on"]["name"].removeprefix("11-keys-"), stage, str(len(made)), *cells(made, stage))
@@ -77,6 +86,8 @@ def steps_table(records: Sequence[Record]) -> Markdown:
         return ["" if found[key] is None else str(found[key]) for key in ("steps", "steps to 0.9", "steps to 0.95")]
 
     return shown(
+        "Steps of hardening",
+        records,
         ("experiment", "seed", "steps taken", "to SSIM 0.90", "to SSIM 0.95"),
         ((r.experiment, str(r.seed), *cells(r.results["hardened"])) for r in records),
     )
@@ -87,6 +98,8 @@ def cost_table(marked: Sequence[Record], unmarked: Sequence[Record]) -> Markdown
     twins = {r.seed: r.results["trained"]["accuracy"] for r in unmarked}
     pairs = [(r, r.results["trained"]["accuracy"], twins[r.seed]) for r in marked if r.seed in twins]
     return shown(
+        "Accuracy of marked models beside that of their unmarked twins",
+        (*marked, *unmarked),
         ("experiment", "seed", "marked", "unmarked twin", "difference in points"),
         (
             (r.experiment, str(r.seed), f"{own:.4f}", f"{twin:.4f}", f"{100 * (own - twin):+.2f}")
@@ -99,6 +112,8 @@ def control_table(unmarked: Sequence[Record]) -> Markdown:
     """The owner's keys on trained models without a stamp: every score, for one key and for eleven."""
     scores = ("ssim", "developed_ssim", "correlation")
     return shown(
+        "Keys on models that have no stamp",
+        unmarked,
         ("keys, readout", "seed", *(SCORES[score] for score in scores)),
         (
             (f"{which}", str(r.seed), *(f"{r.results['trained'][f'{score} ({which})']:.3f}" for score in scores))
@@ -126,6 +141,8 @@ def capacity_table(records: Sequence[Record], stages: Sequence[str] = tuple(STAG
 
     head = ("keys", "code bits", "accuracy", "bit errors", "bit errors at 0.53", "wrong bits", "whole")
     return shown(
+        "Bit errors before and after correction",
+        records,
         ("experiment", "stage", *head),
         (
             (name, stage, *cells([r.results[stage] for r in made]))
@@ -156,12 +173,14 @@ def message_html(experiment: Capacity, record: Record, stage: str) -> HTML:
         parts.append(character if read == meant else f"{wrong}{character}</span>")
     title = html.escape(f"{record.experiment}, {STAGES[stage]}")
     text = f'<pre style="white-space: pre-wrap">{"".join(parts)}</pre>'
-    return HTML(f"<figure><figcaption>{title}</figcaption>{text}</figure>")
+    caption = f"The message as it is read back {STAGES[stage]}, wrong characters in red"
+    return HTML(f"<figure><figcaption>{title}</figcaption>{text}</figure>", metadata=about("Figure", caption, [record]))
 
 
 def coverage_table(records: Sequence[Record]) -> Markdown:
     """One line a network: its size, and for each readout how it is covered, or why it is not."""
     return networks(
+        "How the readouts cover each network",
         records,
         ("million parameters", "`paper`", "`adjoint`"),
         lambda found: (f"{found['parameters'] / 1e6:.1f}", *(covered(found, readout) for readout in READOUTS)),
@@ -183,6 +202,7 @@ def covered(found: Mapping[str, Any], readout: str) -> str:
 def hardened_table(records: Sequence[Record]) -> Markdown:
     """One line a network: mean SSIM before hardening and after it."""
     return networks(
+        "Hardening of each network",
         records,
         ("steps", "SSIM before", "SSIM after"),
         lambda found: (str(found["steps"]), f"{found['ssim before']:.3f}", f"{found['ssim']:.3f}"),
@@ -190,6 +210,7 @@ def hardened_table(records: Sequence[Record]) -> Markdown:
 
 
 def networks(
+    caption: str,
     records: Sequence[Record],
     head: Sequence[str],
     cells: Callable[[Mapping[str, Any]], Sequence[str]],
@@ -197,7 +218,9 @@ def networks(
 ) -> Markdown:
     """One line for every network of the records."""
     found = {name: result for record in records for name, result in record.results.items()}
-    return shown(("network", *head), ((name, *cells(result)) for name, result in found.items()), align)
+    return shown(
+        caption, records, ("network", *head), ((name, *cells(result)) for name, result in found.items()), align
+    )
 
 
 def runtime_table(records: Sequence[Record]) -> Markdown:
@@ -211,7 +234,7 @@ def runtime_table(records: Sequence[Record]) -> Markdown:
         return [what, *sizes, time, f"{found['operations']:.2f}", f"{found['memory']:.2f}"]
 
     head = ("ratio", "network", "keys", "task steps to a stamp step", "time", "operations", "memory")
-    return shown(head, map(cells, records), "llr")
+    return shown("Cost as a ratio of two steps", records, head, map(cells, records), "llr")
 
 
 def amount(record: Record, part: str) -> str:
