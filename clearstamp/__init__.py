@@ -6,6 +6,7 @@ A secret key goes in at a network's output end, a readable image comes out at it
 
 from clearstamp.data import load
 from clearstamp.errors import ClearStampError
+from clearstamp.explore import explore
 from clearstamp.models import build
 from clearstamp.scores import correlation, develop, similarity
 from clearstamp.stamp import PAPER_KEY, Stamp
@@ -29,6 +30,7 @@ __all__ = [
     "build",
     "correlation",
     "develop",
+    "explore",
     "extract",
     "fit",
     "freeze",

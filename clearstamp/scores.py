@@ -66,3 +66,16 @@ def develop(images: Tensor, *, low: float = 0.02, high: float = 0.98, local: boo
         return pictures
     equalized = [equalize_adapthist(p.cpu().double().permute(1, 2, 0).numpy(), clip_limit=0.02) for p in pictures]
     return torch.from_numpy(np.stack(equalized)).permute(0, 3, 1, 2).to(pictures)
+
+
+def montage(images: Tensor, columns: int = 11, gap: int = 2) -> np.ndarray:
+    """Images ``[k, C, H, W]``, clamped to [0, 1], side by side on white: uint8 ``[h, w]`` or ``[h, w, 3]``."""
+    pixels = (images.float().clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+    count, height, width, channels = pixels.shape
+    columns = min(columns, count)
+    rows = -(-count // columns)
+    sheet = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap, channels), 255, np.uint8)
+    for place, image in enumerate(pixels):
+        y, x = (place // columns) * (height + gap), (place % columns) * (width + gap)
+        sheet[y : y + height, x : x + width] = image
+    return sheet.squeeze(2) if channels == 1 else sheet

@@ -24,7 +24,7 @@ ORDER = (
         "units",
     ),
     *("attacks.base", "attacks.training", "attacks.weights", "attacks.preserving", "attacks.adaptive"),
-    *("attacks",),
+    *("attacks", "explore"),
     *(
         "dependencies",
         "records",

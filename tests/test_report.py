@@ -11,7 +11,8 @@ from clearstamp import report
 from clearstamp.errors import RecordError
 from clearstamp.experiments import run_all
 from clearstamp.lifecycle import LifeCycle
-from clearstamp.report import Slider, montage
+from clearstamp.report import Slider
+from clearstamp.scores import montage
 
 FRAMES = [np.full((4, 6), value, np.uint8) for value in (0, 128, 255)]
 LABELS = ["step 0", "step 10", "step 20 </script>"]

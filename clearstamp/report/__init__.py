@@ -11,7 +11,7 @@ from clearstamp.report.figures import (
     stages_figure,
     stamp_figure,
 )
-from clearstamp.report.sliders import Slider, attack_slider, hardening_slider, montage, patches_slider
+from clearstamp.report.sliders import Slider, attack_slider, hardening_slider, patches_slider
 from clearstamp.report.stages import pictured
 from clearstamp.report.tables import (
     attacks_table,
@@ -46,7 +46,6 @@ __all__ = [
     "images_figure",
     "life_figure",
     "message_html",
-    "montage",
     "patches_slider",
     "payload_table",
     "pictured",

@@ -11,9 +11,8 @@ from torch import Tensor
 
 from clearstamp.records import Record
 from clearstamp.report.exhibits import finished
-from clearstamp.report.sliders import montage
 from clearstamp.report.stages import READOUTS, SCORES, STAGES
-from clearstamp.scores import develop
+from clearstamp.scores import develop, montage
 
 
 def stamp_figure(record: Record) -> Figure:

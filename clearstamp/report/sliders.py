@@ -19,21 +19,7 @@ from clearstamp.experiments import FEW
 from clearstamp.records import Record
 from clearstamp.report.exhibits import about
 from clearstamp.report.stages import STAGES, stages_of
-from clearstamp.scores import develop, similarity
-
-
-def montage(images: Tensor, columns: int = 11, gap: int = 2) -> np.ndarray:
-    """Images ``[k, C, H, W]``, clamped to [0, 1], side by side on white: uint8 ``[h, w]`` or ``[h, w, 3]``."""
-    pixels = (images.float().clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
-    count, height, width, channels = pixels.shape
-    columns = min(columns, count)
-    rows = -(-count // columns)
-    sheet = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap, channels), 255, np.uint8)
-    for place, image in enumerate(pixels):
-        y, x = (place // columns) * (height + gap), (place % columns) * (width + gap)
-        sheet[y : y + height, x : x + width] = image
-    return sheet.squeeze(2) if channels == 1 else sheet
-
+from clearstamp.scores import develop, montage, similarity
 
 STYLE = """
 .cs-slider{max-width:44rem;margin:1rem 0;padding:.75rem;color:#111;background:#fff;border:1px solid #999;
