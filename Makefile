@@ -39,10 +39,10 @@ test: $(READY) ## run every test, and every notebook in the tiny profile
 book: $(READY) ## build the book from the notebooks that ran, print the claims
 	$(BIN)/python book/build.py --profile $(PROFILE)
 
-book-zip: book ## the book in one zip file, in dist/
+book-zip: $(READY) book ## the book in one zip file, in dist/
 	$(BIN)/python book/archive.py zip --profile $(PROFILE)
 
-book-pdf: book ## the book as a PDF, in dist/ (needs Chromium)
+book-pdf: $(READY) book ## the book as a PDF, in dist/ (needs Chromium)
 	$(BIN)/python book/archive.py pdf --profile $(PROFILE)
 
 bench: $(READY) ## measure hardening steps, the cost of a stamp step and memory
