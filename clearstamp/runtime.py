@@ -36,6 +36,7 @@ class Workbench:
         self.inputs = torch.rand(cost.keys, *shape, generator=generator).to(device())
         self.back = transpose(self.model, self.images[:1], readout=cost.readout)
         self.loss = StampLoss(self.back, stamp, at_once=cost.at_once)
+        self.compiled_loss: Callable[[], Tensor] | None = None
         self.descent = Descent(device())
         self.every = cost.every
         self.optimizers: dict[str, Optimizer] = {}
@@ -57,6 +58,27 @@ class Workbench:
     def stamp(self) -> None:
         """One stamp step, in hardening as in constraint training."""
         self.descent.step(self.optimizer("stamp"), {"stamp loss": self.loss()})
+
+    def walk(self) -> None:
+        """From keys to images, as in training."""
+        self.loss.images()
+
+    def measure(self) -> None:
+        """The walk, and the loss of its images."""
+        self.loss()
+
+    def update(self) -> None:
+        """The optimizer's part of a stamp step."""
+        optimizer = self.optimizer("stamp")
+        if not optimizer.state:
+            self.stamp()
+        optimizer.step()
+
+    def compiled(self) -> None:
+        """A stamp step whose loss went through `torch.compile`, at the first call of all."""
+        if self.compiled_loss is None:
+            self.compiled_loss = torch.compile(self.loss)
+        self.descent.step(self.optimizer("stamp"), {"stamp loss": self.compiled_loss()})
 
     def alternate(self) -> None:
         """Constraint training as published: the task's steps, then a stamp step."""

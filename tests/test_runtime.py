@@ -1,5 +1,7 @@
 """What a stamp costs: the ratios are of what they say, and the counts are right."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
@@ -102,3 +104,23 @@ def test_ratios_are_told_with_their_quartiles_and_floors():
     assert first in report.runtime_table(records).data
     (axis,) = report.scaling_figure({"keys": records}).axes
     assert axis.lines[0].get_xydata().tolist() == [[2, found[0]["time"]], [4, found[1]["time"]]]
+
+
+def test_the_parts_of_a_stamp_step_add_up_to_it():
+    parts = ("walk", "measure", "stamp", "update")
+    records = run_all([Cost(name=f"part-{p}", subject=p, twin="task", **SMALL) for p in parts], "tiny")
+    times = dict(zip(parts, (0.2, 0.3, 1.0, 0.1), strict=True))
+    for record in records:
+        record.results["cost"]["time"] = times[record.parameters["subject"]]
+    (axis,) = report.parts_figure(records).axes
+    assert [round(bar.get_width(), 3) for bar in axis.patches] == [0.2, 0.1, 0.6, 0.1]
+    assert len(report.parts_figure([]).axes[0].patches) == 0
+
+
+def test_a_compiled_step_moves_the_weights_as_the_plain_one(monkeypatch):
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    one, two = bench(), bench()
+    one.compiled()
+    two.stamp()
+    for a, b in zip(one.model.parameters(), two.model.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)

@@ -147,3 +147,29 @@ def scaling_figure(groups: Mapping[str, Sequence[Record]]) -> Figure:
     axes[0, 0].set_ylabel("stamp step / task step")
     axes[0, 0].legend(fontsize=8)
     return finished(figure, "Cost of a stamp step at scale", chain.from_iterable(groups.values()))
+
+
+def parts_figure(records: Sequence[Record]) -> Figure:
+    """Where a stamp step's time goes: its parts one after the other, in task steps.
+
+    The records are those of the steps ``walk``, ``measure``, ``stamp`` and ``update`` of a `Workbench`, each over a
+    task step. Each holds all that comes before it, but the last, which is part of ``stamp``.
+    """
+    times = {record.parameters["subject"]: record.results["cost"]["time"] for record in records}
+    figure, axis = plt.subplots(figsize=(8, 1.8), layout="constrained")
+    if times:
+        walk, measure, stamp, update = (times[step] for step in ("walk", "measure", "stamp", "update"))
+        parts = {
+            "walk": walk,
+            "SSIM and MSE": measure - walk,
+            "backward": stamp - measure - update,
+            "optimizer": update,
+        }
+        left = 0.0
+        for name, width in parts.items():
+            width = max(width, 0.0)  # medians of noisy times may not add up
+            axis.barh(0, width, left=left, label=f"{name} {width:.2f}")
+            left += width
+        axis.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.5), ncols=len(parts))
+    axis.set(yticks=[], xlabel="time of a task step")
+    return finished(figure, "Where the time of a stamp step goes", records)

@@ -80,16 +80,18 @@ def attacks_table(records: Sequence[Record]) -> Markdown:
 
 
 def steps_table(records: Sequence[Record]) -> Markdown:
-    """Hardening steps until the mean SSIM reached 0.90 and 0.95; empty where it did not."""
+    """Hardening steps until the mean SSIM reached 0.90, 0.95, and the target; empty where it did not."""
 
-    def cells(found: Mapping[str, Any]) -> list[str]:
-        return ["" if found[key] is None else str(found[key]) for key in ("steps", "steps to 0.9", "steps to 0.95")]
+    def cells(record: Record) -> list[str]:
+        found, target = record.results["hardened"], record.parameters["target"]
+        counts = [found["steps to 0.9"], found["steps to 0.95"], found["steps"] if found["reached"] else None]
+        return [*("" if count is None else str(count) for count in counts), "" if target is None else f"{target:g}"]
 
     return shown(
         "Steps of hardening",
         records,
-        ("experiment", "seed", "steps taken", "to SSIM 0.90", "to SSIM 0.95"),
-        ((r.experiment, str(r.seed), *cells(r.results["hardened"])) for r in records),
+        ("experiment", "seed", "steps taken", "to SSIM 0.90", "to SSIM 0.95", "to the target", "target"),
+        ((r.experiment, str(r.seed), str(r.results["hardened"]["steps"]), *cells(r)) for r in records),
     )
 
 
