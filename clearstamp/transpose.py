@@ -183,6 +183,17 @@ class Transposed:
             values = self._fixed | self._evaluate()
             return self._walk(self.model, keys, self._shapes, values, dropout is not None, dropout)
 
+    def signals(self, keys: Tensor) -> dict[str, Tensor]:
+        """What each layer makes of the signal in a readout, by the layer it reverses, from the output on: detached.
+
+        Layers whose signal is not one tensor are left out.
+        """
+        record = Record(self.model, self._backward)
+        with torch.no_grad(), torch.autocast(keys.device.type, enabled=False):
+            record.run(keys, self._shapes, self._fixed | self._evaluate(), False, None)
+        found = {node.meta["reverses"]: value for node, value in record.values.items() if "reverses" in node.meta}
+        return {name: value for name, value in found.items() if isinstance(value, Tensor)}
+
     def frozen_values(self) -> dict[str, Tensor]:
         """What is frozen, by its place in the graph, as it is now: detached, on the CPU."""
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
@@ -216,7 +227,8 @@ class Transposed:
         tensors = [n for n in self._graph.nodes if n not in self._signals and isinstance(values[n], Tensor)]
         self._fixed = {n.name: value for n, value in values.items() if n not in self._signals and n not in tensors}
         self._depth = self._depths()
-        self.code, self._walk = self._write(self._compile(tensors, frozen))
+        self._backward = self._write(self._compile(tensors, frozen))
+        self.code, self._walk = compiled(self._backward)
 
     def _trace(self) -> tuple[nn.Module, fx.Graph]:
         """A twin of the model and its graph, both in evaluation mode.
@@ -325,8 +337,8 @@ class Transposed:
                 raise TransposeError("the rule loses the input's shape", got=shapes(signal))
         return several
 
-    def _write(self, steps: list[Step]) -> tuple[str, Callable[..., Tensor]]:
-        """The steps as one function, its code and itself: nothing is looked up or decided while it runs."""
+    def _write(self, steps: list[Step]) -> fx.Graph:
+        """The steps as one function: nothing is looked up or decided while it runs."""
         graph = fx.Graph()
         keys, shapes, values, training, dropout = map(
             graph.placeholder, ("keys", "shapes", "values", "training", "dropout")
@@ -352,16 +364,14 @@ class Transposed:
         signals: dict[fx.Node, fx.Node] = {self._output: keys}
         for step in steps:
             passed = graph.call_function(step.rule.apply, *step.call(signals.pop(step.node), fill))
+            passed.meta["reverses"] = self._where(step.node)
             for place, source in enumerate(step.sources):
                 signal = graph.call_function(operator.getitem, (passed, place)) if step.several else passed
                 if step.extra_dropout:
                     signal = graph.call_function(thin, (signal, dropout))
                 signals[source] = graph.call_function(add, (signals[source], signal)) if source in signals else signal
         graph.output(signals[self._input])
-        code = graph.python_code("self")
-        names = dict(code.globals)
-        exec(code.src, names)
-        return code.src.strip(), names["forward"]
+        return graph
 
     def _step(self, node: fx.Node) -> Step:
         function, attributes = self._function(node)
@@ -493,6 +503,14 @@ class Transposed:
         weights = {name: tensor for name, tensor in owned if name in names}
         values = functional_call(part, weights, (self._probe.to(self.device),))
         return dict(zip(nodes, values, strict=True)) | held
+
+
+def compiled(graph: fx.Graph) -> tuple[str, Callable[..., Tensor]]:
+    """A graph's Python code, and the function that it defines."""
+    code = graph.python_code("self")
+    names = dict(code.globals)
+    exec(code.src, names)
+    return code.src.strip(), names["forward"]
 
 
 def thin(signal: Tensor, rate: float | None) -> Tensor:

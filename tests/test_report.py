@@ -11,8 +11,10 @@ from clearstamp import report
 from clearstamp.errors import RecordError
 from clearstamp.experiments import run_all
 from clearstamp.lifecycle import LifeCycle
+from clearstamp.models import build
 from clearstamp.report import Slider
 from clearstamp.scores import montage
+from clearstamp.transpose import transpose
 
 FRAMES = [np.full((4, 6), value, np.uint8) for value in (0, 128, 255)]
 LABELS = ["step 0", "step 10", "step 20 </script>"]
@@ -131,3 +133,11 @@ def test_a_gallery_has_a_line_of_pictures_for_each_record(made):
     figure = report.gallery_figure(records)
     titles = [axis.get_title(loc="left") for axis in figure.axes]
     assert titles == [f"{r.experiment}, SSIM {r.results['finetuned']['ssim']:.3f}" for r in records]
+
+
+def test_a_walk_is_pictured_from_the_key_to_the_image():
+    cnn = build("cnn", (1, 28, 28), 10, seed=0)
+    figure = report.walk_figure(transpose(cnn, torch.zeros(1, 1, 28, 28)), torch.ones(10))
+    titles = [axis.get_title() for axis in figure.axes if axis.images]
+    assert titles[0] == "the key\n10" and titles[-1] == "0 (Conv2d)\n1 x 28 x 28" and len(titles) == 13
+    assert figure.axes[6].images[0].get_array().shape == (4 * 8, 4 * 8), "16 of 64 channels of 7 x 7, a gap each"

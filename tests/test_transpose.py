@@ -75,6 +75,18 @@ def test_a_replaced_layer_s_weights_are_read_too(small_cnn, readout):
 
 
 @both_readouts
+def test_signals_are_those_on_the_way_of_a_walk(small_cnn, readout):
+    back, k = transpose(small_cnn(), EXAMPLE, readout=readout), keys()
+    found = back.signals(k)
+    assert [name.partition(" ")[2] for name in found] == (
+        "(Linear) (ReLU) (Linear) (Flatten) (MaxPool2d) (ReLU) (Conv2d)".split()
+    )
+    images = list(found.values())
+    assert torch.equal(images[-1], back(k)) and not images[-1].requires_grad
+    assert [tuple(s.shape[1:]) for s in images[:4]] == [(5,), (5,), (32,), (2, 4, 4)]
+
+
+@both_readouts
 def test_the_code_of_a_walk_has_neither_loops_nor_branches(small_cnn, readout):
     back = transpose(small_cnn(), EXAMPLE, readout=readout)
     statements = ast.parse(back.code).body[0].body

@@ -11,6 +11,7 @@ from clearstamp.report.figures import (
     scaling_figure,
     stages_figure,
     stamp_figure,
+    walk_figure,
 )
 from clearstamp.report.sliders import Slider, attack_slider, hardening_slider, patches_slider
 from clearstamp.report.stages import pictured
@@ -59,4 +60,5 @@ __all__ = [
     "stages_figure",
     "stamp_figure",
     "steps_table",
+    "walk_figure",
 ]

@@ -5,6 +5,8 @@ from itertools import chain
 
 import matplotlib.pyplot as plt
 import numpy as np
+import torch
+import torch.nn.functional as F
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 from torch import Tensor
@@ -13,6 +15,7 @@ from clearstamp.records import Record
 from clearstamp.report.exhibits import finished
 from clearstamp.report.stages import READOUTS, SCORES, STAGES
 from clearstamp.scores import develop, montage
+from clearstamp.transpose import Transposed
 
 
 def stamp_figure(record: Record) -> Figure:
@@ -173,3 +176,33 @@ def parts_figure(records: Sequence[Record]) -> Figure:
         axis.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.5), ncols=len(parts))
     axis.set(yticks=[], xlabel="time of a task step")
     return finished(figure, "Where the time of a stamp step goes", records)
+
+
+def walk_figure(back: Transposed, key: Tensor, most: int = 16) -> Figure:
+    """One key ``[outputs]`` on its way to an image: the signal below each layer, at most `most` channels of it.
+
+    A vector is laid out in rows. Each picture's levels are stretched by themselves.
+    """
+    signals = {"the key": key[None]} | back.signals(key[None].to(back.device))
+    columns = 4
+    rows = -(-len(signals) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(9, 2.3 * rows), layout="constrained", squeeze=False)
+    for axis, (name, signal) in zip(axes.flat, signals.items(), strict=False):
+        shape = " x ".join(map(str, signal.shape[1:]))
+        axis.set_title(f"{name}\n{shape}", fontsize=8)
+        axis.imshow(sheet(signal[0].cpu(), most), cmap="gray", interpolation="nearest")
+    for axis in axes.flat:
+        axis.axis("off")
+    return finished(figure, "One key on its way through the transposed network", ())
+
+
+def sheet(signal: Tensor, most: int) -> Tensor:
+    """A vector in rows of a power of two, or channels ``[C, H, W]`` side by side, as one picture ``[h, w]``."""
+    if signal.dim() == 1:
+        width = 2 ** -(-int(len(signal)).bit_length() // 2)
+        return F.pad(signal, (0, -len(signal) % width), value=float("nan")).reshape(-1, width)
+    chosen = F.pad(signal[:most], (0, 1, 0, 1), value=float("nan"))
+    across = -(-len(chosen) // max(1, round(len(chosen) ** 0.5)))
+    blank = chosen.new_full((-len(chosen) % across, *chosen.shape[1:]), float("nan"))
+    grid = torch.cat([chosen, blank]).unflatten(0, (-1, across))
+    return grid.permute(0, 2, 1, 3).flatten(2).flatten(0, 1)
