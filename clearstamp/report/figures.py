@@ -190,7 +190,7 @@ def walk_figure(back: Transposed, key: Tensor, most: int = 16) -> Figure:
     for axis, (name, signal) in zip(axes.flat, signals.items(), strict=False):
         shape = " x ".join(map(str, signal.shape[1:]))
         axis.set_title(f"{name}\n{shape}", fontsize=8)
-        axis.imshow(sheet(signal[0].cpu(), most), cmap="gray", interpolation="nearest")
+        axis.imshow(sheet(signal[0].cpu(), most).numpy(), cmap="gray", interpolation="nearest")
     for axis in axes.flat:
         axis.axis("off")
     return finished(figure, "One key on its way through the transposed network", ())
