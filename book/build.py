@@ -209,7 +209,9 @@ def provenance(profile: str, made: Sequence[Record]) -> tuple[str, str]:
         f"Profile {profile}; book built at commit {revision(records.provenance())}; {len(made)} records, "
         f"commits: {listed(revision(r.provenance) for r in made)}; "
         f"data: {listed(r.dataset.get('name') for r in made)}; "
-        f"devices: {listed(r.provenance.get('device') for r in made)}."
+        f"seeds: {listed(r.seed for r in made)}; devices: {listed(r.provenance.get('device') for r in made)}; "
+        f"versions: {listed(f'{name} {v}' for r in made for name, v in r.provenance.get('versions', {}).items())}; "
+        f"{sum(r.wall_seconds for r in made) / 60:.0f} minutes of computing."
     )
     if profile == FULL_SCALE:
         return line, ""

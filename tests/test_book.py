@@ -231,7 +231,7 @@ def test_math_is_mathml(pages: dict[Path, Page]) -> None:
 def test_pages_say_where_their_numbers_come_from(pages: dict[Path, Page]) -> None:
     for path in pages:
         text = path.read_text(encoding="utf-8")
-        assert "Profile tiny" in text
+        assert "Profile tiny" in text and "seeds: 0;" in text and re.search(r"versions: [^;]*torch \d", text)
         assert "Not at the paper" in text
         assert "100%|" not in text  # progress bars
 
