@@ -30,7 +30,8 @@ class LifeCycle(Experiment):
     stage that is run. `lr` is that of hardening and training, as in the paper's default scenario (its Tables 2 and
     3 have 1e-3); fine-tuning takes a tenth of it. `dropout` acts in hardening and constraint training, `noise`
     (`relative` or not, see `StampLoss`; the paper has none) in constraint training alone, where a stamp step comes
-    after each `every`-th task step, or `joint` with it (see `fit`). `dataset` stands for the profile's own where that
+    after each `every`-th task step, or `joint` with it (see `fit`). With `bfloat16` the main task is trained in that
+    precision, by autocast; the stamp never is. `dataset` stands for the profile's own where that
     is not the embedded digits; `epochs` and `hardening_steps` stand for those of the profile ``paper``, and `small` for
     `model` in all others.
     """
@@ -52,6 +53,7 @@ class LifeCycle(Experiment):
     relative: bool = False
     every: int = 1
     joint: bool = False
+    bfloat16: bool = False
     batch_size: int = 64
     until: Literal["hardened", "finetuned"] = "finetuned"
     dataset: str | None = None
@@ -123,16 +125,17 @@ def fresh_model(experiment: LifeCycle, scale: Profile, seed: int) -> nn.Module:
 def train(experiment: LifeCycle, scale: Profile, seed: int, model: nn.Module, loss: StampLoss | None) -> Fit:
     """The profile's epochs, over the same images in the same order with and without a stamp."""
     loader = load_sets(scale).train.loader(experiment.batch_size, seed=seed)
-    return fit(
-        model,
-        loader,
-        epochs=scale.epochs,
-        lr=experiment.lr,
-        stamp_loss=loss,
-        every=experiment.every,
-        joint=experiment.joint,
-        optimizer=OPTIMIZERS[experiment.optimizer],
-    )
+    with torch.autocast(device().type, torch.bfloat16, enabled=experiment.bfloat16):
+        return fit(
+            model,
+            loader,
+            epochs=scale.epochs,
+            lr=experiment.lr,
+            stamp_loss=loss,
+            every=experiment.every,
+            joint=experiment.joint,
+            optimizer=OPTIMIZERS[experiment.optimizer],
+        )
 
 
 def plain(experiment: LifeCycle, scale: Profile, seed: int) -> Findings:

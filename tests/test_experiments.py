@@ -2,6 +2,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 
 from clearstamp import experiments, lifecycle, records
 from clearstamp.attacks import LogitShift
@@ -168,3 +169,12 @@ def test_few_pictures_are_kept_of_many_keys(monkeypatch):
     assert marked.arrays["hardening/frames"].shape[1:] == (6, 1, 28, 28)
     assert attacked.arrays["secrets"].shape == attacked.arrays["none"].shape == (6, 1, 28, 28)
     assert len(marked.arrays["hardening/losses"]) == 6
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_the_main_task_is_trained_in_the_precision_that_is_asked_for(monkeypatch, half):
+    seen: list[bool] = []
+    monkeypatch.setattr(lifecycle, "fit", lambda *_, **__: seen.append(torch.is_autocast_enabled("cpu")))
+    life = LifeCycle(name="one", model="fc", bfloat16=half)
+    lifecycle.train(life, PROFILES["tiny"], 0, nn.Linear(1, 1), None)
+    assert seen == [half]
