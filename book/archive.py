@@ -20,6 +20,12 @@ OUT = HERE.parent / "dist"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 QUIET = ("background-networking", "component-update", "sync", "gpu", "quic")
 
+LINKS = """() => {
+  for (const link of document.querySelectorAll("a[download]")) link.removeAttribute("href");
+  for (const link of document.querySelectorAll('a[href*=".html#"]')) link.href = "#" + link.href.split("#")[1];
+}"""
+"""Links to other pages become links within the one, and those to files, which a PDF has not beside it, none."""
+
 
 def zipped(pages: Path, target: Path) -> Path:
     """All pages in a zip file, the same bytes for the same pages. Raises `RecordError` if there is no built book."""
@@ -60,6 +66,7 @@ def printed(page: Path, target: Path, browser: Browser) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     opened = browser.new_page()
     opened.goto(page.as_uri())
+    opened.evaluate(LINKS)
     opened.pdf(path=target, format="A4", print_background=True, outline=True, tagged=True)
     opened.close()
     return target

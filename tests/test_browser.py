@@ -74,6 +74,7 @@ def test_the_first_page_is_readable_within_a_second(page: Page, built: Path):
 def test_the_book_is_printed(browser: Browser, built: Path, tmp_path: Path):
     printed = archive.printed(archive.one_page(built.parent.parent), tmp_path / "book.pdf", browser).read_bytes()
     assert printed.startswith(b"%PDF") and len(printed) > 100_000
+    assert b"file:" not in printed, "no link to where the book was built"
 
 
 def picture(page: Page) -> bytes:
