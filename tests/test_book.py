@@ -130,7 +130,8 @@ def test_a_claim_leads_to_its_exhibit_and_its_records():
     made = [record(claim.experiment.format(readout="paper"), ("before",))]
     exhibit = book_build.Exhibit("Table 3.2", "03-pruning", "scores", (made[0].name,))
     other = book_build.Exhibit("Table 3.1", "03-pruning", "others", ("another-seed0",))
-    told = book_build.evidence(claim, [other, exhibit], made)
+    elsewhere = book_build.Exhibit("Table 2.1", "02-multi-key", "scores", (made[0].name,))
+    told = book_build.evidence(claim, [elsewhere, other, exhibit], made)
     assert told == (
         '<a href="_generated/03-pruning.html#table-3-2">Table 3.2</a>; '
         f'paper <a href="records/{made[0].name}.json" download>0</a>'
