@@ -75,6 +75,7 @@ def test_tables_and_figures_tell_what_the_records_hold():
     assert axis.lines[0].get_xydata().tolist() == [[2, record.results["hardened"]["bit errors"]]]
     slider = report.patches_slider([record])
     assert "36 bits an image" in slider.labels[0] and len(slider.frames) == 1
+    assert f"accuracy {record.results['hardened']['accuracy']:.3f}" in slider.labels[0]
 
 
 def test_wrong_characters_are_marked_and_right_ones_are_not():

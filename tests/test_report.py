@@ -72,7 +72,8 @@ def test_a_montage_places_images_row_by_row():
 def test_the_hardening_slider_shows_every_kept_step_with_its_score(made):
     slider = report.hardening_slider(made["marked"][0])
     assert len(slider.frames) == len(made["marked"][0].arrays["hardening/steps"])
-    assert slider.labels[0].startswith("step 0, mean SSIM")
+    assert slider.labels[0].startswith("step 0, mean SSIM") and "accuracy" not in slider.labels[0]
+    assert f"accuracy before any training {made['marked'][0].results['hardened']['accuracy']:.3f}" in slider.labels[-1]
 
 
 def test_figures_show_every_stage(made):
