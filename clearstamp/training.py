@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from functools import partial, reduce
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -304,6 +304,7 @@ def fit(
     stamp_lr: float | None = None,
     every: int = 1,
     joint: bool = False,
+    weight: float = 1.0,
     optimizer: MakeOptimizer = adam,
     on_epoch: Callable[[int], None] | None = None,
     progress: bool = True,
@@ -312,8 +313,8 @@ def fit(
 
     `loader` yields inputs ``[b, C, H, W]`` and labels ``[b]``; the task loss is cross-entropy. After every task step,
     or after each `every`-th, comes one stamp step, each kind with an optimizer of its own (as in the paper); `stamp_lr`
-    defaults to `lr`. With `joint` the stamp loss is added to the task loss of that step instead, and one optimizer
-    takes both: no memory for a second one, and no second pass over the weights. The model is in training mode meanwhile
+    defaults to `lr`. With `joint` the stamp loss, times `weight`, is added to the task loss of that step instead, and
+    one optimizer takes both: no memory for a second one, and no second pass over the weights. The model is in training mode meanwhile
     and gets its mode back. `on_epoch(epoch)` is called after each pass, from 1 on. Under `torch.autocast` the task runs
     in the lower precision, the stamp does not.
 
@@ -323,6 +324,8 @@ def fit(
         raise TrainingError("no such cadence", got=f"every={every}", expected="at least 1")
     if joint and stamp_lr is not None:
         raise TrainingError("one optimizer has one learning rate", got=f"joint=True, stamp_lr={stamp_lr}")
+    if not 0 < weight < math.inf or (weight != 1 and not joint):
+        raise TrainingError("no such weight of the stamp", got=f"weight={weight}", expected="over 0, and joint=True")
     device = next(model.parameters()).device
     task = optimizer(model.parameters(), lr=lr)
     stamping = optimizer(model.parameters(), lr=lr if stamp_lr is None else stamp_lr)
@@ -338,7 +341,7 @@ def fit(
                 steps += 1
                 turn = stamp_loss if steps % every == 0 else None
                 if turn and joint:
-                    descent.step(task, {"task loss": task_loss, "stamp loss": turn()})
+                    descent.step(task, {"task loss": task_loss, "stamp loss": turn()}, weight)
                     continue
                 descent.step(task, {"task loss": task_loss})
                 if turn:
@@ -366,10 +369,11 @@ class Descent:
         self.read: dict[str, list[float]] = {}
         self.unread: list[tuple[str, Tensor]] = []
 
-    def step(self, optimizer: Optimizer, losses: dict[str, Tensor]) -> None:
-        """One step down the sum of the losses, each a scalar."""
+    def step(self, optimizer: Optimizer, losses: dict[str, Tensor], weight: float = 1.0) -> None:
+        """One step down the first loss, a scalar, and `weight` times each other one."""
+        first, *others = losses.values()
         optimizer.zero_grad(set_to_none=True)
-        reduce(torch.add, losses.values()).backward()
+        sum((weight * other for other in others), first).backward()
         for name, loss in losses.items():
             self.unread.append((name, loss.detach()))
             self.stopped = torch.maximum(self.stopped, (~loss.detach().isfinite()).to(self.stopped))

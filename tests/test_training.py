@@ -459,6 +459,24 @@ def test_stamp_steps_keep_their_cadence(model, stamp, batches, every, count):
     assert (len(done.losses), len(done.stamp_losses)) == (4, count)
 
 
+def test_a_joint_step_is_down_the_weighted_sum_of_both_losses(model, stamp, batches):
+    twin, loss = copy.deepcopy(model), StampLoss(backwards(model), stamp)
+    done = fit(model, batches[:1], epochs=1, lr=0.1, stamp_loss=loss, joint=True, weight=3.0, optimizer=sgd)
+    by_hand = StampLoss(backwards(twin), stamp)()
+    (F.cross_entropy(twin(batches[0][0]), batches[0][1]) + 3 * by_hand).backward()
+    for moved, weight in zip(model.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(moved, weight - 0.1 * weight.grad)
+    assert done.stamp_losses == [pytest.approx(by_hand.item())], "told without its weight"
+
+
+@pytest.mark.parametrize(
+    "about", [{"weight": 2.0}, {"joint": True, "weight": 0.0}, {"joint": True, "weight": math.nan}]
+)
+def test_a_weight_that_cannot_be(model, batches, about):
+    with pytest.raises(TrainingError, match="no such weight of the stamp"):
+        fit(model, batches, progress=False, **about)
+
+
 def test_a_cadence_of_nothing(model, batches):
     with pytest.raises(TrainingError, match="no such cadence; got: every=0"):
         fit(model, batches, every=0, progress=False)
