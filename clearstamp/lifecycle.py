@@ -30,10 +30,10 @@ class LifeCycle(Experiment):
     stage that is run. `lr` is that of hardening and training, as in the paper's default scenario (its Tables 2 and
     3 have 1e-3); fine-tuning takes a tenth of it. `dropout` acts in hardening and constraint training, `noise`
     (`relative` or not, see `StampLoss`; the paper has none) in constraint training alone, where a stamp step comes
-    after each `every`-th task step, or `joint` with it, with a `weight` (see `fit`). With `bfloat16` the main task is trained in that
-    precision, by autocast; the stamp never is. `dataset` stands for the profile's own where that
-    is not the embedded digits; `epochs` and `hardening_steps` stand for those of the profile ``paper``, and `small` for
-    `model` in all others.
+    after each `every`-th task step, or `joint` with it, with a `weight` (see `fit`). With `bfloat16` the main task
+    is trained in that precision, by autocast; the stamp never is. `dataset` stands for the profile's own where that
+    is not the embedded digits; `epochs` and `hardening_steps` stand for those of the profile ``paper``, and `small`
+    for `model` in all others.
     """
 
     looks: ClassVar[int] = FEW

@@ -311,12 +311,12 @@ def fit(
 ) -> Fit:
     """Train a classifier; with `stamp_loss`, step 2: constraint training.
 
-    `loader` yields inputs ``[b, C, H, W]`` and labels ``[b]``; the task loss is cross-entropy. After every task step,
-    or after each `every`-th, comes one stamp step, each kind with an optimizer of its own (as in the paper); `stamp_lr`
-    defaults to `lr`. With `joint` the stamp loss, times `weight`, is added to the task loss of that step instead, and
-    one optimizer takes both: no memory for a second one, and no second pass over the weights. The model is in training mode meanwhile
-    and gets its mode back. `on_epoch(epoch)` is called after each pass, from 1 on. Under `torch.autocast` the task runs
-    in the lower precision, the stamp does not.
+    `loader` yields inputs ``[b, C, H, W]`` and labels ``[b]``; the task loss is cross-entropy. After every task
+    step, or after each `every`-th, comes one stamp step, each kind with an optimizer of its own (as in the paper);
+    `stamp_lr` defaults to `lr`. With `joint` the stamp loss, times `weight`, is added to the task loss of that step
+    instead, and one optimizer takes both: no memory for a second one, and no second pass over the weights. The
+    model is in training mode meanwhile and gets its mode back. `on_epoch(epoch)` is called after each pass, from 1
+    on. Under `torch.autocast` the task runs in the lower precision, the stamp does not.
 
     Raises `TrainingError` if a loss is not finite: the weights are then those before the bad step.
     """
