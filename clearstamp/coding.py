@@ -7,7 +7,6 @@ spread over all code words) and cut into images of square patches.
 import zlib
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass
-from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from reedsolo import ReedSolomonError, RSCodec
 from torch import Tensor
 
+from clearstamp.dependencies import remembered
 from clearstamp.errors import CodingError
 from clearstamp.scores import develop
 
@@ -150,7 +150,7 @@ class ReedSolomon(Code):
         return np.unpackbits(np.frombuffer(message, np.uint8))
 
 
-@cache
+@remembered
 def codec(parity: int) -> RSCodec:
     return RSCodec(parity)
 
@@ -202,7 +202,6 @@ class LowDensity(Code):
         return -(-3 * size // 4)
 
     @staticmethod
-    @lru_cache(maxsize=8)
     def edges(size: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Which check each of a message's bits is in: three different ones, every check with as many bits as any."""
         parity = LowDensity.parity(size)

@@ -6,15 +6,16 @@ A result is out of date when one of those changed. Code that it never ran, comme
 import ast
 import hashlib
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, wraps
 from pathlib import Path
 from types import CodeType, FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 PACKAGE = Path(__file__).parent
+Result = TypeVar("Result")
 
 
 @contextmanager
@@ -23,25 +24,59 @@ def watch() -> Iterator[dict[str, str]]:
 
     name of a definition (``"rules:linear"``) to the digest of its code.
     """
-    ran: set[CodeType] = set()
     uses: dict[str, str] = {}
+    for module in modules():  # read the sources now: they may be edited before the block ends
+        constants(module)
+    with noting() as ran:
+        yield uses
+    files = {str(PACKAGE / f"{name.replace('.', '/')}.py"): name for name in modules() if name != "dependencies"}
+    places = {(files[code.co_filename], code.co_firstlineno) for code in ran if code.co_filename in files}
+    found = {f"{module}:{d.name}": d for module, line in places for d in definitions(module) if line in d.lines}
+    uses |= {name: digest(found[name]) for name in sorted(found)}
+
+
+NOTES: list[set[CodeType]] = []
+"""What ran so far, for every `noting` that is going on."""
+
+
+@contextmanager
+def noting() -> Iterator[set[CodeType]]:
+    """Note all code that runs within the block, in this thread."""
+    ran: set[CodeType] = set()
 
     def note(frame: FrameType, event: str, _: Any) -> None:
         if event == "call":
             ran.add(frame.f_code)
 
-    for module in modules():  # read the sources now: they may be edited before the block ends
-        constants(module)
     before = sys.getprofile()
+    NOTES.append(ran)
     sys.setprofile(note)
     try:
-        yield uses
+        yield ran
     finally:
         sys.setprofile(before)
-    files = {str(PACKAGE / f"{name.replace('.', '/')}.py"): name for name in modules() if name != "dependencies"}
-    places = {(files[code.co_filename], code.co_firstlineno) for code in ran if code.co_filename in files}
-    found = {f"{module}:{d.name}": d for module, line in places for d in definitions(module) if line in d.lines}
-    uses |= {name: digest(found[name]) for name in sorted(found)}
+        NOTES.pop()
+        for outer in NOTES:
+            outer |= ran
+
+
+def remembered(function: Callable[..., Result]) -> Callable[..., Result]:
+    """As `functools.cache`, but whoever gets a remembered result also depends on the code that once made it."""
+    made: dict[tuple[Any, ...], tuple[Result, set[CodeType]]] = {}
+
+    @wraps(function)
+    def remember(*args: Any) -> Result:
+        if args not in made:
+            with noting() as ran:
+                result = function(*args)
+            made[args] = result, ran
+        result, ran = made[args]
+        for notes in NOTES:
+            notes |= ran
+        return result
+
+    remember.cache_clear = made.clear  # type: ignore[attr-defined]
+    return remember
 
 
 def changed(uses: Mapping[str, str]) -> list[str]:

@@ -10,7 +10,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import MISSING, dataclass, fields
-from functools import cache
 from itertools import product
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -21,7 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from clearstamp import claims, data, records
-from clearstamp.dependencies import watch
+from clearstamp.dependencies import remembered, watch
 from clearstamp.errors import RecordError
 from clearstamp.records import Record
 from clearstamp.stamp import checksum, write_atomically
@@ -103,7 +102,7 @@ class Sets:
         }
 
 
-@cache
+@remembered
 def load_sets(scale: Profile) -> Sets:
     return Sets(
         data.load(scale.dataset, "train").take(scale.train_images),

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from clearstamp import dependencies
-from clearstamp.dependencies import changed, watch
+from clearstamp.dependencies import changed, noting, remembered, watch
 from clearstamp.transpose import transpose
 
 SOURCE = """
@@ -126,3 +126,30 @@ def test_a_walk_depends_on_the_rules_that_it_took_and_on_no_others():
     assert changed(uses) == []
     assert changed(uses | {"rules:linear": "another"}) == ["rules:linear"]
     assert changed({"gone:one": "x"}) == ["gone:one"]
+
+
+def test_a_remembered_result_brings_the_code_that_made_it():
+    calls: list[int] = []
+
+    def inner(x: int) -> int:
+        return x + 1
+
+    @remembered
+    def middle(x: int) -> int:
+        calls.append(x)
+        return inner(x)
+
+    @remembered
+    def outer(x: int) -> int:
+        return middle(x)
+
+    for _ in range(2):
+        with noting() as ran:
+            assert outer(1) == 2
+        assert {"outer", "middle", "inner"} <= {code.co_name for code in ran}
+    with noting() as ran:
+        assert middle(1) == 2
+    names = {code.co_name for code in ran}
+    assert "inner" in names and "outer" not in names
+    assert calls == [1]
+    assert sys.getprofile() is None

@@ -9,6 +9,7 @@ import clearstamp
 
 ORDER = (
     *(
+        "dependencies",
         "errors",
         "rules",
         "attention",
@@ -26,7 +27,6 @@ ORDER = (
     *("attacks.base", "attacks.training", "attacks.weights", "attacks.preserving", "attacks.adaptive"),
     *("attacks", "explore"),
     *(
-        "dependencies",
         "records",
         "markdown",
         "claims",
