@@ -30,10 +30,9 @@ class LifeCycle(Experiment):
     stage that is run. `lr` is that of hardening and training, as in the paper's default scenario (its Tables 2 and
     3 have 1e-3); fine-tuning takes a tenth of it. `dropout` acts in hardening and constraint training, `noise`
     (`relative` or not, see `StampLoss`; the paper has none) in constraint training alone, where a stamp step comes
-    after each `every`-th task step, or `joint` with it, with a `weight` (see `fit`). With `bfloat16` the main task
-    is trained in that precision, by autocast; the stamp never is. `dataset` stands for the profile's own where that
-    is not the embedded digits; `epochs` and `hardening_steps` stand for those of the profile ``paper``, and `small`
-    for `model` in all others.
+    after each `every`-th task step, or `joint` with it, with a `weight` (see `fit`). `precision` stands for the
+    profile's, and `dataset` for the profile's own where that is not the embedded digits; `epochs` and
+    `hardening_steps` stand for those of the profile ``paper``, and `small` for `model` in all others.
     """
 
     looks: ClassVar[int] = FEW
@@ -54,7 +53,7 @@ class LifeCycle(Experiment):
     every: int = 1
     joint: bool = False
     weight: float = 1.0
-    bfloat16: bool = False
+    precision: Literal["float32", "bfloat16"] | None = None
     batch_size: int = 64
     until: Literal["hardened", "finetuned"] = "finetuned"
     dataset: str | None = None
@@ -63,7 +62,8 @@ class LifeCycle(Experiment):
     hardening_steps: int | None = None
 
     def scaled(self, scale: Profile) -> Profile:
-        own: dict[str, Any] = {} if scale.dataset == "digits" else {"dataset": self.dataset}
+        own: dict[str, Any] = {"precision": self.precision}
+        own |= {} if scale.dataset == "digits" else {"dataset": self.dataset}
         if scale.name == "paper":
             own |= {"epochs": self.epochs, "hardening_steps": self.hardening_steps}
         return replace(scale, **{name: value for name, value in own.items() if value is not None})
@@ -126,18 +126,17 @@ def fresh_model(experiment: LifeCycle, scale: Profile, seed: int) -> nn.Module:
 def train(experiment: LifeCycle, scale: Profile, seed: int, model: nn.Module, loss: StampLoss | None) -> Fit:
     """The profile's epochs, over the same images in the same order with and without a stamp."""
     loader = load_sets(scale).train.loader(experiment.batch_size, seed=seed)
-    with torch.autocast(device().type, torch.bfloat16, enabled=experiment.bfloat16):
-        return fit(
-            model,
-            loader,
-            epochs=scale.epochs,
-            lr=experiment.lr,
-            stamp_loss=loss,
-            every=experiment.every,
-            joint=experiment.joint,
-            weight=experiment.weight,
-            optimizer=OPTIMIZERS[experiment.optimizer],
-        )
+    return fit(
+        model,
+        loader,
+        epochs=scale.epochs,
+        lr=experiment.lr,
+        stamp_loss=loss,
+        every=experiment.every,
+        joint=experiment.joint,
+        weight=experiment.weight,
+        optimizer=OPTIMIZERS[experiment.optimizer],
+    )
 
 
 def plain(experiment: LifeCycle, scale: Profile, seed: int) -> Findings:

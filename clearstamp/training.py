@@ -302,8 +302,8 @@ def fit(
     lr: float = 1e-4,
     stamp_loss: Callable[[], Tensor] | None = None,
     stamp_lr: float | None = None,
-    every: int = 1,
-    joint: bool = False,
+    every: int = 4,
+    joint: bool = True,
     weight: float = 1.0,
     optimizer: MakeOptimizer = adam,
     on_epoch: Callable[[int], None] | None = None,
@@ -311,19 +311,21 @@ def fit(
 ) -> Fit:
     """Train a classifier; with `stamp_loss`, step 2: constraint training.
 
-    `loader` yields inputs ``[b, C, H, W]`` and labels ``[b]``; the task loss is cross-entropy. After every task
-    step, or after each `every`-th, comes one stamp step, each kind with an optimizer of its own (as in the paper);
-    `stamp_lr` defaults to `lr`. With `joint` the stamp loss, times `weight`, is added to the task loss of that step
-    instead, and one optimizer takes both: no memory for a second one, and no second pass over the weights. The
-    model is in training mode meanwhile and gets its mode back. `on_epoch(epoch)` is called after each pass, from 1
-    on. Under `torch.autocast` the task runs in the lower precision, the stamp does not.
+    `loader` yields inputs ``[b, C, H, W]`` and labels ``[b]``; the task loss is cross-entropy. At every `every`-th
+    step the stamp loss, times `weight`, is added to it, and one optimizer takes both. Without `joint`, a stamp step
+    comes after every `every`-th task step instead, each kind with an optimizer of its own; `stamp_lr` defaults to
+    `lr`. The paper's own training is ``every=1, joint=False``; the book's chapter on runtime has the table by which
+    these defaults were chosen. The model is in training mode meanwhile and gets its mode back. `on_epoch(epoch)` is
+    called after each pass, from 1 on. Under `torch.autocast` the task runs in the lower precision, the stamp does
+    not.
 
     Raises `TrainingError` if a loss is not finite: the weights are then those before the bad step.
     """
     if every < 1:
         raise TrainingError("no such cadence", got=f"every={every}", expected="at least 1")
     if joint and stamp_lr is not None:
-        raise TrainingError("one optimizer has one learning rate", got=f"joint=True, stamp_lr={stamp_lr}")
+        got = f"joint=True, stamp_lr={stamp_lr}"
+        raise TrainingError("one optimizer has one learning rate", got=got, remedy="joint=False has two")
     if not 0 < weight < math.inf or (weight != 1 and not joint):
         raise TrainingError("no such weight of the stamp", got=f"weight={weight}", expected="over 0, and joint=True")
     device = next(model.parameters()).device

@@ -2,7 +2,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import nn
 
 from clearstamp import experiments, lifecycle, records
 from clearstamp.attacks import LogitShift
@@ -171,10 +170,12 @@ def test_few_pictures_are_kept_of_many_keys(monkeypatch):
     assert len(marked.arrays["hardening/losses"]) == 6
 
 
-@pytest.mark.parametrize("half", [False, True])
-def test_the_main_task_is_trained_in_the_precision_that_is_asked_for(monkeypatch, half):
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", None])
+def test_the_main_task_is_trained_in_the_precision_that_is_asked_for(monkeypatch, precision):
     seen: list[bool] = []
-    monkeypatch.setattr(lifecycle, "fit", lambda *_, **__: seen.append(torch.is_autocast_enabled("cpu")))
-    life = LifeCycle(name="one", model="fc", bfloat16=half)
-    lifecycle.train(life, PROFILES["tiny"], 0, nn.Linear(1, 1), None)
-    assert seen == [half]
+    monkeypatch.setattr(
+        LifeCycle, "conduct", lambda *_: (seen.append(torch.is_autocast_enabled("cpu")), ({}, {}, {}))[1]
+    )
+    monkeypatch.setitem(PROFILES, "tiny", replace(PROFILES["tiny"], precision="bfloat16"))
+    run_all([LifeCycle(name="one", model="fc", precision=precision)], "tiny")
+    assert seen == [precision != "float32"]

@@ -170,7 +170,8 @@ def test_a_loss_follows_its_model_to_another_device(model, stamp, monkeypatch):
 
 def test_stamp_loss_in_a_loop_written_by_hand_is_what_fit_does(model, stamp, batches):
     twin = copy.deepcopy(model)
-    fit(model, batches, epochs=2, lr=0.1, stamp_lr=0.01, stamp_loss=StampLoss(backwards(model), stamp), optimizer=sgd)
+    about = {"stamp_loss": StampLoss(backwards(model), stamp), "every": 1, "joint": False}
+    fit(model, batches, epochs=2, lr=0.1, stamp_lr=0.01, optimizer=sgd, **about)
     loss = StampLoss(backwards(twin), stamp)
     for inputs, labels in batches * 2:
         for lr, term in ((0.1, lambda x=inputs, y=labels: F.cross_entropy(twin(x), y)), (0.01, loss)):
@@ -331,7 +332,7 @@ def test_marked_training_lowers_both_losses(model, stamp, batches):
         model, batches, epochs=30, lr=3e-3, stamp_loss=StampLoss(back, stamp), on_epoch=epochs.append, progress=False
     )
     assert epochs == list(range(1, 31))
-    assert len(outcome.losses) == len(outcome.stamp_losses) == 120
+    assert (len(outcome.losses), len(outcome.stamp_losses)) == (120, 30), "a joint step at every fourth batch"
     assert outcome.losses[-1] < 0.5 * outcome.losses[0]
     assert outcome.stamp_losses[-1] < 0.5 * outcome.stamp_losses[0]
     assert accuracy(model, batches) == 1
@@ -391,7 +392,8 @@ def test_training_stops_before_a_loss_that_is_not_finite(model, batches):
         fit(model, [(torch.full((2, *SHAPE), math.nan), torch.tensor([0, 1]))], progress=False)
     assert unchanged(model, before) and model.training
     with pytest.raises(TrainingError, match="stamp loss is not finite; got: inf"):
-        fit(model, batches, lr=0.0, stamp_lr=1.0, stamp_loss=lambda: model[1].weight.sum() * math.inf, progress=False)
+        endless = {"stamp_loss": lambda: model[1].weight.sum() * math.inf, "every": 1, "joint": False}
+        fit(model, batches, lr=0.0, stamp_lr=1.0, progress=False, **endless)
     assert unchanged(model, before)
 
 
@@ -453,15 +455,17 @@ def test_training_within_autocast_sees_the_weights_of_every_step(model, batches)
     assert all(weight.dtype == torch.float32 for weight in model.parameters())
 
 
+@pytest.mark.parametrize("joint", [False, True])
 @pytest.mark.parametrize(("every", "count"), [(1, 4), (2, 2), (3, 1), (5, 0)])
-def test_stamp_steps_keep_their_cadence(model, stamp, batches, every, count):
-    done = fit(model, batches[:4], epochs=1, stamp_loss=StampLoss(backwards(model), stamp), every=every, progress=False)
+def test_stamp_steps_keep_their_cadence(model, stamp, batches, every, count, joint):
+    loss = StampLoss(backwards(model), stamp)
+    done = fit(model, batches[:4], epochs=1, stamp_loss=loss, every=every, joint=joint, progress=False)
     assert (len(done.losses), len(done.stamp_losses)) == (4, count)
 
 
 def test_a_joint_step_is_down_the_weighted_sum_of_both_losses(model, stamp, batches):
     twin, loss = copy.deepcopy(model), StampLoss(backwards(model), stamp)
-    done = fit(model, batches[:1], epochs=1, lr=0.1, stamp_loss=loss, joint=True, weight=3.0, optimizer=sgd)
+    done = fit(model, batches[:1], epochs=1, lr=0.1, stamp_loss=loss, every=1, weight=3.0, optimizer=sgd)
     by_hand = StampLoss(backwards(twin), stamp)()
     (F.cross_entropy(twin(batches[0][0]), batches[0][1]) + 3 * by_hand).backward()
     for moved, weight in zip(model.parameters(), twin.parameters(), strict=True):
@@ -469,9 +473,7 @@ def test_a_joint_step_is_down_the_weighted_sum_of_both_losses(model, stamp, batc
     assert done.stamp_losses == [pytest.approx(by_hand.item())], "told without its weight"
 
 
-@pytest.mark.parametrize(
-    "about", [{"weight": 2.0}, {"joint": True, "weight": 0.0}, {"joint": True, "weight": math.nan}]
-)
+@pytest.mark.parametrize("about", [{"joint": False, "weight": 2.0}, {"weight": 0.0}, {"weight": math.nan}])
 def test_a_weight_that_cannot_be(model, batches, about):
     with pytest.raises(TrainingError, match="no such weight of the stamp"):
         fit(model, batches, progress=False, **about)

@@ -49,6 +49,8 @@ class Adaptive(Attack):
                 lr=self.task_lr,
                 stamp_loss=StampLoss(back, answers),
                 stamp_lr=self.lr,
+                every=1,
+                joint=False,
                 on_epoch=lambda epoch: look(scene, ends[epoch]),
                 progress=False,
             )
