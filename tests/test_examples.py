@@ -22,7 +22,7 @@ def run(*command: str) -> list[tuple[str, ...]]:
         env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(EXAMPLES.parent)},
     )
     assert done.returncode == 0, done.stderr
-    return re.findall(r"accuracy ([\d.]+), SSIM ([\d.]+)(?:, bias (\S+))?$", done.stdout, re.M)
+    return re.findall(r"accuracy ([\d.]+), SSIM ([\d.]+)(?:, bias (-?[\d.]+))?", done.stdout)
 
 
 @pytest.mark.parametrize("name", ["plain", "lightning_module", "accelerate_loop"])
