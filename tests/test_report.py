@@ -95,6 +95,11 @@ def test_tables_hold_the_records_numbers(made):
     assert "512 train images" in report.provenance(marked).data
 
 
+def test_a_stage_of_an_experiment_s_own_has_a_table_too(made):
+    own = [replace(made["marked"][0], results={"control": made["marked"][0].results["trained"]})]
+    assert report.score_table(own, "control").metadata["clearstamp"]["caption"] == "Scores in the stage control"
+
+
 @pytest.mark.parametrize(
     "table",
     [

@@ -42,7 +42,7 @@ def score_table(records: Sequence[Record], stage: str) -> Markdown:
     """One line an experiment: every score at `stage`."""
     columns = [s for s in SCORES if all(s in r.results[stage] for r in records)]
     return shown(
-        f"Scores {STAGES[stage]}",
+        f"Scores {STAGES.get(stage, f'in the stage {stage}')}",
         records,
         ("experiment", "seeds", *(SCORES[column] for column in columns)),
         (
