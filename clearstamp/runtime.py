@@ -2,9 +2,9 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from statistics import quantiles
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -137,7 +137,8 @@ class Cost(Experiment):
     Time: the median, and the quartiles, over `rounds` in which each runs `repeats` times, one right after the other.
     ``operations``: multiplications and additions as counted, the floor that time can't go below. ``memory``: weights,
     gradients, the optimizers' states, and the most that one backward pass keeps. `model` is one of this library's, or
-    of torchvision's classifiers; `size` is the images' height and width.
+    of torchvision's classifiers; `size` is the images' height and width. `precision` is that of the task's steps,
+    whatever the profile says: the stamp's are always in full precision.
     """
 
     subject: str
@@ -153,6 +154,10 @@ class Cost(Experiment):
     at_once: int | None = None
     rounds: int = 7
     repeats: int = 2
+    precision: Literal["float32", "bfloat16"] = "float32"
+
+    def scaled(self, scale: Profile) -> Profile:
+        return replace(scale, precision=self.precision)
 
     def parameters(self, scale: Profile, seed: int) -> dict[str, Any]:
         return asdict(self)

@@ -302,7 +302,7 @@ def fit(
     lr: float = 1e-4,
     stamp_loss: Callable[[], Tensor] | None = None,
     stamp_lr: float | None = None,
-    every: int = 4,
+    every: int = 8,
     joint: bool = True,
     weight: float = 1.0,
     optimizer: MakeOptimizer = adam,

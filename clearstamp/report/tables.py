@@ -232,10 +232,20 @@ def runtime_table(records: Sequence[Record]) -> Markdown:
         found, given = record.results["cost"], record.parameters
         what = f"{given['subject']} / {given['twin']}"
         time = f"{found['time']:.2f} ({found['quartile 1']:.2f} to {found['quartile 3']:.2f})"
-        sizes = (given["model"], str(given["keys"]), str(given["every"]))
+        sizes = (given["model"], str(given["keys"]), str(given["every"]), f"{given['noise']:g}", given["precision"])
         return [what, *sizes, time, f"{found['operations']:.2f}", f"{found['memory']:.2f}"]
 
-    head = ("ratio", "network", "keys", "task steps to a stamp step", "time", "operations", "memory")
+    head = (
+        "ratio",
+        "network",
+        "keys",
+        "task steps to a stamp step",
+        "noise",
+        "precision",
+        "time",
+        "operations",
+        "memory",
+    )
     return shown("Cost as a ratio of two steps", records, head, map(cells, records), "llr")
 
 
