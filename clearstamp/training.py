@@ -250,7 +250,8 @@ def harden(
     Stops as soon as the mean SSIM of the plain readout reaches `target` (looked at every `check_every` steps), or after
     `steps`; with ``target=None`` always after `steps`. `on_check(step, images)` is called at every look, beginning with
     step 0. A higher `lr` takes fewer steps, but moves the weights farther, which the main task may suffer from.
-    `compiled` runs the loss through `torch.compile`: faster steps, after half a minute or more of compiling.
+    `compiled` runs the loss through `torch.compile`, which takes half a minute or more of compiling; ``make bench``
+    shows whether it pays on a machine.
 
     Raises `StampError` if the stamp does not fit, `TrainingError` if the loss is not finite: the weights are then those
     before the bad step.

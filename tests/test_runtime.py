@@ -100,7 +100,7 @@ def test_ratios_are_told_with_their_quartiles_and_floors():
         [Cost(name=f"cost-{k}", subject="stamp", twin="task", **SMALL | {"keys": k}) for k in (2, 4)], "tiny"
     )
     found = [record.results["cost"] for record in records]
-    first = f"| stamp / task | fc | 2 | 1 | {found[0]['time']:.2f} ({found[0]['quartile 1']:.2f} to"
+    first = f"| stamp / task | fc | 2 | 1 | 0 | float32 | {found[0]['time']:.2f} ({found[0]['quartile 1']:.2f} to"
     assert first in report.runtime_table(records).data
     (axis,) = report.scaling_figure({"keys": records}).axes
     assert axis.lines[0].get_xydata().tolist() == [[2, found[0]["time"]], [4, found[1]["time"]]]
