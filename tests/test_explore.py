@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from clearstamp.attacks import Pruning
 from clearstamp.data import Data
 from clearstamp.errors import AttackError, StampError
 from clearstamp.explore import ERASURE_STEPS, Explorer, Manipulation, explore
@@ -83,3 +84,10 @@ def test_what_does_not_fit_the_model(model, stamp):
     other = Data("dots", "test", torch.zeros(3, 1, 8, 8, dtype=torch.uint8), torch.zeros(3, dtype=torch.int64), 4)
     with pytest.raises(AttackError, match="test images do not fit"):
         explore(model, stamp, other)
+
+
+@pytest.mark.parametrize("amount", [0.0, 0.3, 0.95])
+def test_pruning_is_that_of_the_attack(model, stamp, test_images, amount):
+    found = Explorer(model, stamp, test_images, "paper", 0)(Manipulation(pruning=amount))
+    expected = Pruning(amount=amount).apply(model, test_images, stamp, readout="paper").after
+    assert torch.equal(found.reading.images, expected.reading.images)
