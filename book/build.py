@@ -41,27 +41,28 @@ def build(profile: str, *, book: Path = HERE) -> Path:
     record is damaged, or if a text names a claim that there is not; and if jupyter-book fails or warns.
     """
     notebooks = executed(profile, book)
-    check_claims([*book.glob("*.md"), *notebooks])
+    check_claims(book, notebooks)
     made = records.load_all(profile)
     generate(book / GENERATED, profile, notebooks, made)
     return render(book)
 
 
-def executed(profile: str, book: Path) -> list[Path]:
-    """The executed notebooks that the table of contents lists. Raises `RecordError` for those that are missing."""
+def executed(profile: str, book: Path) -> dict[Path, nbformat.NotebookNode]:
+    """The executed notebooks that the table of contents lists. Raises `RecordError` for a missing or failed one."""
     folder, remedy = records.artifacts() / profile, f"run `make reproduce PROFILE={profile}`"
     contents = yaml.safe_load((book / "_toc.yml").read_text(encoding="utf-8"))
     files = [Path(chapter["file"]) for part in contents["parts"] for chapter in part["chapters"]]
-    notebooks = [folder / f"{file.name}.ipynb" for file in files if file.parent.name == GENERATED]
-    if missing := [path.name for path in notebooks if not path.is_file()]:
+    paths = [folder / f"{file.name}.ipynb" for file in files if file.parent.name == GENERATED]
+    if missing := [path.name for path in paths if not path.is_file()]:
         raise RecordError(
             "the book lacks executed notebooks", got=f"no {', '.join(missing)}", where=folder, remedy=remedy
         )
-    for path in notebooks:
+    notebooks = {path: readable(path) for path in paths}
+    for path, notebook in notebooks.items():
         failed = path.with_suffix(".failed.ipynb")
         if failed.is_file():
             raise RecordError("a notebook failed when it last ran", where=failed, remedy=remedy)
-        for cell in readable(path).cells:
+        for cell in notebook.cells:
             if any(output.output_type == "error" for output in cell.get("outputs", ())):
                 raise RecordError("a cell of a notebook failed", got=cell.source[:80], where=path, remedy=remedy)
     return notebooks
@@ -75,25 +76,28 @@ def readable(path: Path) -> nbformat.NotebookNode:
         raise RecordError("not a notebook", got=f"{type(error).__name__}: {error}", where=path) from error
 
 
-def check_claims(files: Iterable[Path]) -> None:
+def check_claims(book: Path, notebooks: Mapping[Path, nbformat.NotebookNode]) -> None:
     """Raise `RecordError` for a file whose text names a claim (C1, C2, ...) that is not in `claims.yml`."""
     known = {claim.id for claim in claims.load()}
-    for path in files:
-        cells = readable(path).cells if path.suffix == ".ipynb" else ()
-        text = "\n".join(c.source for c in cells if c.cell_type == "markdown") or path.read_text(encoding="utf-8")
+    texts = {path: path.read_text(encoding="utf-8") for path in book.glob("*.md")}
+    for path, notebook in notebooks.items():
+        texts[path] = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    for path, text in texts.items():
         if unknown := sorted(set(re.findall(r"\bC\d+\b", text)) - known):
             raise RecordError("no such claim", got=", ".join(unknown), where=path)
 
 
-def generate(folder: Path, profile: str, notebooks: Iterable[Path], made: Sequence[Record]) -> None:
+def generate(
+    folder: Path, profile: str, notebooks: Mapping[Path, nbformat.NotebookNode], made: Sequence[Record]
+) -> None:
     """Fill `folder`, emptied first, with all that the sources include."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     exhibits: list[Exhibit] = []
-    for path in notebooks:
-        notebook = readable(path)
+    origin = repository()
+    for path, notebook in notebooks.items():
         exhibits += number(notebook, path.stem)
-        notebook.cells.insert(1, new_markdown_cell(launch(path.name, repository())))
+        notebook.cells.insert(1, new_markdown_cell(launch(path.name, origin)))
         nbformat.write(notebook, folder / path.name)
     (folder / FILES / "records").mkdir(parents=True)
     for record in made:
