@@ -30,9 +30,9 @@ class LifeCycle(Experiment):
     stage that is run. `lr` is that of hardening and training, as in the paper's default scenario (its Tables 2 and
     3 have 1e-3); fine-tuning takes a tenth of it. `dropout` acts in hardening and constraint training, `noise`
     (`relative` or not, see `StampLoss`; the paper has none) in constraint training alone, where a stamp step comes
-    after each `every`-th task step, or `joint` with it, with a `weight` (see `fit`). `precision` stands for the
-    profile's, and `dataset` for the profile's own where that is not the embedded digits; `epochs` and
-    `hardening_steps` stand for those of the profile ``paper``, and `small` for `model` in all others.
+    after each `every`-th task step, or `joint` with it (see `fit`). `precision` stands for the profile's, and
+    `dataset` for the profile's own where that is not the embedded digits; `epochs` and `hardening_steps` stand for
+    those of the profile ``paper``, and `small` for `model` in all others.
     """
 
     looks: ClassVar[int] = FEW
@@ -52,7 +52,6 @@ class LifeCycle(Experiment):
     relative: bool = False
     every: int = 1
     joint: bool = False
-    weight: float = 1.0
     precision: Literal["float32", "bfloat16"] | None = None
     batch_size: int = 64
     until: Literal["hardened", "finetuned"] = "finetuned"
@@ -134,7 +133,6 @@ def train(experiment: LifeCycle, scale: Profile, seed: int, model: nn.Module, lo
         stamp_loss=loss,
         every=experiment.every,
         joint=experiment.joint,
-        weight=experiment.weight,
         optimizer=OPTIMIZERS[experiment.optimizer],
     )
 

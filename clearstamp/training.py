@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 
 from clearstamp.errors import StampError, TrainingError
-from clearstamp.scores import similarity, structural_similarity
+from clearstamp.scores import SimilarityTo, similarity
 from clearstamp.stamp import Stamp
 from clearstamp.transpose import Transposed
 
@@ -60,11 +60,13 @@ class StampLoss:
             raise TrainingError("noise out of range", got=noise, expected="a finite number, at least 0")
         self.back, self.dropout, self.noise, self.relative, self.at_once = back, dropout, noise, relative, at_once
         self.stamp = stamp.to(back.device)
+        self.similarity = SimilarityTo(self.stamp.secrets)
 
     def __call__(self) -> Tensor:
         images = self.images()
-        ssim = structural_similarity(images, self.stamp.secrets)
-        return (1 - ssim).mean() + F.mse_loss(images, self.stamp.secrets)
+        if self.similarity.secrets is not self.stamp.secrets:
+            self.similarity = SimilarityTo(self.stamp.secrets)
+        return (1 - self.similarity(images)).mean() + F.mse_loss(images, self.stamp.secrets)
 
     def images(self) -> Tensor:
         """The images ``[k, C, H, W]`` of a training walk, with dropout and noise."""
@@ -80,7 +82,7 @@ class StampLoss:
         if not self.noise:
             return {}
         named = self.back.model.named_parameters()
-        return {name: weight + self.deviation(weight) * torch.randn_like(weight) for name, weight in named}
+        return {name: torch.randn_like(weight).mul_(self.deviation(weight)).add_(weight) for name, weight in named}
 
     def walk(self, keys: Tensor, weights: dict[str, Tensor]) -> Tensor:
         """Images ``[k, C, H, W]`` of some of the keys, with other weights in place of the model's own."""

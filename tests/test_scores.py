@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from clearstamp import scores
 from clearstamp.errors import StampError
-from clearstamp.scores import correlation, develop, similarity, structural_similarity
+from clearstamp.scores import SimilarityTo, correlation, develop, similarity, structural_similarity
 
 
 def images(count: int = 3, channels: int = 1, size: int = 16) -> Tensor:
@@ -53,6 +54,35 @@ def test_only_the_score_clamps():
     loud = secret * 5 - 2
     torch.testing.assert_close(similarity(loud, secret), torch.ones(3), rtol=0, atol=1e-5)
     assert (structural_similarity(loud, secret) < 0.9).all()
+
+
+@pytest.mark.parametrize("shape", [(3, 1, 16, 16), (2, 3, 16, 12), (2, 1, 8, 8), (2, 1, 3, 5)])
+def test_ssim_to_secrets_that_stay_is_ssim_and_so_is_its_gradient(shape):
+    secrets, start = torch.rand(shape).double(), torch.rand(shape).double()
+    to_secrets = SimilarityTo(secrets)
+
+    def score_and_slope(score) -> tuple[Tensor, Tensor]:
+        images = start.clone().requires_grad_()
+        scores = score(images)
+        return scores.detach(), torch.autograd.grad(scores.square().sum(), images)[0]
+
+    expected = score_and_slope(lambda images: structural_similarity(images, secrets))
+    for _ in range(2):
+        torch.testing.assert_close(score_and_slope(to_secrets), expected, rtol=1e-10, atol=1e-12)
+
+
+def test_ssim_to_secrets_that_stay_blurs_once(monkeypatch):
+    blurs: list[int] = []
+    to_secrets, blur = SimilarityTo(images()), scores.gaussian_filter
+    monkeypatch.setattr(scores, "gaussian_filter", lambda *given: blurs.append(len(given[0])) or blur(*given))
+    to_secrets(images())
+    assert blurs == [9], "three moments of three images"
+
+
+def test_ssim_to_secrets_that_stay_is_in_full_precision_under_autocast():
+    a, b = images(), images()
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(SimilarityTo(b)(a), structural_similarity(a, b), rtol=1e-6, atol=1e-7)
 
 
 def test_only_the_loss_has_gradients():
@@ -116,7 +146,7 @@ def test_a_flat_image_becomes_grey(level):
 # ---------------------------------------------------------------------------------------------------------- errors
 
 
-@pytest.mark.parametrize("score", [similarity, structural_similarity, correlation])
+@pytest.mark.parametrize("score", [similarity, structural_similarity, correlation, lambda a, b: SimilarityTo(b)(a)])
 @pytest.mark.parametrize(
     ("a", "b"), [((2, 1, 8, 8), (3, 1, 8, 8)), ((2, 1, 8, 8), (2, 1, 8, 9)), ((8, 8), (8, 8)), ((0, 1, 8, 8),) * 2]
 )
