@@ -71,12 +71,12 @@ def test_ssim_to_secrets_that_stay_is_ssim_and_so_is_its_gradient(shape):
         torch.testing.assert_close(score_and_slope(to_secrets), expected, rtol=1e-10, atol=1e-12)
 
 
-def test_ssim_to_secrets_that_stay_blurs_once(monkeypatch):
+def test_ssim_to_secrets_that_stay_blurs_only_what_changes(monkeypatch):
     blurs: list[int] = []
     to_secrets, blur = SimilarityTo(images()), scores.gaussian_filter
     monkeypatch.setattr(scores, "gaussian_filter", lambda *given: blurs.append(len(given[0])) or blur(*given))
     to_secrets(images())
-    assert blurs == [9], "three moments of three images"
+    assert blurs == [3, 6], "three images, then their squares and products"
 
 
 def test_ssim_to_secrets_that_stay_is_in_full_precision_under_autocast():
