@@ -38,7 +38,7 @@ def window_size(images: Tensor) -> int:
 
 
 class SimilarityTo:
-    """`structural_similarity` to secrets ``[k, C, H, W]`` that stay: the same score and gradient in half the time.
+    """`structural_similarity` to secrets ``[k, C, H, W]`` that stay: the same score and gradient in less time.
 
     What SSIM needs of the secrets alone is computed once, and what it needs of the images in two blurs, not in three.
     """

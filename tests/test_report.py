@@ -95,6 +95,14 @@ def test_tables_hold_the_records_numbers(made):
     assert "512 train images" in report.provenance(marked).data
 
 
+def test_a_variant_stands_beside_the_paper(made):
+    (first,) = run_all([LifeCycle(name="11-keys-quick-paper", keys=2)], "tiny")
+    shown = report.variant_table("quick", "tiny")
+    assert f"{first.results['trained']['ssim']:.3f}" in shown.data
+    assert shown.metadata["clearstamp"]["records"] == [first.name]
+    assert ", 1 key" not in shown.data, "was not run"
+
+
 def test_a_stage_of_an_experiment_s_own_has_a_table_too(made):
     own = [replace(made["marked"][0], results={"control": made["marked"][0].results["trained"]})]
     assert report.score_table(own, "control").metadata["clearstamp"]["caption"] == "Scores in the stage control"

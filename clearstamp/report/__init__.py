@@ -29,6 +29,7 @@ from clearstamp.report.tables import (
     runtime_table,
     score_table,
     steps_table,
+    variant_table,
 )
 
 __all__ = [
@@ -60,5 +61,6 @@ __all__ = [
     "stages_figure",
     "stamp_figure",
     "steps_table",
+    "variant_table",
     "walk_figure",
 ]

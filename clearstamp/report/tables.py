@@ -38,6 +38,16 @@ def claims_table(notebook: str, profile: str) -> Markdown:
     return Markdown(claims.table(rows), metadata=about("Table", "Paper beside reproduced", ()))
 
 
+def variant_table(variant: str, profile: str) -> Markdown:
+    """*Paper* beside what the experiments of its claims gave with `variant` before the readout in their names."""
+    made = load_all(profile)
+    own = [replace(c, experiment=c.experiment.replace("{readout}", f"{variant}-{{readout}}")) for c in claims.load()]
+    rows = [row for row in claims.judge((c for c in own if f"{variant}-" in c.experiment), made) if row.verdict]
+    names = {row.claim.experiment.format(readout=readout) for row in rows for readout in READOUTS}
+    shown_here = [record for record in made if record.experiment in names]
+    return Markdown(claims.table(rows), metadata=about("Table", f"Paper beside {variant}", shown_here))
+
+
 def score_table(records: Sequence[Record], stage: str) -> Markdown:
     """One line an experiment: every score at `stage`."""
     columns = [s for s in SCORES if all(s in r.results[stage] for r in records)]
@@ -225,7 +235,7 @@ def networks(
     )
 
 
-def runtime_table(records: Sequence[Record]) -> Markdown:
+def runtime_table(records: Sequence[Record], caption: str) -> Markdown:
     """One line a ratio of two steps: time with its quartiles, counted operations, memory."""
 
     def cells(record: Record) -> list[str]:
@@ -246,7 +256,7 @@ def runtime_table(records: Sequence[Record]) -> Markdown:
         "operations",
         "memory",
     )
-    return shown("Cost as a ratio of two steps", records, head, map(cells, records), "llr")
+    return shown(caption, records, head, map(cells, records), "llr")
 
 
 def amount(record: Record, part: str) -> str:
