@@ -115,6 +115,7 @@ def generate(
         "rules.md": rules(),
         "provenance.md": f"{admonition}{markdown.escape(line)}\n",
         "provenance.json": json.dumps({"line": line, "banner": banner}),
+        "exhibits.json": json.dumps({f"{e.page}/{e.cell}": (e.title, e.anchor) for e in reversed(exhibits)}),
     }
     for name, text in texts.items():
         (folder / name).write_text(text, encoding="utf-8")
@@ -122,10 +123,11 @@ def generate(
 
 @dataclass(frozen=True)
 class Exhibit:
-    """A numbered figure or table of a chapter, with the names of the records that it shows."""
+    """A numbered figure or table that a cell of a chapter shows, with the names of its records."""
 
     title: str
     page: str
+    cell: str
     caption: str
     records: tuple[str, ...]
 
@@ -159,7 +161,7 @@ def number(notebook: nbformat.NotebookNode, page: str) -> list[Exhibit]:
             if about := metadata.get(KEY) or next((m[KEY] for m in metadata.values() if KEY in m), None):
                 counts[about["kind"]] += 1
                 title = f"{about['kind']} {chapter}.{counts[about['kind']]}"
-                found.append(Exhibit(title, page, about["caption"], tuple(about["records"])))
+                found.append(Exhibit(title, page, cell.id, about["caption"], tuple(about["records"])))
                 outputs.append(new_output("display_data", {"text/html": found[-1].html()}))
         if outputs:
             cell.outputs = outputs

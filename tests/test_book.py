@@ -15,8 +15,9 @@ from nbformat.v4 import new_code_cell, new_notebook, new_output
 
 from clearstamp import claims
 from clearstamp.errors import RecordError
-from tests.books import archive, book_build, chapters, copy_sources, record, write_notebooks
+from tests.books import SOURCES, archive, book_build, chapters, copy_sources, record, write_notebooks
 
+NOTEBOOKS = SOURCES.parent / "notebooks"
 OUTSIDE = re.compile(r"\s*(https?:|//)", re.IGNORECASE)
 
 
@@ -125,12 +126,27 @@ def test_every_exhibit_is_numbered_and_its_records_can_be_downloaded(built: Path
     assert stored["experiment"] == "pruning-noise-adjoint"
 
 
+def test_prose_refers_to_an_exhibit_by_its_number_and_says_where_there_is_none(built: Path) -> None:
+    limits = (built / "limits.html").read_text(encoding="utf-8")
+    assert 'href="_generated/03-pruning.html#figure-3-1">Figure 3.1</a>' in limits
+    assert "(not shown in this profile)" in limits, "merged units have no exhibit here"
+
+
+def test_exhibits_that_prose_refers_to_are_code_cells_of_the_notebooks() -> None:
+    notebooks = {path.stem: nbformat.read(path, as_version=4) for path in NOTEBOOKS.glob("*.ipynb")}
+    texts = [path.read_text(encoding="utf-8") for path in SOURCES.glob("*.md")]
+    texts += [cell.source for n in notebooks.values() for cell in n.cells if cell.cell_type == "markdown"]
+    named = {name for text in texts for name in re.findall(r"\{exhibit\}`([^`]+)`", text)}
+    cells = {f"{stem}/{c.id}" for stem, n in notebooks.items() for c in n.cells if c.cell_type == "code"}
+    assert named and named <= cells
+
+
 def test_a_claim_leads_to_its_exhibit_and_its_records():
     claim = next(claim for claim in claims.load() if claim.notebook == "03-pruning")
     made = [record(claim.experiment.format(readout="paper"), ("before",))]
-    exhibit = book_build.Exhibit("Table 3.2", "03-pruning", "scores", (made[0].name,))
-    other = book_build.Exhibit("Table 3.1", "03-pruning", "others", ("another-seed0",))
-    elsewhere = book_build.Exhibit("Table 2.1", "02-multi-key", "scores", (made[0].name,))
+    exhibit = book_build.Exhibit("Table 3.2", "03-pruning", "cell", "scores", (made[0].name,))
+    other = book_build.Exhibit("Table 3.1", "03-pruning", "cell", "others", ("another-seed0",))
+    elsewhere = book_build.Exhibit("Table 2.1", "02-multi-key", "cell", "scores", (made[0].name,))
     told = book_build.evidence(claim, [elsewhere, other, exhibit], made)
     assert told == (
         '<a href="_generated/03-pruning.html#table-3-2">Table 3.2</a>; '

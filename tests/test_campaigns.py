@@ -93,6 +93,8 @@ def test_the_table_of_attacks_holds_the_ends_with_the_known_keys_score(record):
     lines = report.attacks_table([record]).data.splitlines()
     assert [line.split(" | ")[1] for line in lines[2:]] == ["before", "tuned", "erased", "averaged", "permuted"]
     assert all(line.startswith("| 2-keys-adjoint |") for line in lines[2:])
+    named = replace(record, experiment="fine-tuning-2-keys-adjoint")
+    assert report.attacks_table([named]).metadata["clearstamp"]["caption"] == "Scores after each attack: fine tuning"
     assert f"{record.results['erased']['ssim_attacked']:.3f} | 4 |" in lines[4]
     assert lines[3].endswith("|  | 4 |"), "nobody knew a key, and two epochs took four steps"
 

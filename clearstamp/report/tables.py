@@ -75,18 +75,24 @@ def attacks_table(records: Sequence[Record]) -> Markdown:
 
         return [*(spread(values(score)) for score in scores), "".join(f"{steps}" for steps in values("steps")[:1])]
 
+    families = dict.fromkeys(r.experiment.removesuffix(f"-{model(r)}").replace("-", " ") for r in records)
     return shown(
-        "Scores after each attack",
+        f"Scores after each attack: {', '.join(families)}",
         records,
         ("model", "attack", "seeds", *scores.values(), "steps"),
         (
-            (made[0].parameters["on"]["name"].removeprefix("11-keys-"), stage, str(len(made)), *cells(made, stage))
+            (model(made[0]), stage, str(len(made)), *cells(made, stage))
             for made in by_experiment(records).values()
             for stage in made[0].results
             if stage == "before" or is_end(made[0], stage)
         ),
         "llr",
     )
+
+
+def model(record: Record) -> str:
+    """The marked model of a campaign, as its name has it."""
+    return str(record.parameters["on"]["name"]).removeprefix("11-keys-")
 
 
 def steps_table(records: Sequence[Record]) -> Markdown:
