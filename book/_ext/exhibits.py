@@ -1,4 +1,4 @@
-"""The role ``{exhibit}`03-pruning/pruned-table` ``: a link to the first figure or table of a notebook's cell, by number."""
+"""The role ``{exhibit}`03-pruning/pruned-table` ``: a link, by its number, to the first figure or table of a cell."""
 
 import json
 from collections.abc import Sequence
