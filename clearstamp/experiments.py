@@ -58,7 +58,7 @@ PROFILES = {
     "quick": Profile(
         name="quick",
         dataset="mnist" if data.available("mnist") else "digits",
-        train_images=2_500 if data.available("mnist") else None,
+        train_images=2_000 if data.available("mnist") else None,
         test_images=500 if data.available("mnist") else None,
         hardening_steps=200,
         epochs=3,
