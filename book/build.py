@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+from base64 import b64decode
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -31,6 +32,7 @@ HERE = Path(__file__).parent
 GENERATED = "_generated"
 FILES = "files"  # goes into the book as it is
 FULL_SCALE = "paper"
+TUTORIAL, WALK = "00-your-own-model", "walk-1"
 LIFE, PRUNED = "11-keys-noise-adjoint-seed0", "pruning-noise-adjoint-seed0"
 
 
@@ -110,6 +112,7 @@ def generate(
         "claims.md": claims.table(judged, "markdown", links),
         "falls.md": falls(judged, links),
         "front.md": front(folder, made),
+        "walk.md": walk(folder, notebooks),
         "experiments.md": experiments(profile, made),
         "tolerances.md": tolerances(profile),
         "rules.md": rules(),
@@ -239,6 +242,19 @@ def front(folder: Path, made: Sequence[Record]) -> str:
         below = f'<div class="cs-caption">Record {download(pruned.name, pruned.name)}.</div>'
         parts.append(f"```{{raw}} html\n{bundle['text/html']}\n{below}\n```\n")
     return "\n".join(parts)
+
+
+def walk(folder: Path, notebooks: Mapping[Path, nbformat.NotebookNode]) -> str:
+    """The tutorial's picture of a key on its way, for the page on transposition; empty if it has none."""
+    cells = (cell for path, notebook in notebooks.items() if path.stem == TUTORIAL for cell in notebook.cells)
+    outputs = (output for cell in cells if cell.id == WALK for output in cell.outputs)
+    pictures = [output["data"]["image/png"] for output in outputs if "image/png" in output.get("data", ())]
+    if not pictures:
+        return ""
+    (folder / "walk.png").write_bytes(b64decode(pictures[0]))
+    alt = "The signal below each layer, from the key at the network's end to the image at its beginning"
+    caption = f"One key on its way through the default CNN, as in {{exhibit}}`{TUTORIAL}/{WALK}`."
+    return f"```{{figure}} {GENERATED}/walk.png\n:name: fig-walk\n:alt: {alt}\n\n{caption}\n```\n"
 
 
 def falls(judged: Sequence[claims.Row], links: Mapping[str, str]) -> str:

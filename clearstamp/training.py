@@ -318,9 +318,9 @@ def fit(
     step the stamp loss, times `weight`, is added to it, and one optimizer takes both. Without `joint`, a stamp step
     comes after every `every`-th task step instead, each kind with an optimizer of its own; `stamp_lr` defaults to
     `lr`. The paper's own training is ``every=1, joint=False``; the book's chapter on runtime has the table by which
-    these defaults were chosen. The model is in training mode meanwhile and gets its mode back. `on_epoch(epoch)` is
-    called after each pass, from 1 on. Under `torch.autocast` the task runs in the lower precision, the stamp does
-    not.
+    these defaults were chosen. A training of a few hundred batches wants a smaller `every`. The model is in training
+    mode meanwhile and gets its mode back. `on_epoch(epoch)` is called after each pass, from 1 on. Under
+    `torch.autocast` the task runs in the lower precision, the stamp does not.
 
     Raises `TrainingError` if a loss is not finite: the weights are then those before the bad step.
     """
