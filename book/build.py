@@ -99,6 +99,8 @@ def generate(
     origin = repository()
     for path, notebook in notebooks.items():
         exhibits += number(notebook, path.stem)
+        if path.stem != TUTORIAL:  # whose code is what there is to read
+            fold(notebook)
         notebook.cells.insert(1, new_markdown_cell(launch(path.name, origin)))
         nbformat.write(notebook, folder / path.name)
     (folder / FILES / "records").mkdir(parents=True)
@@ -171,6 +173,13 @@ def number(notebook: nbformat.NotebookNode, page: str) -> list[Exhibit]:
     return found
 
 
+def fold(notebook: nbformat.NotebookNode) -> None:
+    """Fold the code of a chapter away, to be unfolded by who wants to read it."""
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.metadata["tags"] = [*cell.metadata.get("tags", ()), "hide-input"]
+
+
 def repository() -> str:
     """Owner and name on GitHub of the repository that this one was cloned from; empty if it is not there."""
     command = ["git", "-C", str(HERE), "remote", "get-url", "origin"]
@@ -239,7 +248,8 @@ def front(folder: Path, made: Sequence[Record]) -> str:
     if pruned := by_name.get(PRUNED):
         stages = {s: found for s, found in pruned.results.items() if s == "before" or re.fullmatch(r"\d+ %", s)}
         bundle, _ = report.attack_slider(replace(pruned, results=stages), name="weights pruned")._repr_mimebundle_()
-        below = f'<div class="cs-caption">Record {download(pruned.name, pruned.name)}.</div>'
+        about = "A stamp embedded with noise in the stamp step, after pruning: raw above, developed below"
+        below = f'<div class="cs-caption">{about}; record {download(pruned.name, pruned.name)}.</div>'
         parts.append(f"```{{raw}} html\n{bundle['text/html']}\n{below}\n```\n")
     return "\n".join(parts)
 

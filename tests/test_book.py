@@ -132,6 +132,12 @@ def test_prose_refers_to_an_exhibit_by_its_number_and_says_where_there_is_none(b
     assert "(not shown in this profile)" in limits, "merged units have no exhibit here"
 
 
+def test_code_is_folded_in_chapters_and_open_in_the_tutorial(built: Path) -> None:
+    chapter, tutorial = ((built / "_generated" / f"{name}.html").read_text() for name in chapters()[1::-1])
+    assert '<details class="admonition hide above-input">' in chapter
+    assert "<details class=" not in tutorial and 'class="cell_input' in tutorial
+
+
 def test_exhibits_that_prose_refers_to_are_code_cells_of_the_notebooks() -> None:
     notebooks = {path.stem: nbformat.read(path, as_version=4) for path in NOTEBOOKS.glob("*.ipynb")}
     texts = [path.read_text(encoding="utf-8") for path in SOURCES.glob("*.md")]

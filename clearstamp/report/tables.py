@@ -65,9 +65,11 @@ def score_table(records: Sequence[Record], stage: str) -> Markdown:
 def attacks_table(records: Sequence[Record]) -> Markdown:
     """One line for every attack of the campaigns, at its end: every score.
 
-    *Known* is the SSIM of the keys that the attacker knew, *steps* what the attack took of the optimizer.
+    *Known* is the SSIM of the keys that the attacker knew, where there were any, *steps* what the attack took of the
+    optimizer.
     """
-    scores = {s: title for s, title in SCORES.items() if s != "ssim_min"} | {"ssim_attacked": "known"}
+    found = {score for r in records for stage in r.results.values() for score in stage} - {"ssim_min"}
+    scores = {s: title for s, title in (SCORES | {"ssim_attacked": "known"}).items() if s in found}
 
     def cells(made: Sequence[Record], stage: str) -> list[str]:
         def values(column: str) -> list[float]:
