@@ -290,7 +290,7 @@ def experiments(profile: str, made: Sequence[Record]) -> str:
         rows.append(
             (
                 f"E{number}",
-                f"{checked[0].id} to {checked[-1].id}",
+                " to ".join(dict.fromkeys((checked[0].id, checked[-1].id))),
                 f"make {notebook} PROFILE={profile}",
                 f"{expected:.0f}",
                 f"{sum(record.wall_seconds for record in found) / 60:.0f}" if found else "",
