@@ -20,11 +20,12 @@ OUT = HERE.parent / "dist"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 QUIET = ("background-networking", "component-update", "sync", "gpu", "quic")
 
-LINKS = """() => {
+ON_PAPER = """() => {
+  for (const code of document.querySelectorAll("details.hide")) code.open = true;
   for (const link of document.querySelectorAll("a[download]")) link.removeAttribute("href");
   for (const link of document.querySelectorAll('a[href*=".html#"]')) link.href = "#" + link.href.split("#")[1];
 }"""
-"""Links to other pages become links within the one, and those to files, which a PDF has not beside it, none."""
+"""Code is unfolded; links to other pages become links within the one, those to files, which a PDF has not, none."""
 
 
 def zipped(pages: Path, target: Path) -> Path:
@@ -66,7 +67,7 @@ def printed(page: Path, target: Path, browser: Browser) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     opened = browser.new_page()
     opened.goto(page.as_uri())
-    opened.evaluate(LINKS)
+    opened.evaluate(ON_PAPER)
     opened.pdf(path=target, format="A4", print_background=True, outline=True, tagged=True)
     opened.close()
     return target

@@ -77,6 +77,14 @@ def test_the_book_is_printed(browser: Browser, built: Path, tmp_path: Path):
     assert b"file:" not in printed, "no link to where the book was built"
 
 
+def test_the_one_page_edition_is_unfolded_and_links_within_itself(page: Page, built: Path):
+    page.goto(archive.one_page(built.parent.parent).as_uri())
+    page.evaluate(archive.ON_PAPER)
+    assert page.locator("details.hide[open]").count() > 0 == page.locator("details.hide:not([open])").count()
+    exhibit = page.locator("a", has_text="Figure 3.1").first
+    assert page.locator(exhibit.get_attribute("href")).count() == 1
+
+
 def picture(page: Page) -> bytes:
     return page.locator(".cs-slider img").screenshot()
 
