@@ -28,7 +28,6 @@ def exhibit(
         return [nodes.Text(NOWHERE)], []
     title, anchor = exhibits[text]
     page = env.app.builder.get_relative_uri(env.docname, f"_generated/{text.partition('/')[0]}")
-    page = page.partition("#")[0]  # the one-page edition's has an anchor of its own
     return [nodes.reference(rawtext, title, internal=True, refuri=f"{page}#{anchor}")], []
 
 
