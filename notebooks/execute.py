@@ -60,7 +60,7 @@ def execute(notebook: Path, profile: str, parameters: Mapping[str, Any] | None =
                 remedy="look at its last cell; what it finished before is kept, so a new run goes on from there",
             ) from error
         tidy(executed, notebook)
-        executed.metadata["clearstamp"] = {"fingerprint": mark, "records": record_names(profile)}
+        executed.metadata["clearstamp"] = {"fingerprint": mark, "records": [path.stem for path in record_files(profile)]}
         nbformat.write(executed, partial)
         partial.replace(finished)
         failed.unlink(missing_ok=True)
@@ -68,12 +68,16 @@ def execute(notebook: Path, profile: str, parameters: Mapping[str, Any] | None =
 
 
 def fingerprint(notebook: Path, profile: str, parameters: Mapping[str, Any]) -> str:
-    """sha256 of what decides a notebook's result: its cells, its parameters, what the profile means, the library."""
+    """sha256 of what decides a notebook's result: its cells, its parameters, what the profile means, the library.
+
+    Where nothing is run, also of the records, which are all that it shows.
+    """
     if not notebook.is_file():
         raise RecordError("no such notebook", got=notebook)
     cells = [(cell.cell_type, cell.source, cell.metadata) for cell in nbformat.read(notebook, as_version=4).cells]
-    scale, only_recorded = repr(experiments.profile(profile)), bool(os.environ.get("CLEARSTAMP_RECORDED"))
-    content = [cells, parameters, scale, only_recorded, dependencies.library_digest()]
+    only_recorded = bool(os.environ.get("CLEARSTAMP_RECORDED"))
+    shown = [path.read_text(encoding="utf-8") for path in record_files(profile)] if only_recorded else None
+    content = [cells, parameters, repr(experiments.profile(profile)), shown, dependencies.library_digest()]
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
 
@@ -95,11 +99,11 @@ def up_to_date(finished: Path, profile: str, mark: str) -> bool:
     if not finished.is_file():
         return False
     about = nbformat.read(finished, as_version=4).metadata.get("clearstamp", {})
-    return about.get("fingerprint") == mark and set(about["records"]) <= set(record_names(profile))
+    return about.get("fingerprint") == mark and set(about["records"]) <= {path.stem for path in record_files(profile)}
 
 
-def record_names(profile: str) -> list[str]:
-    return sorted(path.stem for path in records.folder(profile).glob("*.json"))
+def record_files(profile: str) -> list[Path]:
+    return sorted(records.folder(profile).glob("*.json"))
 
 
 def tidy(executed: nbformat.NotebookNode, notebook: Path) -> None:

@@ -133,6 +133,20 @@ def test_values_of_the_command_line(text: str, expected: object):
     assert runner.value(text) == expected
 
 
+def test_what_is_on_record_is_shown_anew_when_it_changed(
+    notebook: Path, artifacts: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("CLEARSTAMP_RECORDED", "1")
+    assert runner.execute(notebook, "tiny") and not runner.execute(notebook, "tiny")
+    (artifacts / "records").mkdir()
+    (artifacts / "records" / "one-seed0.json").write_text("{}")
+    assert runner.execute(notebook, "tiny") and not runner.execute(notebook, "tiny")
+    (artifacts / "records" / "one-seed0.json").write_text('{"seed": 0}')
+    assert runner.execute(notebook, "tiny")
+    monkeypatch.delenv("CLEARSTAMP_RECORDED")
+    assert runner.execute(notebook, "tiny"), "what is run is not what was shown"
+
+
 @pytest.mark.parametrize("name", sorted(path.stem for path in (runner.ROOT / "notebooks").glob("0[1-9]-*.ipynb")))
 def test_a_notebook_shows_what_is_on_record_and_says_what_is_not(
     name: str, artifacts: Path, monkeypatch: pytest.MonkeyPatch
