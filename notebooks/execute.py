@@ -60,7 +60,10 @@ def execute(notebook: Path, profile: str, parameters: Mapping[str, Any] | None =
                 remedy="look at its last cell; what it finished before is kept, so a new run goes on from there",
             ) from error
         tidy(executed, notebook)
-        executed.metadata["clearstamp"] = {"fingerprint": mark, "records": [path.stem for path in record_files(profile)]}
+        executed.metadata["clearstamp"] = {
+            "fingerprint": mark,
+            "records": [path.stem for path in record_files(profile)],
+        }
         nbformat.write(executed, partial)
         partial.replace(finished)
         failed.unlink(missing_ok=True)
