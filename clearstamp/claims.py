@@ -1,7 +1,7 @@
 """The paper's claims and how they fare: `claims.yml` beside the records."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from statistics import mean
@@ -95,6 +95,12 @@ def paper_values(experiment: str) -> dict[str, Any]:
                 metric = claim.metric.format(readout=readout)
                 found.setdefault(claim.stage, {})[metric] = {"value": claim.paper, "where": claim.where}
     return found
+
+
+def of_variant(variant: str) -> list[Claim]:
+    """The claims of experiments in both readouts, asked of those with `variant` before the readout in their names."""
+    both = (claim for claim in load() if "{readout}" in claim.experiment)
+    return [replace(c, experiment=c.experiment.replace("{readout}", f"{variant}-{{readout}}")) for c in both]
 
 
 def judge(claims: Iterable[Claim], records: Iterable[Record]) -> list[Row]:

@@ -144,7 +144,7 @@ def test_exhibits_that_prose_refers_to_are_code_cells_of_the_notebooks() -> None
     texts += [cell.source for n in notebooks.values() for cell in n.cells if cell.cell_type == "markdown"]
     named = {name for text in texts for name in re.findall(r"\{exhibit\}`([^`]+)`", text)}
     cells = {f"{stem}/{c.id}" for stem, n in notebooks.items() for c in n.cells if c.cell_type == "code"}
-    assert named and named <= cells
+    assert named and named | {book_build.DEFAULT, f"{book_build.TUTORIAL}/{book_build.WALK}"} <= cells
 
 
 def test_a_claim_leads_to_its_exhibit_and_its_records():
@@ -259,13 +259,16 @@ def test_pages_say_where_their_numbers_come_from(pages: dict[Path, Page]) -> Non
         assert "100%|" not in text  # progress bars
 
 
-def test_the_numbers_that_fall_are_counted_and_listed():
+def test_the_numbers_that_fall_are_counted_and_listed_with_what_the_default_makes_of_them():
     claim = next(claim for claim in claims.load() if claim.verdict == "least")
     right, wrong = (claims.Row(claim, {"paper": [value], "adjoint": []}) for value in (claim.paper, claim.paper - 9))
     empty = claims.Row(claim, {"paper": [], "adjoint": []})
     assert (
-        book_build.falls([right, empty], {})
+        book_build.falls([right, empty], {}, [right])
         == "Of 2 numbers of the paper, 1 were run in this profile: 1 hold, 0 fall.\n\n"
     )
-    told = book_build.falls([right, wrong, empty], {})
-    assert "2 were run in this profile: 1 hold, 1 fall:\n\n|" in told and told.count(claim.id) == 1
+    told = book_build.falls([right, wrong, empty], {}, [empty])
+    assert "2 were run in this profile: 1 hold, 1 fall.\n\n|" in told and told.count(claim.id) == 1
+    for again, held in ((right, 1), (wrong, 0)):
+        told = book_build.falls([wrong], {}, [again])
+        assert "1 were run once more" in told and f"eighth batch: {held} hold (" in told

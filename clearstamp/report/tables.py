@@ -41,8 +41,7 @@ def claims_table(notebook: str, profile: str) -> Markdown:
 def variant_table(variant: str, profile: str) -> Markdown:
     """*Paper* beside what the experiments of its claims gave with `variant` before the readout in their names."""
     made = load_all(profile)
-    own = [replace(c, experiment=c.experiment.replace("{readout}", f"{variant}-{{readout}}")) for c in claims.load()]
-    rows = [row for row in claims.judge((c for c in own if f"{variant}-" in c.experiment), made) if row.verdict]
+    rows = [row for row in claims.judge(claims.of_variant(variant), made) if row.verdict]
     names = {row.claim.experiment.format(readout=readout) for row in rows for readout in READOUTS}
     shown_here = [record for record in made if record.experiment in names]
     return Markdown(claims.table(rows), metadata=about("Table", f"Paper beside {variant}", shown_here))
