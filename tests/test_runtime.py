@@ -100,10 +100,14 @@ def test_ratios_are_told_with_their_quartiles_and_floors():
         [Cost(name=f"cost-{k}", subject="stamp", twin="task", **SMALL | {"keys": k}) for k in (2, 4)], "tiny"
     )
     found = [record.results["cost"] for record in records]
-    first = f"| stamp / task | fc | 2 | 1 | 0 | float32 | {found[0]['time']:.2f} ({found[0]['quartile 1']:.2f} to"
+    time, low = found[0]["time"], found[0]["quartile 1"]
+    first = f"| stamp / task | fc | 28 | 2 | 1 | 0.0 | float32 | {time:.2f} ({low:.2f} to"
     assert first in report.runtime_table(records, "Costs").data
     (axis,) = report.scaling_figure({"keys": records}).axes
     assert axis.lines[0].get_xydata().tolist() == [[2, found[0]["time"]], [4, found[1]["time"]]]
+    records[1].parameters["keys"] = 11_000_000
+    (axis,) = report.scaling_figure({"keys": records}).axes
+    assert [label.get_text() for label in axis.get_xticklabels()] == ["2", "11M"]
 
 
 def test_the_parts_of_a_stamp_step_add_up_to_it():

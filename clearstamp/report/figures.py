@@ -8,7 +8,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import EngFormatter, PercentFormatter
 from torch import Tensor
 
 from clearstamp.records import Record
@@ -146,7 +146,7 @@ def scaling_figure(groups: Mapping[str, Sequence[Record]]) -> Figure:
         axis.plot(places, [f["operations"] for f in found], marker=".", ls="--", label="operations")
         if made:  # nothing at all cannot be on a logarithmic scale
             axis.set(xscale="log", yscale="log")
-            axis.set_xticks(places, [f"{place:.2g}" for place in places], fontsize=8)
+            axis.set_xticks(places, map(EngFormatter(places=0, sep=""), places), fontsize=8)
             axis.set_xticks([], minor=True)
         axis.set_xlabel(along)
     axes[0, 0].set_ylabel("stamp step / task step")

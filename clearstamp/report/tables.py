@@ -243,27 +243,20 @@ def networks(
 
 
 def runtime_table(records: Sequence[Record], caption: str) -> Markdown:
-    """One line a ratio of two steps: time with its quartiles, counted operations, memory."""
+    """One line a ratio of two steps: time with its quartiles, counted operations, memory.
+
+    *Pixels* is the images' height and width, *every* how many task steps there are to a stamp step.
+    """
+    columns = {"network": "model", "pixels": "size"} | {name: name for name in ("keys", "every", "noise", "precision")}
 
     def cells(record: Record) -> list[str]:
         found, given = record.results["cost"], record.parameters
-        what = f"{given['subject']} / {given['twin']}"
         time = f"{found['time']:.2f} ({found['quartile 1']:.2f} to {found['quartile 3']:.2f})"
-        sizes = (given["model"], str(given["keys"]), str(given["every"]), f"{given['noise']:g}", given["precision"])
-        return [what, *sizes, time, f"{found['operations']:.2f}", f"{found['memory']:.2f}"]
+        about = (str(given[name]) for name in columns.values())
+        floors = (f"{found[name]:.2f}" for name in ("operations", "memory"))
+        return [f"{given['subject']} / {given['twin']}", *about, time, *floors]
 
-    head = (
-        "ratio",
-        "network",
-        "keys",
-        "task steps to a stamp step",
-        "noise",
-        "precision",
-        "time",
-        "operations",
-        "memory",
-    )
-    return shown(caption, records, head, map(cells, records), "llr")
+    return shown(caption, records, ("ratio", *columns, "time", "operations", "memory"), map(cells, records), "llr")
 
 
 def amount(record: Record, part: str) -> str:
