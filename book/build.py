@@ -15,7 +15,6 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from html import escape
-from itertools import islice
 from pathlib import Path
 
 import nbformat
@@ -202,15 +201,16 @@ def launch(notebook: str, repository: str) -> str:
 
 
 def evidence(claim: claims.Claim, exhibits: Iterable[Exhibit], made: Iterable[Record]) -> str:
-    """Where a claim's numbers are shown first, and its records, a link a seed: for the front page."""
+    """The first table with a claim's numbers, or else figure, and its records, a link a seed: for the front page."""
     names = {readout: claim.experiment.format(readout=readout) for readout in claims.READOUTS}
     files = {
         readout: [download(r.name, str(r.seed)) for r in made if r.experiment == experiment]
         for readout, experiment in names.items()
     }
     every = {r.name for r in made if r.experiment in names.values()}
-    shown = (e for e in exhibits if e.page == claim.notebook and not every.isdisjoint(e.records))
-    places = [f'<a href="{GENERATED}/{e.page}.html#{e.anchor}">{e.title}</a>' for e in islice(shown, 1)]
+    shown = [e for e in exhibits if e.page == claim.notebook and not every.isdisjoint(e.records)]
+    shown.sort(key=lambda e: not e.title.startswith("Table"))
+    places = [f'<a href="{GENERATED}/{e.page}.html#{e.anchor}">{e.title}</a>' for e in shown[:1]]
     return "; ".join([*places, *(f"{readout} {' '.join(links)}" for readout, links in files.items() if links)])
 
 

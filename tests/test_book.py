@@ -153,11 +153,13 @@ def test_a_claim_leads_to_its_exhibit_and_its_records():
     exhibit = book_build.Exhibit("Table 3.2", "03-pruning", "cell", "scores", (made[0].name,))
     other = book_build.Exhibit("Table 3.1", "03-pruning", "cell", "others", ("another-seed0",))
     elsewhere = book_build.Exhibit("Table 2.1", "02-multi-key", "cell", "scores", (made[0].name,))
-    told = book_build.evidence(claim, [elsewhere, other, exhibit], made)
+    figure = book_build.Exhibit("Figure 3.1", "03-pruning", "cell", "film", (made[0].name,))
+    told = book_build.evidence(claim, [elsewhere, figure, other, exhibit], made)
     assert told == (
         '<a href="_generated/03-pruning.html#table-3-2">Table 3.2</a>; '
         f'paper <a href="records/{made[0].name}.json" download>0</a>'
     )
+    assert "Figure 3.1" in book_build.evidence(claim, [figure, other], made)
     assert book_build.evidence(claim, [other], []) == ""
 
 
