@@ -60,10 +60,7 @@ def execute(notebook: Path, profile: str, parameters: Mapping[str, Any] | None =
                 remedy="look at its last cell; what it finished before is kept, so a new run goes on from there",
             ) from error
         tidy(executed, notebook)
-        executed.metadata["clearstamp"] = {
-            "fingerprint": mark,
-            "records": [path.stem for path in record_files(profile)],
-        }
+        executed.metadata["clearstamp"] = {"fingerprint": mark, "records": list(record_files(profile))}
         nbformat.write(executed, partial)
         partial.replace(finished)
         failed.unlink(missing_ok=True)
@@ -79,7 +76,7 @@ def fingerprint(notebook: Path, profile: str, parameters: Mapping[str, Any]) -> 
         raise RecordError("no such notebook", got=notebook)
     cells = [(cell.cell_type, cell.source, cell.metadata) for cell in nbformat.read(notebook, as_version=4).cells]
     only_recorded = bool(os.environ.get("CLEARSTAMP_RECORDED"))
-    shown = [path.read_text(encoding="utf-8") for path in record_files(profile)] if only_recorded else None
+    shown = [path.read_text(encoding="utf-8") for path in record_files(profile).values()] if only_recorded else None
     content = [cells, parameters, repr(experiments.profile(profile)), shown, dependencies.library_digest()]
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
@@ -102,11 +99,12 @@ def up_to_date(finished: Path, profile: str, mark: str) -> bool:
     if not finished.is_file():
         return False
     about = nbformat.read(finished, as_version=4).metadata.get("clearstamp", {})
-    return about.get("fingerprint") == mark and set(about["records"]) <= {path.stem for path in record_files(profile)}
+    return about.get("fingerprint") == mark and set(about["records"]) <= record_files(profile).keys()
 
 
-def record_files(profile: str) -> list[Path]:
-    return sorted(records.folder(profile).glob("*.json"))
+def record_files(profile: str) -> dict[str, Path]:
+    """Every record of a profile, by name."""
+    return {path.stem: path for path in sorted(records.folder(profile).glob("*.json"))}
 
 
 def tidy(executed: nbformat.NotebookNode, notebook: Path) -> None:
