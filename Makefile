@@ -6,13 +6,16 @@ SHELL := /bin/bash
 PYTHON ?= python3
 PROFILE ?= quick
 LAUNCH ?=
+JOBS ?= 0
 
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 NOTEBOOKS := $(basename $(notdir $(sort $(wildcard notebooks/*.ipynb))))
 
-.PHONY: help setup reproduce test book book-zip book-pdf bench lint lock clean $(NOTEBOOKS)
+RUN = $(BIN)/python notebooks/reproduce.py --profile $(PROFILE) --jobs $(JOBS) --launch "$(LAUNCH)"
+
+.PHONY: help setup data plan reproduce test book book-zip book-pdf bench lint lock clean $(NOTEBOOKS)
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -26,11 +29,18 @@ $(READY): requirements.lock pyproject.toml
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
 	touch $@
 
-reproduce: $(NOTEBOOKS) ## run the notebooks (PROFILE=quick|paper, LAUNCH="srun --gpus=1"), build the book, print the claims
+data: $(READY) ## download the data sets that are missing (0.6 GB)
+	$(BIN)/python -c "from clearstamp import data; data.download()"
+
+plan: $(READY) ## list every experiment, its data, its record and its time (PROFILE=quick|paper), run nothing
+	$(RUN) --plan
+
+reproduce: $(READY) ## run what is missing of the plan (PROFILE=, JOBS=, LAUNCH="srun --gpus=1"), build the book, print the claims
+	$(RUN)
 	$(BIN)/python book/build.py --profile $(PROFILE)
 
 $(NOTEBOOKS): %: $(READY)
-	+$(LAUNCH) $(BIN)/python notebooks/execute.py notebooks/$*.ipynb --profile $(PROFILE)
+	$(RUN) $*
 
 test: $(READY) ## run every test, and every notebook in the tiny profile
 	records=$$(mktemp -d) && trap 'rm -rf "$$records"' EXIT && \

@@ -24,6 +24,7 @@ from nbformat.v4 import new_markdown_cell, new_output
 from clearstamp import claims, markdown, records, report
 from clearstamp.errors import ClearStampError, RecordError
 from clearstamp.records import Record
+from clearstamp.registry import Chapter
 from clearstamp.report.exhibits import KEY
 from clearstamp.rules import READOUTS
 
@@ -116,7 +117,7 @@ def generate(
         "front.md": front(folder, made),
         "walk.md": walk(folder, notebooks),
         "experiments.md": experiments(profile, made),
-        "tolerances.md": tolerances(profile),
+        "tolerances.md": tolerances(),
         "rules.md": rules(),
         "provenance.md": f"{admonition}{markdown.escape(line)}\n",
         "provenance.json": json.dumps({"line": line, "banner": banner}),
@@ -190,7 +191,7 @@ def repository() -> str:
 
 def launch(notebook: str, repository: str) -> str:
     """Where a notebook can be run: links for a repository on GitHub, and the command for everybody."""
-    commit = records.provenance().get("commit") or "HEAD"
+    commit = records.here().get("commit") or "HEAD"
     links = f"Run it yourself: `make {notebook.removesuffix('.ipynb')}`"
     if repository:
         binder = f"https://mybinder.org/v2/gh/{repository}/{commit}?labpath=notebooks/{notebook}"
@@ -225,12 +226,12 @@ def provenance(profile: str, made: Sequence[Record]) -> tuple[str, str]:
         return f"{commit} with uncommitted changes" if about.get("dirty") else commit
 
     line = (
-        f"Profile {profile}; book built at commit {revision(records.provenance())}; {len(made)} records, "
+        f"Profile {profile}; book built at commit {revision(records.here())}; {len(made)} records, "
         f"commits: {listed(revision(r.provenance) for r in made)}; "
-        f"data: {listed(r.dataset.get('name') for r in made)}; "
+        f"data: {listed(name for r in made for name in r.data)}; "
         f"seeds: {listed(r.seed for r in made)}; devices: {listed(r.provenance.get('device') for r in made)}; "
         f"versions: {listed(f'{name} {v}' for r in made for name, v in r.provenance.get('versions', {}).items())}; "
-        f"{sum(r.wall_seconds for r in made) / 60:.0f} minutes of computing."
+        f"{sum(r.seconds for r in made) / 60:.0f} minutes of computing."
     )
     if profile == FULL_SCALE:
         return line, ""
@@ -288,38 +289,34 @@ def falls(judged: Sequence[claims.Row], links: Mapping[str, str], default: Seque
 
 
 def experiments(profile: str, made: Sequence[Record]) -> str:
-    """One line a chapter: its claims, the command that checks them, and the computing that they take."""
-    rows = []
+    """One line a chapter: its claims, the command that checks them, and the computing that all of it takes."""
+    rows, by_name = [], {record.name: record for record in made}
     for number, notebook in enumerate(dict.fromkeys(claim.notebook for claim in claims.load()), start=1):
-        checked = [claim for claim in claims.load() if claim.notebook == notebook]
-        names = {claim.experiment.format(readout=readout) for claim in checked for readout in claims.READOUTS}
-        found = [record for record in made if record.experiment in names]
-        expected = sum({claim.experiment: claim.minutes[profile] for claim in checked}.values())
+        checked = [claim.id for claim in claims.load() if claim.notebook == notebook]
+        shown = dict.fromkeys(f"{e.name}-seed{seed}" for e, seed in Chapter(notebook, profile).declared())
+        found = [by_name[name] for name in shown if name in by_name]
         rows.append(
             (
                 f"E{number}",
-                " to ".join(dict.fromkeys((checked[0].id, checked[-1].id))),
+                " to ".join(dict.fromkeys((checked[0], checked[-1]))),
                 f"make {notebook} PROFILE={profile}",
-                f"{expected:.0f}",
-                f"{sum(record.wall_seconds for record in found) / 60:.0f}" if found else "",
+                f"{len(found)} of {len(shown)}",
+                f"{sum(record.seconds for record in found) / 60:.0f}" if found else "",
             )
         )
-    head = ("id", "claims", "command", "minutes expected", "minutes measured")
-    return markdown.table(head, rows, "lllr")
+    head = ("id", "claims", "command", "experiments run", "their minutes")
+    return markdown.table(head, rows, "lllrr")
 
 
-def tolerances(profile: str) -> str:
-    """How each claim is judged, why so, and what it costs."""
+def tolerances() -> str:
+    """How each claim is judged, and why so."""
     meaning = {
         "least": "at least the paper's value, less",
         "most": "at most the paper's value, plus",
         "near": "the paper's value, within",
     }
-    rows = [
-        (c.id, c.notebook, f"{meaning[c.verdict]} {c.tolerance:g}", c.reason, f"{c.minutes[profile]:g}")
-        for c in claims.load()
-    ]
-    return markdown.plain_table(("claim", "notebook", "holds if the result is", "why", "minutes"), rows)
+    rows = [(c.id, c.notebook, f"{meaning[c.verdict]} {c.tolerance:g}", c.reason) for c in claims.load()]
+    return markdown.plain_table(("claim", "notebook", "holds if the result is", "why"), rows)
 
 
 def rules() -> str:

@@ -1,6 +1,6 @@
 """Attacks of one kind on one marked model as one experiment."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -8,32 +8,12 @@ from torch import Tensor
 
 from clearstamp.attacks import Attack, Look
 from clearstamp.data import Data
-from clearstamp.experiments import Experiment, Findings, Profile, load_sets, run, run_all
-from clearstamp.lifecycle import LifeCycle, Rehearsed, trained
-from clearstamp.records import Record
+from clearstamp.errors import ClearStampError, RecordError
+from clearstamp.experiments import Experiment, Findings, Profile, load_sets, profile
+from clearstamp.lifecycle import LifeCycle, trained
 
 UNMARKED = LifeCycle(name="unmarked", keys=0)
-PUBLISHED = [
-    LifeCycle(name="11-keys-paper", readout="paper", target=None),
-    LifeCycle(name="11-keys-adjoint", readout="adjoint", target=None),
-]
-"""The default scenario as published, under both readouts."""
-NOISY = [
-    LifeCycle(name="11-keys-noise-paper", readout="paper", noise=0.015),
-    LifeCycle(name="11-keys-noise-adjoint", readout="adjoint", noise=0.015),
-]
-"""Hardened no longer than needed, with noise in the stamp step: the embedding that this library recommends."""
-MARKED = [*PUBLISHED, NOISY[1]]
-"""The models that every attack meets."""
-EMBEDDINGS = [
-    PUBLISHED[1],
-    LifeCycle(name="11-keys-short-adjoint", readout="adjoint"),
-    LifeCycle(name="11-keys-relative-noise-adjoint", readout="adjoint", noise=1.0, relative=True),
-    Rehearsed(name="11-keys-rehearsed-adjoint", readout="adjoint"),
-    NOISY[1],
-    LifeCycle(name="11-keys-strong-noise-adjoint", readout="adjoint", noise=0.04),
-]
-"""What was tried to make a stamp last: as published, less hardening, two kinds of noise, rehearsed erasure."""
+"""The twin without a stamp."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +29,7 @@ class Campaign(Experiment):
     attacks: dict[str, Attack] = field(hash=False)
     unseen: bool = False
     merge: bool = False
+    unmarked: LifeCycle = UNMARKED
 
     @property
     def pictures(self) -> int:  # type: ignore[override]
@@ -57,14 +38,28 @@ class Campaign(Experiment):
     def scaled(self, scale: Profile) -> Profile:
         return self.on.scaled(scale)
 
-    def parameters(self, scale: Profile, seed: int) -> dict[str, Any]:
+    def sets(self, scale: Profile) -> tuple[Profile, ...]:
+        return self.on.sets(scale)
+
+    def parameters(self) -> dict[str, Any]:
         attacks = {label: {"attack": attack.name} | asdict(attack) for label, attack in self.attacks.items()}
-        marks = {experiment.name: run(experiment, scale, seed).weights for experiment in (self.on, UNMARKED)}
-        return {"on": asdict(self.on), "unseen": self.unseen, "merge": self.merge, "attacks": attacks, "weights": marks}
+        own = {"unseen": self.unseen, "merge": self.merge, "attacks": attacks}
+        return own | {"on": self.on.parameters(), "unmarked": self.unmarked.parameters()}
+
+    def needs(self) -> tuple[LifeCycle, ...]:
+        twin = any(attack.needs_unmarked for attack in self.attacks.values())
+        return (self.on, self.unmarked) if twin else (self.on,)
+
+    def check(self, scale: Profile) -> Iterator[ClearStampError]:
+        for needed in self.needs():
+            own = needed.at(profile(scale.name))
+            yield from needed.check(own)
+            if own.dataset != scale.dataset:
+                yield RecordError("a model of other data", got=own.dataset, expected=scale.dataset, where=needed.name)
 
     def conduct(self, scale: Profile, seed: int) -> Findings:
         sets = load_sets(scale)
-        model, unmarked = (trained(experiment, scale, seed) for experiment in (self.on, UNMARKED))
+        model, *others = (trained(needed, profile(scale.name), seed) for needed in self.needs())
         stamp = self.on.stamp(sets.train.shape, sets.train.classes, seed)
         data, test = halves(sets.test) if self.unseen else (sets.train, sets.test)
         results: dict[str, dict[str, Any]] = {}
@@ -88,7 +83,7 @@ class Campaign(Experiment):
                 data,
                 stamp,
                 test=test,
-                unmarked=unmarked,
+                unmarked=others[0] if others else None,
                 readout=self.on.readout,
                 merge=self.merge,
                 before=before,
@@ -104,22 +99,16 @@ class Campaign(Experiment):
         return results, arrays, {}
 
 
-def attack_all(
-    family: str,
-    attacks: dict[str, Attack],
-    models: Sequence[LifeCycle],
-    profile_name: str,
-    seeds: tuple[int, ...] | None = None,
-    **how: bool,
-) -> list[Record]:
-    """The same attacks on each of several marked models, for `seeds` or every seed of the profile.
-
-    The records are named ``family-model``; `how` are the flags of `Campaign`.
-    """
-    campaigns = [
-        Campaign(name=f"{family}-{on.name.removeprefix('11-keys-')}", on=on, attacks=attacks, **how) for on in models
-    ]
-    return run_all(campaigns, profile_name, seeds)
+def campaigns(
+    family: str, attacks: dict[str, Attack], models: Sequence[LifeCycle], *, unseen: bool = False, merge: bool = False
+) -> tuple[Campaign, ...]:
+    """The same attacks on each of several marked models, named ``family-model``."""
+    return tuple(
+        Campaign(
+            name=f"{family}-{on.name.removeprefix('11-keys-')}", on=on, attacks=attacks, unseen=unseen, merge=merge
+        )
+        for on in models
+    )
 
 
 def halves(data: Data) -> tuple[Data, Data]:

@@ -42,6 +42,9 @@ class Capacity(Row):
         """What the stamp holds."""
         return (LICENCE * (self.length // len(LICENCE) + 1))[: self.length]
 
+    def texts(self) -> tuple[str, ...]:
+        return ()  # the secrets hold bytes
+
     def stamp(self, shape: tuple[int, int, int], outputs: int, seed: int) -> Stamp:
         return Stamp.from_bytes(
             self.message,

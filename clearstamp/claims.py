@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from statistics import mean
-from typing import Any, Literal
+from typing import Literal
 
 import yaml
 
@@ -24,7 +24,6 @@ class Claim:
     `experiment` and `metric` may hold ``{readout}``. `verdict` says how the reproduced mean has to stand to the paper's
     value: within `tolerance` of it (``near``), no more than that below it (``least``), or no more than that above it
     (``most``); `reason` says why.
-    `minutes` is the expected compute time of the claim's experiment for each profile, on two CPU cores.
     """
 
     id: str
@@ -38,7 +37,6 @@ class Claim:
     verdict: Literal["near", "least", "most"]
     tolerance: float
     reason: str
-    minutes: dict[str, float]
 
     def holds(self, value: float) -> bool:
         """Does a reproduced value bear the claim out?"""
@@ -49,11 +47,11 @@ class Claim:
 
 @dataclass(frozen=True)
 class Row:
-    """A claim beside what was measured: for each readout one value per seed; `reduced` below the paper's scale."""
+    """A claim beside what was measured: for each readout one value per seed; below the paper's scale, on which data."""
 
     claim: Claim
     values: dict[str, list[float]]
-    reduced: bool = False
+    reduced: str = ""
 
     @property
     def verdict(self) -> str:
@@ -61,7 +59,9 @@ class Row:
         values = self.values["paper"]
         if not values:
             return ""
-        return ("holds" if self.claim.holds(mean(values)) else "FALLS") + ", reduced scale" * self.reduced
+        return ("holds" if self.claim.holds(mean(values)) else "FALLS") + (
+            f", reduced scale ({self.reduced})" if self.reduced else ""
+        )
 
     def cell(self, readout: str) -> str:
         """Mean and, over several seeds, the range; empty if not run."""
@@ -86,17 +86,6 @@ def load(path: Path = FILE) -> tuple[Claim, ...]:
     return claims
 
 
-def paper_values(experiment: str) -> dict[str, Any]:
-    """The paper's own numbers for an experiment: stage -> metric -> value and its place in the paper."""
-    found: dict[str, Any] = {}
-    for claim in load():
-        for readout in READOUTS:
-            if claim.experiment.format(readout=readout) == experiment:
-                metric = claim.metric.format(readout=readout)
-                found.setdefault(claim.stage, {})[metric] = {"value": claim.paper, "where": claim.where}
-    return found
-
-
 def of_variant(variant: str) -> list[Claim]:
     """The claims of experiments in both readouts, asked of those with `variant` before the readout in their names."""
     both = (claim for claim in load() if "{readout}" in claim.experiment)
@@ -106,9 +95,7 @@ def of_variant(variant: str) -> list[Claim]:
 def judge(claims: Iterable[Claim], records: Iterable[Record]) -> list[Row]:
     """Each claim beside the records of one profile. A claim without a record has no values: it was not run."""
     by_name: dict[str, list[Record]] = {}
-    reduced = False
     for record in records:
-        reduced |= record.profile != "paper"
         by_name.setdefault(record.experiment, []).append(record)
     rows = []
     for claim in claims:
@@ -122,7 +109,8 @@ def judge(claims: Iterable[Claim], records: Iterable[Record]) -> list[Row]:
                 raise RecordError(
                     "a claim asks for a number that its record does not hold", got=error, where=claim.id
                 ) from error
-        rows.append(Row(claim, values, reduced))
+        reduced = [r for r in by_name.get(claim.experiment.format(readout="paper"), []) if r.profile != "paper"]
+        rows.append(Row(claim, values, ", ".join(dict.fromkeys(" and ".join(r.data) or "no data" for r in reduced))))
     return rows
 
 

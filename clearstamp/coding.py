@@ -7,6 +7,7 @@ spread over all code words) and cut into images of square patches.
 import zlib
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,6 @@ from numpy.typing import NDArray
 from reedsolo import ReedSolomonError, RSCodec
 from torch import Tensor
 
-from clearstamp.dependencies import remembered
 from clearstamp.errors import CodingError
 from clearstamp.scores import develop
 
@@ -150,7 +150,7 @@ class ReedSolomon(Code):
         return np.unpackbits(np.frombuffer(message, np.uint8))
 
 
-@remembered
+@cache
 def codec(parity: int) -> RSCodec:
     return RSCodec(parity)
 

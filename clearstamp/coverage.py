@@ -1,5 +1,6 @@
 """Which networks can be run backwards: every classifier of torchvision, and what hardening does to some of them."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -7,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torchvision import models
 
-from clearstamp.errors import TransposeError
+from clearstamp.errors import ClearStampError, RecordError, TransposeError
 from clearstamp.experiments import Experiment, Findings, Profile, device
 from clearstamp.stamp import Stamp
 from clearstamp.training import harden
@@ -81,13 +82,22 @@ def cover(model: nn.Module, example: Tensor, readout: str) -> dict[str, Any]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Coverage(Experiment):
-    """`cover` of some networks in both readouts, in float64."""
+class Networks(Experiment):
+    """An experiment on classifiers of torchvision, which are not trained and need no data."""
 
     networks: tuple[str, ...]
 
-    def parameters(self, scale: Profile, seed: int) -> dict[str, Any]:
-        return {"networks": list(self.networks)}
+    def sets(self, scale: Profile) -> tuple[Profile, ...]:
+        return ()
+
+    def check(self, scale: Profile) -> Iterator[ClearStampError]:
+        for name in sorted(set(self.networks) - set(classifiers())):
+            yield RecordError("unknown model", got=repr(name), expected="a classifier of torchvision")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Coverage(Networks):
+    """`cover` of some networks in both readouts, in float64."""
 
     def conduct(self, scale: Profile, seed: int) -> Findings:
         results = {}
@@ -103,16 +113,12 @@ class Coverage(Experiment):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Hardened(Experiment):
+class Hardened(Networks):
     """SSIM of four keys before and after at most `steps` hardening steps (fewer below the profile ``paper``)."""
 
-    networks: tuple[str, ...]
     readout: str = "adjoint"
     steps: int = 200
     lr: float = 1e-3
-
-    def parameters(self, scale: Profile, seed: int) -> dict[str, Any]:
-        return {"networks": list(self.networks), "readout": self.readout, "steps": self.steps, "lr": self.lr}
 
     def conduct(self, scale: Profile, seed: int) -> Findings:
         results: dict[str, dict[str, Any]] = {}
@@ -124,7 +130,7 @@ class Hardened(Experiment):
             back = transpose(model, torch.zeros(1, *shape, device=device()), readout=self.readout)
             before = read(back, stamp)
             steps = self.steps if scale.name == "paper" else scale.hardening_steps // 10
-            done = harden(back, stamp, steps=steps, target=0.95, lr=self.lr)
+            done = harden(back, stamp, steps=steps, target=0.95, lr=self.lr, progress=False)
             after = read(back, stamp)
             results[name] = {
                 "steps": done.steps,

@@ -12,9 +12,10 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
+from itertools import product
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -26,7 +27,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, S
 from torchvision.datasets import CIFAR10, CIFAR100, GTSRB, MNIST
 
 from clearstamp.errors import DataError
-from clearstamp.packs import read_pack, write_pack
+from clearstamp.packs import pack_size, read_pack, write_pack
 
 Split = Literal["train", "test"]
 
@@ -112,11 +113,25 @@ def load(name: str, split: Split = "train") -> Data:
     return LOADERS[name](split)
 
 
-def available(name: str) -> bool:
-    """Can `name` be loaded without a download?"""
-    if name in SOURCES:
-        return all(find_source(name, split) is not None for split in ("train", "test"))
-    return name == "digits" or (name == "mnist" and all(find_mnist(split) is not None for split in MNIST_FILES))
+def size(name: str, split: Split) -> int | None:
+    """How many images `load` finds, without reading them; None if they had to be downloaded first.
+
+    Raises `DataError` if the name is unknown, or if a pack is damaged.
+    """
+    if name == "digits":
+        return len(load_embedded(split))
+    if name == "mnist":
+        return MNIST_SIZES[split] if find_mnist(split) else None
+    if name not in SOURCES:
+        raise DataError("unknown data set", got=repr(name), expected=" or ".join(map(repr, LOADERS)))
+    found = find_source(name, split)
+    return None if found is None else pack_size(found) if found.is_file() else SOURCES[name].sizes[split]
+
+
+def download() -> None:
+    """Fetch every set that is missing, into ``data/``. Raises `DataError` if one cannot be had."""
+    for name, split in product(LOADERS, get_args(Split)):
+        print(f"{name}, {split}: {len(load(name, split)):,} images", flush=True)
 
 
 def folders() -> Iterator[Path]:
@@ -125,6 +140,7 @@ def folders() -> Iterator[Path]:
     yield Path("data")
 
 
+@cache
 def load_embedded(split: Split) -> Data:
     digits = load_digits()
     test = np.arange(len(digits.target)) % 5 == 0  # every fifth image: a fixed split, no random draw

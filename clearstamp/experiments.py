@@ -1,27 +1,28 @@
 """Experiments: run once at a scale and from a seed, and kept as a record.
 
-A record made by the same code from the same parameters is taken instead of running again, so an interrupted notebook
-goes on where it stopped.
+A record with the experiment's key is taken instead of running again, so an interrupted run goes on where it stopped.
 """
 
 import os
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields, replace
+from functools import cache, cached_property
 from itertools import product
+from math import isclose
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, final
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 from tqdm import tqdm
 
-from clearstamp import claims, data, records
-from clearstamp.dependencies import remembered, watch
-from clearstamp.errors import RecordError
+from clearstamp import data, records
+from clearstamp.errors import ClearStampError, DataError, RecordError
 from clearstamp.records import Record
 from clearstamp.stamp import checksum, write_atomically
 
@@ -30,7 +31,8 @@ from clearstamp.stamp import checksum, write_atomically
 class Profile:
     """The scale of a run. `train_images` and `test_images` of None mean the whole split.
 
-    `precision` is that of training on the main task; stamps and accuracies are always in float32.
+    `precision` is that of training on the main task; stamps and accuracies are always in float32. `stand_in` says when
+    the embedded digits are taken for another data set: ``"always"``, where its files are ``"missing"``, or ``"never"``.
     """
 
     name: str
@@ -42,28 +44,50 @@ class Profile:
     finetune_epochs: int
     seeds: tuple[int, ...]
     precision: Literal["float32", "bfloat16"] = "float32"
+    stand_in: Literal["always", "missing", "never"] = "never"
 
+    def on(self, dataset: str | None) -> "Profile":
+        """The profile with another data set, where it takes any; as it is for None."""
+        return self if dataset is None or self.stand_in == "always" else replace(self, dataset=dataset)
+
+    def settled(self) -> "Profile":
+        """With the data set that is there, and of a stand-in no more images than it has."""
+        if self.stand_in != "missing" or (self.dataset != STAND_IN and data.size(self.dataset, "train") is not None):
+            return self
+
+        def most(split: data.Split, asked: int | None) -> int:
+            there = data.size(STAND_IN, split) or 0
+            return there if asked is None else min(asked, there)
+
+        train, test = most("train", self.train_images), most("test", self.test_images)
+        return replace(self, dataset=STAND_IN, train_images=train, test_images=test)
+
+
+STAND_IN = "digits"
+"""The data set that is always there."""
 
 PROFILES = {
     "tiny": Profile(
         name="tiny",
-        dataset="digits",
+        dataset=STAND_IN,
         train_images=512,
         test_images=200,
         hardening_steps=20,
         epochs=1,
         finetune_epochs=1,
         seeds=(0,),
+        stand_in="always",
     ),
     "quick": Profile(
         name="quick",
-        dataset="mnist" if data.available("mnist") else "digits",
-        train_images=2_000 if data.available("mnist") else None,
-        test_images=500 if data.available("mnist") else None,
+        dataset="mnist",
+        train_images=2_000,
+        test_images=500,
         hardening_steps=200,
         epochs=3,
         finetune_epochs=2,
         seeds=(0,),
+        stand_in="missing",
     ),
     "paper": Profile(
         name="paper",
@@ -77,7 +101,7 @@ PROFILES = {
         precision="bfloat16",
     ),
 }
-"""``tiny`` for tests, ``quick`` for a laptop (MNIST if its files are found, else the embedded digits), ``paper``."""
+"""``tiny`` for tests, ``quick`` for a laptop (the embedded digits for a set whose files are missing), ``paper``."""
 
 
 def profile(name: str) -> Profile:
@@ -94,20 +118,23 @@ class Sets:
     train: data.Data
     test: data.Data
 
-    def about(self) -> dict[str, Any]:
-        """For the record: name, sizes and checksums."""
-        return {"name": self.train.name} | {
+    @cached_property
+    def about(self) -> dict[str, dict[str, Any]]:
+        """For the record: sizes and checksums."""
+        return {
             part.split: {"images": len(part), "official": part.official, "sha256": part.checksum}
             for part in (self.train, self.test)
         }
 
 
-@remembered
 def load_sets(scale: Profile) -> Sets:
-    return Sets(
-        data.load(scale.dataset, "train").take(scale.train_images),
-        data.load(scale.dataset, "test").take(scale.test_images),
-    )
+    """The images of a scale. Raises `DataError` if they are not there."""
+    return _load_sets(scale.dataset, scale.train_images, scale.test_images)
+
+
+@cache
+def _load_sets(name: str, train: int | None, test: int | None) -> Sets:
+    return Sets(data.load(name, "train").take(train), data.load(name, "test").take(test))
 
 
 FEW = 6
@@ -119,19 +146,51 @@ Findings = tuple[dict[str, dict[str, Any]], dict[str, Tensor], dict[str, Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment(ABC):
-    """What is run for a record; its fields decide the result, with the profile's scale and the seed."""
+    """What is run for a record; its fields decide the result, with the profile's scale and the seed.
+
+    A subclass is an experiment. Whoever changes what it gives, in its own code or in what it calls, raises `version`:
+    then its records are out of date, and those of the experiments that take its models.
+    """
 
     name: str
+    version: ClassVar[int] = 1
     pictures: ClassVar[int] = 11
     """Of how many keys a record keeps the pictures."""
+    alone: ClassVar[bool] = False
+    """Must nothing run beside it, since it takes time?"""
+
+    @final
+    def at(self, scale: Profile) -> Profile:
+        """The profile with what this experiment has of its own, on the data that are there."""
+        return self.scaled(scale).settled()
 
     def scaled(self, scale: Profile) -> Profile:
         """The profile with what this experiment has of its own, such as a data set."""
         return scale
 
-    @abstractmethod
-    def parameters(self, scale: Profile, seed: int) -> dict[str, Any]:
-        """All that decides the result but scale, seed and code."""
+    def parameters(self) -> dict[str, Any]:
+        """All that decides the result but scale, seed, data and code."""
+        return asdict(self)
+
+    def needs(self) -> tuple["Experiment", ...]:
+        """The experiments whose trained models are taken, each trained at its own scale in the profile."""
+        return ()
+
+    def sets(self, scale: Profile) -> tuple[Profile, ...]:
+        """`scale` (this experiment's own) once for each data set that is used."""
+        return (scale,)
+
+    def check(self, scale: Profile) -> Iterator[ClearStampError]:
+        """What stands against running it at `scale` (its own), found without computing anything."""
+        for each in self.sets(scale):
+            wanted: dict[data.Split, int | None] = {"train": each.train_images, "test": each.test_images}
+            for split, count in wanted.items():
+                found = data.size(each.dataset, split)
+                if found is None:
+                    yield DataError("missing data set", got=f"no {split} images of {each.dataset}")
+                elif count is not None and not 0 < count <= found:
+                    where = f"{each.dataset}, {split}"
+                    yield DataError("not that many images", got=count, expected=f"1 to {found:,}", where=where)
 
     @abstractmethod
     def conduct(self, scale: Profile, seed: int) -> Findings:
@@ -149,20 +208,40 @@ def run_all(experiments: Sequence[Experiment], profile_name: str, seeds: tuple[i
     """
     scale = profile(profile_name)
     made = []
-    for seed, experiment in tqdm(
-        list(product(scale.seeds if seeds is None else seeds, experiments)), desc="experiments"
-    ):
+    pairs = list(product(scale.seeds if seeds is None else seeds, experiments))
+    for seed, experiment in tqdm(pairs, desc="experiments"):
         with suppress(NotRecordedError):
             made.append(run(experiment, scale, seed))
     return made
 
 
 def run(experiment: Experiment, scale: Profile, seed: int) -> Record:
-    """The record of one experiment: found if it was made by this code from these parameters, else run and saved."""
-    scale = experiment.scaled(scale)
-    given = parameters(experiment, scale, seed)
-    found = records.find(scale.name, f"{experiment.name}-seed{seed}", given, defaults(experiment, given))
-    return found or perform(experiment, scale, seed)
+    """The record of one experiment: found if there is one with its key, else run and saved."""
+    return find(experiment, scale, seed) or perform(experiment, scale, seed)
+
+
+def find(experiment: Experiment, scale: Profile, seed: int) -> Record | None:
+    """The record with the key of this experiment, if there is one.
+
+    A parameter that the record does not have yet, also one of an experiment within it, counts as its default. The
+    checksums of data that are not on this machine are not compared.
+    """
+    scale = experiment.at(scale)
+    record = records.find(scale.name, f"{experiment.name}-seed{seed}")
+    if record is None or (record.kind, record.version) != (type(experiment).__name__, experiment.version):
+        return None
+    given = parameters(experiment, scale)
+    if records.filled(record.parameters, records.plain(defaults(experiment, given))) != records.plain(given):
+        return None
+    if record.bases != bases(experiment):
+        return None
+    there = [each for each in experiment.sets(scale) if data.size(each.dataset, "train") is not None]
+    return record if all(record.data.get(each.dataset) == load_sets(each).about for each in there) else None
+
+
+def bases(experiment: Experiment) -> dict[str, int]:
+    """The versions of the experiments whose models are taken."""
+    return {needed.name: needed.version for needed in experiment.needs()}
 
 
 def defaults(experiment: Experiment, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -170,17 +249,17 @@ def defaults(experiment: Experiment, given: Mapping[str, Any]) -> dict[str, Any]
     found: dict[str, Any] = {}
     for f in (f for f in fields(experiment) if f.name in given):
         inner = getattr(experiment, f.name)
-        if isinstance(inner, Experiment):
+        if f.default is not MISSING:
+            found[f.name] = f.default.parameters() if isinstance(f.default, Experiment) else f.default
+        elif isinstance(inner, Experiment):
             found[f.name] = defaults(inner, given[f.name])
-        elif f.default is not MISSING:
-            found[f.name] = f.default
     return found
 
 
-def parameters(experiment: Experiment, scale: Profile, seed: int) -> dict[str, Any]:
-    """All that decides the result but seed and code."""
-    about = {f.name: getattr(scale, f.name) for f in fields(scale) if f.name not in ("name", "seeds")}
-    return experiment.parameters(scale, seed) | about
+def parameters(experiment: Experiment, scale: Profile) -> dict[str, Any]:
+    """All that decides the result but seed, data and code."""
+    about = {f.name: getattr(scale, f.name) for f in fields(scale) if f.name not in ("name", "seeds", "stand_in")}
+    return experiment.parameters() | about
 
 
 def perform(experiment: Experiment, scale: Profile, seed: int) -> Record:
@@ -188,34 +267,43 @@ def perform(experiment: Experiment, scale: Profile, seed: int) -> Record:
 
     Pictures are kept of the first keys, and for the profile's first seed alone; curves for every seed.
     """
+    scale = experiment.at(scale)
     if os.environ.get("CLEARSTAMP_RECORDED"):
         raise NotRecordedError("not run", got=f"{experiment.name}, seed {seed}", where=records.folder(scale.name))
-    given = parameters(experiment, scale, seed)
+    record, weights = conduct(experiment, scale, seed)
+    if weights:
+        keep_weights(record, weights)
+    record.save()
+    return record
+
+
+def conduct(experiment: Experiment, scale: Profile, seed: int) -> tuple[Record, dict[str, Tensor]]:
+    """What an experiment gives at `scale` (its own), not yet saved, and the weights of the model that it trained."""
+    theirs = profile(scale.name)
+    taken = {needed.name: checksum((), trained_weights(needed, theirs, seed)) for needed in experiment.needs()}
     began = time.perf_counter()
-    with watch() as code, torch.autocast(device().type, torch.bfloat16, enabled=scale.precision == "bfloat16"):
+    with torch.autocast(device().type, torch.bfloat16, enabled=scale.precision == "bfloat16"):
         results, arrays, weights = experiment.conduct(scale, seed)
     seconds = time.perf_counter() - began
-    if weights:
-        write_atomically(weights_file(experiment, scale, seed), save(weights))
-    record = Record(
+    own = {experiment.name: checksum((), weights)} if weights else {}
+    return Record(
         experiment=experiment.name,
+        kind=type(experiment).__name__,
+        version=experiment.version,
         profile=scale.name,
-        parameters=given,
+        parameters=records.plain(parameters(experiment, scale)),
         seed=seed,
-        code=code,
         results=results,
-        paper=claims.paper_values(experiment.name),
-        dataset=load_sets(scale).about(),
-        wall_seconds=round(seconds, 1),
-        weights=checksum((), weights) if weights else None,
+        data={each.dataset: load_sets(each).about for each in experiment.sets(scale)},
+        bases=bases(experiment),
+        weights=own | taken,
+        provenance=records.here() | {"seconds": round(seconds, 1)},
         arrays={
             name: few(array, experiment.pictures)
             for name, array in arrays.items()
             if seed == scale.seeds[0] or array.dim() == 1
         },
-    )
-    record.save()
-    return record
+    ), weights
 
 
 def few(array: Tensor, pictures: int) -> Tensor:
@@ -224,14 +312,44 @@ def few(array: Tensor, pictures: int) -> Tensor:
 
 
 def trained_weights(experiment: Experiment, scale: Profile, seed: int) -> dict[str, Tensor]:
-    """The weights that belong to an experiment's record; trained anew if they are lost."""
-    scale = experiment.scaled(scale)
-    record, path = run(experiment, scale, seed), weights_file(experiment, scale, seed)
-    weights = load_file(path) if path.is_file() else {}
-    if checksum((), weights) == record.weights:
-        return weights
-    perform(experiment, scale, seed)
-    return load_file(path)
+    """The weights that belong to an experiment's record.
+
+    If they are lost, the model is trained again, and what it gives is compared with the record, which stays as it is.
+    Raises `RecordError` if they differ by more than `TOLERANCE`.
+    """
+    record = run(experiment, scale, seed)
+    if not has_weights(record):
+        if os.environ.get("CLEARSTAMP_RECORDED"):
+            raise NotRecordedError("the trained model is lost", got=record.name, where=weights_file(record))
+        again, weights = conduct(experiment, experiment.at(scale), seed)
+        compare(record, again)
+        keep_weights(record, weights)
+    return load_file(weights_file(record))
+
+
+TOLERANCE = {"accuracy": 0.01, "ssim": 0.05, "correlation": 0.05}
+"""By how much a number may differ from one machine to another, by the word in its name: training is chaotic."""
+
+
+def compare(record: Record, again: Record) -> None:
+    """Raise `RecordError` if a repetition gives other numbers than a record, naming both.
+
+    A number whose name holds no word of `TOLERANCE`, such as a count of steps, is not compared.
+    """
+    differ = []
+    for stage, found in record.results.items():
+        for name, was in found.items():
+            allowed = next((most for word, most in TOLERANCE.items() if word in name), None)
+            now = again.results.get(stage, {}).get(name)
+            if allowed is not None and (now is None or not isclose(was, now, rel_tol=0, abs_tol=allowed)):
+                differ.append(f"{stage}, {name}: {was} on record, {now} now")
+    if differ:
+        raise RecordError(
+            "trained again, the model is not that of the record",
+            got="; ".join(differ[:5]),
+            where=f"{record.name} of commit {record.provenance.get('commit')}, and {again.provenance['commit']}",
+            remedy="raise the experiment's version if its code changed, or remove the record to replace it",
+        )
 
 
 def device() -> torch.device:
@@ -239,6 +357,20 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def weights_file(experiment: Experiment, scale: Profile, seed: int) -> Path:
+def weights_file(record: Record) -> Path:
     """Where the trained weights lie. They are not kept in the repository: records are."""
-    return records.artifacts() / scale.name / "weights" / f"{experiment.name}-seed{seed}.safetensors"
+    return records.artifacts() / record.profile / "weights" / f"{record.name}.safetensors"
+
+
+def keep_weights(record: Record, weights: dict[str, Tensor]) -> None:
+    """Store weights with the digest of the record that they belong to."""
+    write_atomically(weights_file(record), save(weights, metadata={"key": record.digest}))
+
+
+def has_weights(record: Record) -> bool:
+    """Are the weights of this record there?"""
+    path = weights_file(record)
+    if not path.is_file():
+        return False
+    with safe_open(path, "pt") as stored:
+        return bool((stored.metadata() or {}).get("key") == record.digest)

@@ -1,14 +1,15 @@
 """The life cycle of a stamp as one experiment: a model is hardened, trained, fine-tuned, and read after each."""
 
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from clearstamp.errors import RecordError
+from clearstamp.errors import ClearStampError, RecordError
 from clearstamp.experiments import FEW, Experiment, Findings, Profile, device, load_sets, trained_weights
-from clearstamp.models import build
+from clearstamp.models import MODELS, build
 from clearstamp.stamp import PAPER_KEY, Stamp
 from clearstamp.training import OPTIMIZERS, Fit, RehearsedLoss, StampLoss, accuracy, fit, harden
 from clearstamp.transpose import Transposed, freeze, transpose
@@ -62,13 +63,22 @@ class LifeCycle(Experiment):
 
     def scaled(self, scale: Profile) -> Profile:
         own: dict[str, Any] = {"precision": self.precision}
-        own |= {} if scale.dataset == "digits" else {"dataset": self.dataset}
         if scale.name == "paper":
             own |= {"epochs": self.epochs, "hardening_steps": self.hardening_steps}
-        return replace(scale, **{name: value for name, value in own.items() if value is not None})
+        return replace(scale.on(self.dataset), **{name: value for name, value in own.items() if value is not None})
 
-    def parameters(self, scale: Profile, seed: int) -> dict[str, Any]:
-        return asdict(self)
+    def check(self, scale: Profile) -> Iterator[ClearStampError]:
+        yield from super().check(scale)
+        if (name := self.network(scale)) not in MODELS:
+            yield RecordError("unknown model", got=repr(name), expected=" or ".join(map(repr, MODELS)))
+        try:
+            self.texts()
+        except ClearStampError as error:
+            yield error
+
+    def network(self, scale: Profile) -> str:
+        """The model's name at this scale."""
+        return self.small if self.small and scale.name != "paper" else self.model
 
     def conduct(self, scale: Profile, seed: int) -> Findings:
         return (plain if self.keys == 0 else marked)(self, scale, seed)
@@ -81,15 +91,21 @@ class LifeCycle(Experiment):
         """Somebody's fine-tuning, at a tenth of the learning rate."""
         batches = life.sets.train.loader(self.batch_size, seed=life.seed + 1000)
         optimizer = OPTIMIZERS[self.optimizer]
-        fit(life.model, batches, epochs=life.scale.finetune_epochs, lr=self.lr / 10, optimizer=optimizer)
+        fit(
+            life.model, batches, epochs=life.scale.finetune_epochs, lr=self.lr / 10, optimizer=optimizer, progress=False
+        )
         life.look("finetuned")
+
+    def texts(self) -> tuple[str, ...]:
+        """What the secrets show. Raises `RecordError` if there is not as much of it."""
+        texts = SECRETS.get(self.secrets, ())[: self.keys]
+        if len(texts) < self.keys:
+            raise RecordError("not that many secrets", got=self.keys, expected=f"at most {len(texts)} {self.secrets}")
+        return texts
 
     def stamp(self, shape: tuple[int, int, int], outputs: int, seed: int) -> Stamp:
         """The stamp, its keys drawn from `seed`."""
-        texts = SECRETS[self.secrets][: self.keys]
-        if len(texts) < self.keys:
-            raise RecordError("not that many secrets", got=self.keys, expected=f"at most {len(texts)} {self.secrets}")
-        drawn = Stamp.from_texts(texts, outputs=outputs, shape=shape, seed=seed, key_range=self.key_range)
+        drawn = Stamp.from_texts(self.texts(), outputs=outputs, shape=shape, seed=seed, key_range=self.key_range)
         return replace(drawn, keys=torch.tensor([PAPER_KEY])) if self.paper_key else drawn
 
 
@@ -109,7 +125,7 @@ class Rehearsed(LifeCycle):
 
 def trained(experiment: LifeCycle, scale: Profile, seed: int) -> nn.Module:
     """The model as it was after training, not yet fine-tuned."""
-    model = fresh_model(experiment, experiment.scaled(scale), seed)
+    model = fresh_model(experiment, experiment.at(scale), seed)
     model.load_state_dict(trained_weights(experiment, scale, seed))
     return model
 
@@ -117,8 +133,7 @@ def trained(experiment: LifeCycle, scale: Profile, seed: int) -> nn.Module:
 def fresh_model(experiment: LifeCycle, scale: Profile, seed: int) -> nn.Module:
     """The model as it is built, on its device."""
     sets = load_sets(scale)
-    name = experiment.small if experiment.small and scale.name != "paper" else experiment.model
-    model = build(name, sets.train.shape, sets.train.classes, seed=seed)
+    model = build(experiment.network(scale), sets.train.shape, sets.train.classes, seed=seed)
     return model.to(device(), memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
@@ -134,6 +149,7 @@ def train(experiment: LifeCycle, scale: Profile, seed: int, model: nn.Module, lo
         every=experiment.every,
         joint=experiment.joint,
         optimizer=OPTIMIZERS[experiment.optimizer],
+        progress=False,
     )
 
 
@@ -224,6 +240,7 @@ def marked(experiment: LifeCycle, scale: Profile, seed: int) -> Findings:
         dropout=experiment.dropout,
         optimizer=OPTIMIZERS[experiment.optimizer],
         on_check=frames.__setitem__,
+        progress=False,
     )
     life.look("hardened")
     life.results["hardened"] |= {"steps": hardening.steps, "reached": hardening.reached} | {

@@ -7,6 +7,8 @@ place in the official split (int32). A reader finds damage by the zip's own chec
 
 import io
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -20,20 +22,32 @@ SIDE = 10  # images along each side of a sheet
 
 def read_pack(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Images ``[n, H, W, 3]`` uint8 and labels ``[n]`` int64. Raises `DataError` for a file that is no whole pack."""
-    try:
-        with zipfile.ZipFile(path) as pack:
-            labels = np.load(io.BytesIO(pack.read("labels.npy")))
-            names = sorted(name for name in pack.namelist() if name.endswith(".webp"))
-            sheets = np.stack([np.asarray(Image.open(io.BytesIO(pack.read(name))).convert("RGB")) for name in names])
+    with damage_named(path), zipfile.ZipFile(path) as pack:
+        labels = np.load(io.BytesIO(pack.read("labels.npy")))
+        names = sorted(name for name in pack.namelist() if name.endswith(".webp"))
+        sheets = np.stack([np.asarray(Image.open(io.BytesIO(pack.read(name))).convert("RGB")) for name in names])
         count, height, width = len(sheets), sheets.shape[1] // SIDE, sheets.shape[2] // SIDE
         tiles = sheets.reshape(count, SIDE, height, SIDE, width, 3).swapaxes(2, 3).reshape(-1, height, width, 3)
         if not len(tiles) - SIDE**2 < len(labels) <= len(tiles):
             raise ValueError(f"{len(labels)} labels for {count} sheets")
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+    return tiles[: len(labels)], labels.astype(np.int64)
+
+
+def pack_size(path: Path) -> int:
+    """How many images a pack holds, without reading them. Raises `DataError` for a file that is no pack."""
+    with damage_named(path), zipfile.ZipFile(path) as pack:
+        return len(np.load(io.BytesIO(pack.read("labels.npy"))))
+
+
+@contextmanager
+def damage_named(path: Path) -> Iterator[None]:
+    """What goes wrong with a file becomes a `DataError` that names it."""
+    try:
+        yield
+    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
         raise DataError(
             "damaged data set", got=f"{type(error).__name__}: {error}", where=path, remedy="fetch the file again"
         ) from error
-    return tiles[: len(labels)], labels.astype(np.int64)
 
 
 def write_pack(path: Path, images: np.ndarray, labels: np.ndarray, index: np.ndarray | None = None) -> None:

@@ -1,11 +1,13 @@
 """One frozen record per result: a JSON file, with its pictures beside it in a safetensors file."""
 
+import hashlib
 import json
 import os
 import platform
 import subprocess
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,33 +17,66 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from clearstamp.dependencies import PACKAGE, changed
 from clearstamp.errors import RecordError
 from clearstamp.stamp import write_atomically
 
+PACKAGE = Path(__file__).parent
 LIBRARIES = ("torch", "torchvision", "pytorch-msssim", "numpy")
+
+
+def here() -> dict[str, Any]:
+    """Commit, versions and hardware of this run."""
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        "commit": git("rev-parse", "HEAD"),
+        "dirty": bool(git("status", "--porcelain", "--", "clearstamp", "notebooks")),
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in LIBRARIES},
+        "device": gpu or f"CPU ({platform.machine()}, {os.cpu_count()} cores)",
+        "threads": torch.get_num_threads(),
+    }
+
+
+@cache
+def git(*arguments: str) -> str:
+    """Output of a git command on this repository; empty outside of one."""
+    done = subprocess.run(["git", "-C", str(PACKAGE), *arguments], capture_output=True, text=True, check=False)
+    return done.stdout.strip() if done.returncode == 0 else ""
 
 
 @dataclass(frozen=True)
 class Record:
-    """One result and all that is needed to make it again.
+    """One result, what decides it, and where it comes from.
 
-    `results` maps a stage of the experiment to its numbers, `paper` the same stages to the paper's. `code` names what
-    of the library ran, with digests; `weights` is the checksum of the trained model. `arrays` holds pictures and
-    curves; it is stored beside the JSON file and not in it, floating-point numbers in half precision.
+    The key, which decides whether a record answers to an experiment, is `experiment`, `kind`, `version`, `parameters`,
+    `bases`, `seed` and the checksums in `data`. All else is result or provenance, and provenance decides nothing.
+
+    Attributes:
+        experiment: its name.
+        kind: its class.
+        version: of the code of that class; a change in behaviour raises it.
+        profile: name of the scale.
+        parameters: the experiment's fields, and those of the scale.
+        seed: of everything that is drawn.
+        results: a stage of the experiment to its numbers.
+        data: a data set's name to its splits, each with the number of images used, the official one, and their sha256.
+        bases: the versions of the experiments whose trained models were taken.
+        weights: a trained model to its checksum: the one trained here, or those that were taken.
+        provenance: commit, library versions, hardware and wall time of the run.
+        arrays: pictures and curves, stored beside the JSON file, floating-point numbers in half precision.
     """
 
     experiment: str
+    kind: str
+    version: int
     profile: str
     parameters: dict[str, Any]
     seed: int
-    code: dict[str, str]
     results: dict[str, dict[str, Any]]
-    paper: dict[str, Any]
-    dataset: dict[str, Any]
-    wall_seconds: float
-    weights: str | None = None
-    provenance: dict[str, Any] = field(default_factory=lambda: provenance())
+    data: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
+    bases: dict[str, int] = field(default_factory=dict)
+    weights: dict[str, str] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=here)
     arrays: dict[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -51,6 +86,17 @@ class Record:
     def name(self) -> str:
         """The file name without its ending."""
         return f"{self.experiment}-seed{self.seed}"
+
+    @property
+    def digest(self) -> str:
+        """sha256 of the key."""
+        key = [self.experiment, self.kind, self.version, self.parameters, self.bases, self.seed, self.data]
+        return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of the run."""
+        return float(self.provenance.get("seconds", 0.0))
 
     def save(self) -> Path:
         """Write the record; a crash leaves the old one or the new one."""
@@ -102,19 +148,10 @@ def load_all(profile: str) -> list[Record]:
     return [load(path) for path in sorted(folder(profile).glob("*.json"))]
 
 
-def find(
-    profile: str, name: str, parameters: Mapping[str, Any], defaults: Mapping[str, Any] | None = None
-) -> Record | None:
-    """The record `name` if it has these parameters and the code that made it is what it was, else None.
-
-    A parameter that the record does not have yet, also one of an experiment within it, counts as its default.
-    """
+def find(profile: str, name: str) -> Record | None:
+    """The record `name` of a profile, None if there is none."""
     path = folder(profile) / f"{name}.json"
-    if not path.is_file():
-        return None
-    record = load(path)
-    same = filled(record.parameters, plain(defaults or {})) == plain(parameters)
-    return record if same and not changed(record.code) else None
+    return load(path) if path.is_file() else None
 
 
 def plain(values: Mapping[str, Any]) -> Any:
@@ -130,22 +167,3 @@ def filled(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, A
         if isinstance(inner, dict) and isinstance(given.get(name), dict)
     }
     return {**defaults, **given, **within}
-
-
-def provenance() -> dict[str, Any]:
-    """Commit, versions and hardware of this run."""
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return {
-        "commit": git("rev-parse", "HEAD"),
-        "dirty": bool(git("status", "--porcelain", "--", "clearstamp", "notebooks")),
-        "python": platform.python_version(),
-        "versions": {name: version(name) for name in LIBRARIES},
-        "device": gpu or f"CPU ({platform.machine()}, {os.cpu_count()} cores)",
-        "threads": torch.get_num_threads(),
-    }
-
-
-def git(*arguments: str) -> str:
-    """Output of a git command on this repository; empty outside of one."""
-    done = subprocess.run(["git", "-C", str(PACKAGE), *arguments], capture_output=True, text=True, check=False)
-    return done.stdout.strip() if done.returncode == 0 else ""

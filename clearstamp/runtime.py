@@ -1,10 +1,10 @@
 """Section 5.6 of the paper: what a stamp costs, always as a ratio to a twin that runs in between."""
 
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from statistics import quantiles
-from typing import Any, Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +13,8 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.optim import Adam, Optimizer
 from torch.utils.flop_counter import FlopCounterMode
 
-from clearstamp.coverage import OUTPUTS, classifier
+from clearstamp.coverage import OUTPUTS, classifier, classifiers
+from clearstamp.errors import ClearStampError, RecordError
 from clearstamp.experiments import Experiment, Findings, Profile, device
 from clearstamp.models import MODELS, build
 from clearstamp.scores import structural_similarity
@@ -141,6 +142,8 @@ class Cost(Experiment):
     whatever the profile says: the stamp's are always in full precision.
     """
 
+    alone: ClassVar[bool] = True
+
     subject: str
     twin: str
     model: str = "cnn"
@@ -159,8 +162,12 @@ class Cost(Experiment):
     def scaled(self, scale: Profile) -> Profile:
         return replace(scale, precision=self.precision)
 
-    def parameters(self, scale: Profile, seed: int) -> dict[str, Any]:
-        return asdict(self)
+    def sets(self, scale: Profile) -> tuple[Profile, ...]:
+        return ()
+
+    def check(self, scale: Profile) -> Iterator[ClearStampError]:
+        if self.model not in (*MODELS, *classifiers()):
+            yield RecordError("unknown model", got=repr(self.model), expected="one of ours or of torchvision")
 
     def network(self) -> tuple[nn.Module, tuple[int, int, int], int]:
         """The model, the shape of its images and the number of its outputs."""

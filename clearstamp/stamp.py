@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 
 import matplotlib
@@ -18,7 +19,6 @@ from safetensors.torch import save
 from torch import Tensor
 
 from clearstamp.coding import Payload, encode
-from clearstamp.dependencies import remembered
 from clearstamp.errors import StampError
 
 PAPER_KEY = (-0.0748, 5.3644, -8.2304, -7.3593, -3.8515, 2.6815, -0.1981, 7.9288, -0.8874, 2.6461)
@@ -300,12 +300,12 @@ def largest_size(text: str, height: int, width: int) -> int:
         size += 1
 
 
-@remembered
+@cache
 def font(size: int) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(FONT, size)
 
 
-@remembered
+@cache
 def drawable() -> frozenset[str]:
     return frozenset(map(chr, FT2Font(FONT).get_charmap()))
 

@@ -14,7 +14,6 @@ import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import chdir
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +22,13 @@ os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"  # "python3" is this environment's k
 import nbformat
 import papermill
 
-from clearstamp import dependencies, experiments, records
+from clearstamp import experiments, records
 from clearstamp.errors import ClearStampError, RecordError
+from clearstamp.registry import CHAPTERS, Chapter
 
 ROOT = Path(__file__).resolve().parent.parent
+QUIET = {"PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+"""For the kernel: no warnings of its debugger."""
 
 
 def execute(notebook: Path, profile: str, parameters: Mapping[str, Any] | None = None) -> bool:
@@ -35,50 +37,75 @@ def execute(notebook: Path, profile: str, parameters: Mapping[str, Any] | None =
     Raises `RecordError` for an unknown profile or parameter before anything runs, and if a cell of the notebook fails.
     """
     notebook = notebook.resolve()
-    with chdir(ROOT):
-        given = {"profile": profile} | dict(parameters or {})
-        mark = fingerprint(notebook, profile, given)
-        check_parameters(notebook, given)
-        finished = records.artifacts().resolve() / profile / notebook.name
-        if up_to_date(finished, profile, mark):
-            return False
-        partial, failed = (finished.with_suffix(f".{state}.ipynb") for state in ("partial", "failed"))
-        finished.parent.mkdir(parents=True, exist_ok=True)
-        partial.unlink(missing_ok=True)
-        os.environ.pop("MPLBACKEND", None)  # figures go into the notebook, whatever backend the shell asks for
-        try:
-            executed = papermill.execute_notebook(
-                notebook, partial, given, kernel_name="python3", language="python", stderr_file=sys.stderr
-            )
-        except Exception as error:
-            if partial.exists():
-                partial.replace(failed)
-            raise RecordError(
-                f"{notebook.name} failed in profile {profile!r}",
-                got=f"{type(error).__name__}: {error}",
-                where=failed,
-                remedy="look at its last cell; what it finished before is kept, so a new run goes on from there",
-            ) from error
-        tidy(executed, notebook)
-        executed.metadata["clearstamp"] = {"fingerprint": mark, "records": list(record_files(profile))}
-        nbformat.write(executed, partial)
-        partial.replace(finished)
-        failed.unlink(missing_ok=True)
-        return True
+    given = {"profile": profile} | dict(parameters or {})
+    if up_to_date(notebook, profile, given):
+        return False
+    check_parameters(notebook, given)
+    finished = result(notebook, profile)
+    partial, failed = (finished.with_suffix(f".{state}.ipynb") for state in ("partial", "failed"))
+    finished.parent.mkdir(parents=True, exist_ok=True)
+    partial.unlink(missing_ok=True)
+    os.environ.pop("MPLBACKEND", None)  # figures go into the notebook, whatever backend the shell asks for
+    os.environ.update(QUIET)
+    try:
+        executed = papermill.execute_notebook(
+            notebook, partial, given, cwd=ROOT, kernel_name="python3", language="python", progress_bar=False
+        )
+    except Exception as error:
+        if partial.exists():
+            partial.replace(failed)
+        cell = getattr(error, "source", "").strip().partition("\n")[0]
+        raise RecordError(
+            f"{notebook.name} failed in profile {profile!r}",
+            got=f"{getattr(error, 'ename', type(error).__name__)}: {getattr(error, 'evalue', error)}",
+            where=f"the cell that begins with `{cell}`" if cell else None,
+            remedy=f"look at it in {failed}; what was finished before is kept, so a new run goes on from there",
+        ) from error
+    tidy(executed, notebook)
+    mark = fingerprint(notebook, profile, given)
+    executed.metadata["clearstamp"] = {"fingerprint": mark, "records": shown(notebook, profile)}
+    nbformat.write(executed, partial)
+    partial.replace(finished)
+    failed.unlink(missing_ok=True)
+    return True
+
+
+def result(notebook: Path, profile: str) -> Path:
+    """Where the executed notebook goes."""
+    return records.artifacts().resolve() / profile / notebook.name
 
 
 def fingerprint(notebook: Path, profile: str, parameters: Mapping[str, Any]) -> str:
-    """sha256 of what decides a notebook's result: its cells, its parameters, what the profile means, the library.
-
-    Where nothing is run, also of the records, which are all that it shows.
-    """
+    """sha256 of what decides how records are shown: the notebook's cells, its parameters, the profile, the library."""
     if not notebook.is_file():
         raise RecordError("no such notebook", got=notebook)
     cells = [(cell.cell_type, cell.source, cell.metadata) for cell in nbformat.read(notebook, as_version=4).cells]
-    only_recorded = bool(os.environ.get("CLEARSTAMP_RECORDED"))
-    shown = [path.read_text(encoding="utf-8") for path in record_files(profile).values()] if only_recorded else None
-    content = [cells, parameters, repr(experiments.profile(profile)), shown, dependencies.library_digest()]
-    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+    content = json.dumps([cells, parameters, repr(experiments.profile(profile))], sort_keys=True, default=str)
+    whole = hashlib.sha256(content.encode())
+    for path in sorted(path for path in records.PACKAGE.rglob("*") if path.suffix in (".py", ".yml", ".txt")):
+        whole.update(path.read_bytes())
+    return whole.hexdigest()
+
+
+def shown(notebook: Path, profile: str) -> dict[str, str]:
+    """sha256 of every record that a chapter shows and that is there, by its name."""
+    if notebook.stem not in CHAPTERS:
+        return {}
+    names = sorted({f"{experiment.name}-seed{seed}" for experiment, seed in Chapter(notebook.stem, profile).declared()})
+    paths = {name: records.folder(profile) / f"{name}.json" for name in names}
+    return {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in paths.items() if path.is_file()}
+
+
+def up_to_date(notebook: Path, profile: str, parameters: Mapping[str, Any] | None = None) -> bool:
+    """Is there a result of this very notebook, from the records that are there?"""
+    mark, finished = (
+        fingerprint(notebook, profile, {"profile": profile} | dict(parameters or {})),
+        result(notebook, profile),
+    )
+    if not finished.is_file():
+        return False
+    about = nbformat.read(finished, as_version=4).metadata.get("clearstamp", {})
+    return about == {"fingerprint": mark, "records": shown(notebook, profile)}
 
 
 def check_parameters(notebook: Path, parameters: Mapping[str, Any]) -> None:
@@ -94,21 +121,8 @@ def check_parameters(notebook: Path, parameters: Mapping[str, Any]) -> None:
         )
 
 
-def up_to_date(finished: Path, profile: str, mark: str) -> bool:
-    """Is there a result of this very content, with every record that was there when it was made?"""
-    if not finished.is_file():
-        return False
-    about = nbformat.read(finished, as_version=4).metadata.get("clearstamp", {})
-    return about.get("fingerprint") == mark and set(about["records"]) <= record_files(profile).keys()
-
-
-def record_files(profile: str) -> dict[str, Path]:
-    """Every record of a profile, by name."""
-    return {path.stem: path for path in sorted(records.folder(profile).glob("*.json"))}
-
-
 def tidy(executed: nbformat.NotebookNode, notebook: Path) -> None:
-    """Drop the progress bars, which the terminal has shown, and this machine's paths."""
+    """Drop what went to the standard error, and this machine's paths."""
     executed.metadata["papermill"] |= {"input_path": notebook.name, "output_path": notebook.name}
     for cell in executed.cells:
         if cell.cell_type == "code":

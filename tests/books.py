@@ -52,10 +52,10 @@ def copy_sources(root: Path) -> None:
 def record(name: str, stages: Sequence[str]) -> Record:
     """A record of seed 0 with one picture a stage."""
     found = {"accuracy": 0.5, "ssim": 0.5, "developed_ssim": 0.5, "steps": 0}
-    about = {"experiment": name, "profile": "tiny", "parameters": {}, "seed": 0, "code": {}, "paper": {}}
+    about = {"experiment": name, "kind": "LifeCycle", "version": 1, "profile": "tiny", "parameters": {}, "seed": 0}
     arrays = {stage: torch.rand(4, 1, 9, 9) for stage in (*stages, "secrets")}
     results = {stage: found for stage in stages}
-    return Record(**about, results=results, dataset={"name": "dots"}, wall_seconds=1.0, arrays=arrays)
+    return Record(**about, results=results, data={"dots": {}}, arrays=arrays)
 
 
 def write_notebooks(root: Path) -> list[Record]:

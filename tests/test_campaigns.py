@@ -12,6 +12,7 @@ from clearstamp.experiments import run_all
 from clearstamp.lifecycle import LifeCycle
 
 ON = LifeCycle(name="2-keys-adjoint", readout="adjoint", model="fc", keys=2, lr=1e-3)
+TWIN = LifeCycle(name="unmarked", model="fc", keys=0)
 ATTACKS = {
     "tuned": FineTuning(epochs=2),
     "erased": Erasure(count=1, steps=4, looks=2),
@@ -26,13 +27,12 @@ def tiny(tmp_path_factory):
         patch.setenv("CLEARSTAMP_ARTIFACTS", str(tmp_path_factory.mktemp("artifacts")))
         scale = replace(experiments.PROFILES["tiny"], train_images=128, test_images=60, hardening_steps=40)
         patch.setitem(experiments.PROFILES, "tiny", scale)
-        patch.setattr(campaigns, "UNMARKED", LifeCycle(name="unmarked", model="fc", keys=0))
         yield
 
 
 @pytest.fixture(scope="module")
 def record(tiny):
-    return run_all([Campaign(name="all-adjoint", on=ON, attacks=ATTACKS)], "tiny")[0]
+    return run_all([Campaign(name="all-adjoint", on=ON, attacks=ATTACKS, unmarked=TWIN)], "tiny")[0]
 
 
 def test_every_attack_and_its_way_are_in_the_record(record):
@@ -53,12 +53,12 @@ def test_a_campaign_starts_from_the_trained_model(record):
     trained = {k: v for k, v in life.results["trained"].items() if k in record.results["before"]}
     before = {k: v for k, v in record.results["before"].items() if k in trained}
     assert before == pytest.approx(trained, abs=1e-6)
-    assert record.parameters["weights"][ON.name] == life.weights
+    assert record.weights.keys() == {ON.name, "unmarked"} and record.weights[ON.name] == life.weights[ON.name]
 
 
 def test_a_campaign_is_run_again_only_if_its_attacks_or_its_model_changed(record, monkeypatch):
     def fresh(**changes):
-        about = {"name": "all-adjoint", "on": ON, "attacks": ATTACKS} | changes
+        about = {"name": "all-adjoint", "on": ON, "attacks": ATTACKS, "unmarked": TWIN} | changes
         with monkeypatch.context() as patch:
             patch.setattr(experiments, "perform", lambda experiment, *_: experiment.name)
             return run_all([Campaign(**about)], "tiny")[0]
@@ -68,6 +68,32 @@ def test_a_campaign_is_run_again_only_if_its_attacks_or_its_model_changed(record
     assert fresh(attacks=ATTACKS | {"permuted": Noise(scale=0.0)}) == "all-adjoint"
     assert fresh(unseen=True) == "all-adjoint"
     assert fresh(merge=True) == "all-adjoint"
+    assert fresh(on=replace(ON, lr=2e-3)) == "all-adjoint"
+    assert fresh(unmarked=replace(TWIN, lr=2e-3)) == "all-adjoint"
+    monkeypatch.setattr(LifeCycle, "version", 2)
+    assert fresh() == "all-adjoint", "the code that trains its models is another"
+
+
+def test_the_twin_is_needed_only_by_attacks_that_take_it():
+    assert Campaign(name="one", on=ON, attacks={"one": Noise(scale=0.1)}, unmarked=TWIN).needs() == (ON,)
+    for attack in (Averaging(), Erasure(target="unmarked")):
+        assert Campaign(name="one", on=ON, attacks={"one": attack}, unmarked=TWIN).needs() == (ON, TWIN)
+
+
+def test_a_model_is_trained_at_its_own_scale_whatever_the_campaign_s(monkeypatch):
+    """A campaign on a model of few images must not take its twin's record for out of date, and write over it."""
+    (twin,) = run_all([TWIN], "tiny")
+    few = Few(name="few-keys", readout="adjoint", model="fc", keys=2, lr=1e-3)
+    (made,) = run_all([Campaign(name="few", on=few, attacks={"one": Averaging()}, unmarked=TWIN)], "tiny")
+    assert made.data["digits"]["train"]["images"] == 64
+    assert run_all([TWIN], "tiny") == [twin]
+
+
+class Few(LifeCycle):
+    """A model that sees few images."""
+
+    def scaled(self, scale):
+        return replace(scale, train_images=64)
 
 
 def test_unseen_images_are_not_those_of_the_measurement():
@@ -109,7 +135,7 @@ def test_the_plane_has_a_front_for_each_group(record):
 
 def test_the_same_attacks_meet_every_model():
     models = [ON, replace(ON, name="11-keys-paper", readout="paper")]
-    made = campaigns.attack_all("noise", {"0.1 sigma": Noise(scale=0.1)}, models, "tiny")
+    made = run_all(campaigns.campaigns("noise", {"0.1 sigma": Noise(scale=0.1)}, models), "tiny")
     assert [r.experiment for r in made] == ["noise-2-keys-adjoint", "noise-paper"]
     assert [r.parameters["on"]["readout"] for r in made] == ["adjoint", "paper"]
 
@@ -117,7 +143,7 @@ def test_the_same_attacks_meet_every_model():
 def test_an_owner_who_merges_equal_units_reads_what_cancelling_units_hid():
     attacks = {"split": SplitUnits(part=3.0)}
     (hidden,), (merged,) = (
-        campaigns.attack_all(f"split-{merge}", attacks, [ON], "tiny", merge=merge) for merge in (False, True)
+        run_all(campaigns.campaigns(f"split-{merge}", attacks, [ON], merge=merge), "tiny") for merge in (False, True)
     )
     whole = merged.results["before"]["ssim"]
     assert whole == pytest.approx(hidden.results["before"]["ssim"], abs=1e-4)

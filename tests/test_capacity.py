@@ -8,7 +8,7 @@ import torch
 
 from clearstamp import report
 from clearstamp.attacks import Quantization
-from clearstamp.campaigns import attack_all
+from clearstamp.campaigns import campaigns
 from clearstamp.capacity import LICENCE, Capacity
 from clearstamp.errors import TrainingError
 from clearstamp.experiments import PROFILES, run_all
@@ -100,7 +100,7 @@ def test_the_message_that_was_read_is_kept_and_the_first_pictures():
 
 def test_a_payload_is_judged_after_attacks():
     experiment = Capacity(name="one", length=18, code="hamming", **SMALL)
-    (record,) = attack_all("payload", {"int8": Quantization(bits=8)}, [experiment], "tiny", seeds=(0,))
+    (record,) = run_all(campaigns("payload", {"int8": Quantization(bits=8)}, [experiment]), "tiny", (0,))
     assert len(record.arrays["int8"]) == 7, "all, to read the message from"
     table = report.payload_table(experiment, [record]).data
     assert "| payload-one | before | 7 | 252 |" in table and "| payload-one | int8 | 7 | 252 |" in table

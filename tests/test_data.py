@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from clearstamp import data as module
-from clearstamp.data import Data, available, load
+from clearstamp.data import Data, load, size
 from clearstamp.errors import DataError
 
 
@@ -63,7 +63,7 @@ def offline(monkeypatch):
 
 def test_digits_are_always_at_hand():
     train, test = load("digits"), load("digits", "test")
-    assert available("digits")
+    assert size("digits", "train") == 1_437 and size("digits", "test") == 360
     assert (len(train), len(test)) == (1437, 360)
     assert train.shape == (1, 28, 28) and train.images.dtype == torch.uint8 and train.images.max() == 255
     assert train.labels.dtype == torch.int64 and set(train.labels.tolist()) == set(range(10)) and train.classes == 10
@@ -75,7 +75,7 @@ def test_digits_are_always_at_hand():
 def test_mnist_files_are_read(write, offline, suffix, split):
     written = write(suffix)[split]
     read = load("mnist", split)
-    assert available("mnist")
+    assert size("mnist", "train") == 60_000
     assert torch.equal(read.images, written.images) and torch.equal(read.labels, written.labels)
     assert (read.name, read.split, read.classes, read.shape) == ("mnist", split, 10, (1, 28, 28))
 
@@ -83,9 +83,9 @@ def test_mnist_files_are_read(write, offline, suffix, split):
 def test_mnist_is_found_below_the_working_directory(write, folder, monkeypatch):
     write("")
     monkeypatch.delenv("CLEARSTAMP_DATA")
-    assert not available("mnist")
+    assert size("mnist", "train") is None
     folder.parents[1].rename("data")
-    assert available("mnist") and len(load("mnist", "test")) == 5
+    assert size("mnist", "train") == 60_000 and len(load("mnist", "test")) == 5
 
 
 def test_mnist_is_downloaded_if_it_is_missing(write, folder, monkeypatch):
@@ -161,7 +161,8 @@ def test_unknown_names_and_splits():
         load("minst")
     with pytest.raises(DataError, match="unknown split; got: 'valid'"):
         load("digits", "valid")
-    assert not available("minst")
+    with pytest.raises(DataError, match="unknown data set"):
+        size("minst", "train")
 
 
 def test_missing_mnist_names_three_remedies(folder, offline):

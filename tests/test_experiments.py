@@ -7,7 +7,7 @@ from clearstamp import experiments, lifecycle, records
 from clearstamp.attacks import LogitShift
 from clearstamp.campaigns import Campaign
 from clearstamp.errors import RecordError
-from clearstamp.experiments import PROFILES, run_all, weights_file
+from clearstamp.experiments import PROFILES, has_weights, run_all, weights_file
 from clearstamp.lifecycle import LifeCycle, Rehearsed, trained
 from clearstamp.stamp import PAPER_KEY
 from clearstamp.transpose import transpose
@@ -30,7 +30,7 @@ def test_a_life_cycle_is_read_after_every_stage(readout):
     for stage, found in record.results.items():
         assert {"accuracy", "ssim", "ssim_min", "developed_ssim", "correlation"} <= set(found)
         assert record.arrays[stage].shape == (2, 1, 28, 28)
-    assert record.dataset["train"]["images"] == 128
+    assert record.data["digits"]["train"]["images"] == 128
     assert record.results["hardened"]["ssim"] > 0.1
 
 
@@ -85,7 +85,7 @@ def test_the_same_seed_gives_the_same_result():
     assert torch.equal(first.arrays["finetuned"], second.arrays["finetuned"])
 
 
-def test_the_trained_model_is_kept_and_made_again_if_it_is_lost(monkeypatch):
+def test_the_trained_model_is_kept_and_trained_again_if_it_is_lost(monkeypatch):
     experiment = LifeCycle(name="one", **SMALL)
     record = run_all([experiment], "tiny", (0,))[0]
     with monkeypatch.context() as patch:
@@ -95,9 +95,86 @@ def test_the_trained_model_is_kept_and_made_again_if_it_is_lost(monkeypatch):
     found = read(transpose(model, stamp.secrets[:1]), stamp)
     assert found.summary()["ssim"] == pytest.approx(record.results["trained"]["ssim"], abs=1e-6)
     assert torch.equal(stamp.secrets, record.arrays["secrets"])
-    weights_file(experiment, PROFILES["tiny"], 0).unlink()
+    weights_file(record).unlink()
+    monkeypatch.setattr(records.Record, "save", lambda _: pytest.fail("a record was written over"))
     again = trained(experiment, PROFILES["tiny"], 0)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+
+
+def test_a_model_trained_again_that_differs_from_its_record_is_an_error_and_leaves_the_record():
+    experiment = LifeCycle(name="one", **SMALL)
+    (record,) = run_all([experiment], "tiny", (0,))
+    record.results["trained"]["ssim"] += 0.06
+    path = record.save()
+    weights_file(record).unlink()
+    before = path.read_bytes()
+    with pytest.raises(
+        RecordError, match="not that of the record; got: trained, ssim: .* now; where: one-seed0 of commit"
+    ):
+        trained(experiment, PROFILES["tiny"], 0)
+    assert path.read_bytes() == before and not weights_file(record).exists()
+
+
+def test_weights_of_another_record_are_not_taken():
+    experiment = LifeCycle(name="one", **SMALL)
+    (record,) = run_all([experiment], "tiny", (0,))
+    assert has_weights(record)
+    assert not has_weights(replace(record, seed=1)) and not has_weights(replace(record, parameters={}))
+
+
+@pytest.mark.parametrize(
+    "changes", [{"version": 2}, {"kind": "Cost"}, {"bases": {"x": 1}}, {"data": {}}, {"parameters": {}}, {"seed": 1}]
+)
+def test_a_record_with_another_key_is_not_taken(changes, monkeypatch):
+    experiment = LifeCycle(name="one", until="hardened", **SMALL)
+    (record,) = run_all([experiment], "tiny", (0,))
+    assert experiments.find(experiment, PROFILES["tiny"], 0) == record
+    if changes != {"seed": 1}:
+        replace(record, **changes).save()
+    assert experiments.find(experiment, PROFILES["tiny"], changes.get("seed", 0)) is None
+
+
+def test_data_that_are_not_here_are_not_compared(monkeypatch):
+    experiment = LifeCycle(name="one", until="hardened", **SMALL)
+    (record,) = run_all([experiment], "tiny", (0,))
+    monkeypatch.setattr(experiments.data, "size", lambda *_: None)
+    monkeypatch.setattr(experiments, "load_sets", lambda _: pytest.fail("nothing is there to load"))
+    assert experiments.find(experiment, PROFILES["tiny"], 0) == record
+
+
+def test_a_set_that_is_missing_is_replaced_in_quick_alone(monkeypatch):
+    monkeypatch.setattr(experiments.data, "size", size_of)
+    row = LifeCycle(name="one", dataset="cifar10")
+    quick = row.at(PROFILES["quick"])
+    assert (quick.dataset, quick.train_images, quick.test_images) == ("digits", 1437, 360)
+    assert row.at(quick) == quick
+    assert row.at(PROFILES["paper"]).dataset == "cifar10"
+    assert [str(error) for error in row.check(row.at(PROFILES["quick"]))] == []
+    assert [type(error).__name__ for error in row.check(row.at(PROFILES["paper"]))] == ["DataError", "DataError"]
+
+
+def size_of(name, split):
+    """What `data.size` says on a machine without files."""
+    return {"train": 1437, "test": 360}[split] if name == "digits" else None
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"model": "colossus"}, "unknown model; got: 'colossus'"),
+        ({"keys": 21}, "not that many secrets; got: 21"),
+        ({"secrets": "runes"}, "not that many secrets"),
+    ],
+)
+def test_what_cannot_work_is_found_without_running(changes, problem):
+    found = list(LifeCycle(name="one", **changes).check(PROFILES["tiny"]))
+    assert len(found) == 1 and problem in str(found[0])
+
+
+def test_too_few_images_are_found_without_running():
+    scale = replace(PROFILES["tiny"], train_images=2_000, test_images=0)
+    found = [str(error) for error in LifeCycle(name="one").check(scale)]
+    assert found[0].startswith("not that many images; got: 2000; expected: 1 to 1,437") and "got: 0" in found[1]
 
 
 def test_the_unmarked_twin_is_read_with_the_owners_keys_under_both_readouts():

@@ -6,9 +6,10 @@ from torch import nn
 
 from clearstamp import generalizability, lifecycle
 from clearstamp.experiments import PROFILES, load_sets, run_all
-from clearstamp.generalizability import RESNET18, CrossData, Row, table4
+from clearstamp.generalizability import CrossData, Row
 from clearstamp.lifecycle import Life, LifeCycle
 from clearstamp.models import MODELS
+from clearstamp.registry import Chapter, table4
 from clearstamp.transpose import freeze, public_probe
 
 TINY = PROFILES["tiny"]
@@ -32,7 +33,7 @@ def test_a_row_is_whole_in_the_paper_s_profile_and_small_in_the_others():
     row = next(row for row in table4("paper") if row.name == "cifar100-vit-paper")
     paper = row.scaled(PROFILES["paper"])
     assert (paper.dataset, paper.epochs, paper.hardening_steps, paper.train_images) == ("cifar100", 200, 1_000, None)
-    quick = row.scaled(generalizability.replace(PROFILES["quick"], dataset="mnist"))
+    quick = row.scaled(PROFILES["quick"])
     assert (quick.dataset, quick.epochs, quick.train_images) == ("cifar100", PROFILES["quick"].epochs, 600)
     assert row.scaled(TINY) == TINY, "a profile of the embedded digits stays with them"
     assert LifeCycle(name="one").scaled(PROFILES["paper"]) == PROFILES["paper"]
@@ -42,8 +43,9 @@ def test_the_small_network_stands_in_below_the_paper_s_profile(monkeypatch):
     built, sets = [], load_sets(TINY)
     monkeypatch.setattr(lifecycle, "build", lambda name, *_, **__: built.append(name) or nn.Linear(1, 1))
     monkeypatch.setattr(lifecycle, "load_sets", lambda scale: sets)
+    (resnet18,) = Chapter("04-generalizability", "quick")["ResNet-18"].experiments
     for name in ("tiny", "quick", "paper"):
-        lifecycle.fresh_model(RESNET18, PROFILES[name], 0)
+        lifecycle.fresh_model(resnet18, PROFILES[name], 0)
     assert built == ["resnet18-narrow", "resnet18-narrow", "resnet18"]
 
 

@@ -9,7 +9,6 @@ import clearstamp
 
 ORDER = (
     *(
-        "dependencies",
         "errors",
         "rules",
         "attention",
@@ -37,6 +36,10 @@ ORDER = (
         "capacity",
         "coverage",
         "runtime",
+        "registry",
+        "plan",
+        "worker",
+        "runner",
     ),
     *("report.stages", "report.exhibits", "report.sliders", "report.figures", "report.tables", "report"),
 )

@@ -17,14 +17,13 @@ def artifacts(tmp_path, monkeypatch):
 def record(**changes) -> Record:
     about = {
         "experiment": "one",
+        "kind": "LifeCycle",
+        "version": 1,
         "profile": "tiny",
         "parameters": {"keys": 1},
         "seed": 3,
-        "code": {},
         "results": {"trained": {"ssim": 0.5}},
-        "paper": {"trained": {"ssim": {"value": 0.9, "where": "Table 2"}}},
-        "dataset": {"name": "digits"},
-        "wall_seconds": 1.5,
+        "data": {"digits": {"train": {"images": 5, "official": None, "sha256": "0"}}},
         "arrays": {"trained": torch.ones(1, 1, 2, 2)},
     }
     return Record(**(about | changes))
@@ -41,17 +40,26 @@ def test_a_saved_record_is_loaded_whole():
     assert sorted(p.name for p in path.parent.iterdir()) == ["one-seed3.json", "one-seed3.safetensors"]
 
 
-def test_a_record_is_found_only_with_its_parameters_and_its_code():
+def test_a_record_is_found_by_its_name():
     made = record()
     made.save()
-    assert records.find("tiny", made.name, {"keys": 1}) == made
-    assert records.find("tiny", made.name, {"keys": 2}) is None
-    assert records.find("tiny", "two-seed3", {"keys": 1}) is None
-    assert records.find("tiny", made.name, {"keys": 1, "later": 0.5}, {"later": 0.5}) == made
-    assert records.find("tiny", made.name, {"keys": 1, "later": 0.5}, {"later": 0.0}) is None
-    assert records.find("tiny", made.name, {"keys": 1, "on": {"a": 1}}, {"on": {"a": 1}}) == made
-    record(code={"rules:linear": "another"}).save()
-    assert records.find("tiny", made.name, {"keys": 1}) is None
+    assert records.find("tiny", made.name) == made
+    assert records.find("tiny", "two-seed3") is None and records.find("quick", made.name) is None
+
+
+def test_the_digest_is_that_of_the_key_alone():
+    same = {"results": {}, "weights": {"one": "0"}, "provenance": {}, "arrays": {}, "profile": "quick"}
+    assert record(**same).digest == record().digest
+    other = {
+        "experiment": "two",
+        "kind": "Cost",
+        "version": 2,
+        "parameters": {},
+        "seed": 4,
+        "data": {},
+        "bases": {"x": 1},
+    }
+    assert len({record(**{name: value}).digest for name, value in other.items()} | {record().digest}) == 1 + len(other)
 
 
 def test_a_number_that_is_not_finite_is_not_written():
@@ -75,7 +83,7 @@ def test_a_damaged_record_is_named(damage):
 
 def test_arrays_are_stored_in_half_precision_and_read_in_single():
     arrays = {"images": torch.rand(3, 4), "steps": torch.tensor([7, 70_000]), "large": torch.tensor([1e6])}
-    path = Record("one", "tiny", {}, 0, {}, {}, {}, {}, 1.0, arrays=arrays).save()
+    path = record(arrays=arrays).save()
     assert load_file(path.with_suffix(".safetensors"))["images"].dtype == torch.float16
     found = records.load(path).arrays
     torch.testing.assert_close(found["images"], arrays["images"], rtol=1e-3, atol=1e-3)

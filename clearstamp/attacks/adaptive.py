@@ -98,6 +98,10 @@ class Erasure(Adaptive):
     target: Literal["noise", "black", "unmarked"] = "noise"
     steps: int = 11
 
+    @property
+    def needs_unmarked(self) -> bool:
+        return self.target == "unmarked"
+
     def run(self, scene: Scene) -> None:
         check(self.keys in ("known", "random"), "unknown choice of keys", self.keys, "known or random")
         check(self.target in TARGETS, "unknown target", self.target, ", ".join(TARGETS))

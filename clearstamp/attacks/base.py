@@ -138,6 +138,11 @@ class Attack(ABC):
             cls.name = re.sub(r"(?<!^)(?=[A-Z])", "-", cls.__name__).lower()
             ATTACKS[cls.name] = cls
 
+    @property
+    def needs_unmarked(self) -> bool:
+        """Does the attacker need a model without a stamp?"""
+        return False
+
     @abstractmethod
     def run(self, scene: Scene) -> None:
         """Change `scene.model`, and count optimizer steps in `scene.steps`.

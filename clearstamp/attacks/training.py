@@ -115,6 +115,10 @@ class Averaging(Attack):
 
     weight: float = 0.5
 
+    @property
+    def needs_unmarked(self) -> bool:
+        return True
+
     def run(self, scene: Scene) -> None:
         check(0 <= self.weight <= 1, "no such weight", self.weight, "0 to 1")
         other = scene.need_unmarked()

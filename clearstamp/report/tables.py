@@ -259,24 +259,28 @@ def runtime_table(records: Sequence[Record], caption: str) -> Markdown:
     return shown(caption, records, ("ratio", *columns, "time", "operations", "memory"), map(cells, records), "llr")
 
 
-def amount(record: Record, part: str) -> str:
+def amount(split: Mapping[str, Any]) -> str:
     """How many images of a split were used, and of how many."""
-    used, official = (record.dataset[part].get(key) for key in ("images", "official"))
-    return f"{used:,}{f' of {official:,}' if official not in (None, used) else ''} {part} images"
+    used, official = split["images"], split["official"]
+    return f"{used:,}{f' of {official:,}' if official not in (None, used) else ''}"
 
 
 def provenance(records: Sequence[Record]) -> Markdown:
     """Where the numbers of a page come from."""
     if not records:
         return Markdown("*Not run in this profile.*")
-    sets = dict.fromkeys(f"{r.dataset['name']}, {amount(r, 'train')} and {amount(r, 'test')}" for r in records)
+    sets = dict.fromkeys(
+        f"{name}, {amount(used['train'])} train images and {amount(used['test'])} test images"
+        for r in records
+        for name, used in r.data.items()
+    )
     commits = {r.provenance["commit"][:10] + ("+changes" if r.provenance["dirty"] else "") for r in records}
     seeds = sorted({r.seed for r in records})
     about = records[0].provenance
     versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
-    minutes = sum(r.wall_seconds for r in records) / 60
+    minutes = sum(r.seconds for r in records) / 60
     return Markdown(
-        f"Profile `{records[0].profile}`: {'; '.join(sets)}; seeds {', '.join(map(str, seeds))}; "
+        f"Profile `{records[0].profile}`: {'; '.join(sets) or 'no data'}; seeds {', '.join(map(str, seeds))}; "
         f"{len(records)} records, {minutes:.0f} minutes of computing on {about['device']} with "
         f"{about['threads']} threads; {versions}; commit {', '.join(sorted(commits)) or 'unknown'}."
     )

@@ -1,0 +1,193 @@
+"""What a run would do, before its first step: experiments, data, records, time, and what cannot work."""
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from clearstamp import data, records
+from clearstamp.errors import RecordError
+from clearstamp.experiments import Experiment, find, has_weights, profile
+from clearstamp.records import Record
+from clearstamp.registry import CHAPTERS, Chapter, declared
+
+SECONDS = Path(__file__).with_name("seconds.json")
+"""Measured wall times by profile and name: one thread, beside another such process, on two cores."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One experiment with one seed.
+
+    Attributes:
+        record: the one that is there and answers to it, if there is one.
+        lost: is there a record whose trained model, which another experiment needs, is not there?
+        seconds: expected, None if nobody knows.
+    """
+
+    experiment: Experiment
+    seed: int
+    record: Record | None
+    lost: bool
+    seconds: float | None
+
+    @property
+    def name(self) -> str:
+        return f"{self.experiment.name}-seed{self.seed}"
+
+    @property
+    def todo(self) -> bool:
+        return self.record is None or self.lost
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The steps of some chapters in a profile, by name, those that others need before these."""
+
+    profile: str
+    chapters: tuple[str, ...]
+    steps: dict[str, Step]
+
+    def todo(self) -> list[Step]:
+        """What has to be run."""
+        return [step for step in self.steps.values() if step.todo]
+
+    def needed(self, step: Step) -> list[Step]:
+        """The steps whose trained models a step takes."""
+        return [self.steps[f"{needed.name}-seed{step.seed}"] for needed in step.experiment.needs()]
+
+    def of(self, chapter: str) -> list[Step]:
+        """The steps that a chapter shows."""
+        return [
+            self.steps[f"{e.name}-seed{seed}"] for e, seed in dict.fromkeys(Chapter(chapter, self.profile).declared())
+        ]
+
+    def table(self) -> str:
+        """One line an experiment of each chapter, and the total."""
+        shown: set[str] = set()
+        lines = []
+        for chapter in self.chapters:
+            lines.append(chapter)
+            by_name: dict[str, list[Step]] = {}
+            for step in self.of(chapter):
+                by_name.setdefault(step.experiment.name, []).append(step)
+            rows = [self.row(steps) for name, steps in by_name.items() if name not in shown]
+            widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+            lines += ["  " + "  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+            if again := by_name.keys() & shown:
+                lines.append(f"  and {len(again)} of the chapters above")
+            shown |= by_name.keys()
+        return "\n".join([*lines, "", self.total()])
+
+    def row(self, steps: Sequence[Step]) -> tuple[str, ...]:
+        """One experiment: name, data, seeds, state, minutes."""
+        first = steps[0]
+        scale = first.experiment.at(profile(self.profile))
+        sets = "; ".join(
+            images(each.dataset, each.train_images, each.test_images) for each in first.experiment.sets(scale)
+        )
+        there = sum(not step.todo for step in steps)
+        states = {0: "to run", len(steps): "recorded"}
+        seeds = " ".join(str(step.seed) for step in steps)
+        return (
+            first.experiment.name,
+            sets or "no data",
+            f"seed {seeds}",
+            states.get(there, f"{there} recorded"),
+            minutes(steps),
+        )
+
+    def total(self) -> str:
+        """How much there is to do, in words."""
+        todo = self.todo()
+        seconds, unknown = sum(step.seconds or 0 for step in todo), sum(step.seconds is None for step in todo)
+        text = f"{len(self.steps)} experiments, {len(todo)} of them to run: {seconds / 60:.0f} minutes of one core"
+        return text + (f", and {unknown} of which nobody knows" if unknown else "")
+
+
+def images(name: str, train: int | None, test: int | None) -> str:
+    """How many images of how many."""
+    parts = []
+    wanted: dict[data.Split, int | None] = {"train": train, "test": test}
+    for split, count in wanted.items():
+        there = data.size(name, split)
+        known = "missing" if there is None else f"{there:,}"
+        parts.append(f"{known} {split}" if count is None else f"{count:,} of {known} {split}")
+    return f"{name}, {', '.join(parts)}"
+
+
+def minutes(steps: Iterable[Step]) -> str:
+    """Expected minutes of what is to be run; empty if nobody knows, or nothing is."""
+    known = [step.seconds for step in steps if step.todo and step.seconds is not None]
+    return f"{sum(known) / 60:.1f} min" if known else ""
+
+
+def make(profile_name: str, chapters: Sequence[str] = tuple(CHAPTERS)) -> Plan:
+    """The plan of some chapters.
+
+    Raises `RecordError` for an unknown profile or chapter, for two different experiments of one name, and, all in one,
+    for whatever cannot work: a missing data set, too few images, an unknown model.
+    """
+    steps = dict(planned(profile_name, chapters))
+    scale = profile(profile_name)
+    faults: dict[str, list[str]] = {}
+    for step in (step for step in steps.values() if step.todo):
+        for error in step.experiment.check(step.experiment.at(scale)):
+            faults.setdefault(str(error), []).append(step.name)
+    if faults:
+        told = [f"\n  {error}: {len(names)} runs, {listed(names)}" for error, names in faults.items()]
+        raise RecordError(
+            f"nothing was run, since this cannot work in profile {profile_name!r}",
+            got="".join(told) + "\n ",
+            remedy="`make data` downloads the data sets, data/README.md says where else they may lie; "
+            "with CLEARSTAMP_RECORDED=1 nothing is run, and what is on record is shown",
+        )
+    return Plan(profile_name, tuple(chapters), steps)
+
+
+def listed(names: Sequence[str], most: int = 3) -> str:
+    """The first few names."""
+    names = list(dict.fromkeys(names))
+    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
+
+
+def planned(profile_name: str, chapters: Sequence[str]) -> Iterator[tuple[str, Step]]:
+    """Every experiment that is shown, and before it those that it needs and whose model or record is not there."""
+    scale = profile(profile_name)
+    pairs = declared(profile_name, chapters)
+    found = {key: find(experiment, scale, key[1]) for key, experiment in pairs.items()}
+    lost = {
+        (needed.name, seed)
+        for (name, seed), experiment in pairs.items()
+        if found[name, seed] is None
+        for needed in experiment.needs()
+        if (record := found[needed.name, seed]) and not has_weights(record)
+    }
+    for key, experiment in sorted(pairs.items(), key=lambda pair: len(pair[1].needs())):
+        name, seed = key
+        seconds = expected(profile_name, name, found[key])
+        yield f"{name}-seed{seed}", Step(experiment, seed, found[key], key in lost, seconds)
+
+
+def expected(profile_name: str, name: str, record: Record | None) -> float | None:
+    """Seconds that an experiment takes: as its record says, or an older one of its name, or as they were measured."""
+    if record is not None:
+        return record.seconds
+    for path in sorted(records.folder(profile_name).glob(f"{name}-seed*.json")):
+        return records.load(path).seconds
+    return measured().get(profile_name, {}).get(name)
+
+
+@cache
+def measured() -> dict[str, dict[str, float]]:
+    """The wall times in `SECONDS`."""
+    found: dict[str, dict[str, float]] = json.loads(SECONDS.read_text(encoding="utf-8"))
+    return found
+
+
+def keep_seconds(profile_name: str) -> None:
+    """Note the wall times of a profile's records in `SECONDS`."""
+    times = {record.experiment: record.seconds for record in records.load_all(profile_name)}
+    whole = measured() | {profile_name: dict(sorted(times.items()))}
+    SECONDS.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")

@@ -1,0 +1,419 @@
+"""The registry of experiments: every experiment that a chapter runs is declared here, once.
+
+A chapter is a function from the profile to the chapter's groups: what the notebook runs and shows together.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Any, Literal
+
+from clearstamp.attacks import (
+    Attack,
+    Averaging,
+    BatchNormRescaling,
+    Cast,
+    Distillation,
+    DummyUnits,
+    Erasure,
+    FinePruning,
+    FineTuning,
+    LogitShift,
+    Noise,
+    Overwriting,
+    Permutation,
+    Pruning,
+    Quantization,
+    Rescaling,
+    SplitUnits,
+    Transfer,
+)
+from clearstamp.campaigns import UNMARKED, campaigns
+from clearstamp.capacity import LICENCE, Capacity
+from clearstamp.coverage import HANDFUL, Coverage, Hardened, classifiers
+from clearstamp.errors import RecordError
+from clearstamp.experiments import Experiment, Profile, profile, run_all
+from clearstamp.generalizability import CrossData, Row
+from clearstamp.lifecycle import LifeCycle, Rehearsed
+from clearstamp.records import Record
+from clearstamp.runtime import Cost
+
+READOUTS: tuple[Literal["paper", "adjoint"], ...] = ("paper", "adjoint")
+FIRST = (0,)
+"""The seed of what runs once."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Experiments that are run and shown together, with `seeds`, or with those of the profile for None."""
+
+    experiments: Sequence[Experiment]
+    seeds: tuple[int, ...] | None = None
+
+
+Groups = Mapping[str, Group]
+Attacks = dict[str, Attack]
+
+# -------------------------------------------------------------------------------------------- models of many chapters
+
+ONE_KEY = [LifeCycle(name=f"1-key-{r}", readout=r, keys=1, paper_key=True, target=None) for r in READOUTS]
+PUBLISHED = [LifeCycle(name=f"11-keys-{r}", readout=r, target=None) for r in READOUTS]
+"""The default scenario as published, under both readouts."""
+NOISY = [LifeCycle(name=f"11-keys-noise-{r}", readout=r, noise=0.015) for r in READOUTS]
+"""Hardened no longer than needed, with noise in the stamp step, at every batch."""
+MARKED = [*PUBLISHED, NOISY[1]]
+"""The models that every attack meets."""
+SHORT = LifeCycle(name="11-keys-short-adjoint", readout="adjoint")
+"""Hardened no longer than needed."""
+EMBEDDINGS = [
+    PUBLISHED[1],
+    SHORT,
+    LifeCycle(name="11-keys-relative-noise-adjoint", readout="adjoint", noise=1.0, relative=True),
+    Rehearsed(name="11-keys-rehearsed-adjoint", readout="adjoint"),
+    NOISY[1],
+    LifeCycle(name="11-keys-strong-noise-adjoint", readout="adjoint", noise=0.04),
+]
+"""What was tried to make a stamp last: as published, less hardening, two kinds of noise, rehearsed erasure."""
+DEFAULT = replace(SHORT, name="11-keys-default-adjoint", every=8, joint=True)
+"""As `fit` trains it unless told otherwise."""
+
+# --------------------------------------------------------------------------------------------------------- chapters
+
+
+def hardening(scale: Profile) -> Groups:
+    return {"unmarked": Group([UNMARKED]), "one key": Group(ONE_KEY)}
+
+
+def multi_key(scale: Profile) -> Groups:
+    kinds = [
+        LifeCycle(name=f"{kind.replace(' ', '-')}-{readout}", readout=readout, secrets=kind, target=None)
+        for kind in ("one letter", "icons")
+        for readout in READOUTS
+    ]
+    ranges = [
+        LifeCycle(name=f"key-range-{limit}-{readout}", readout=readout, key_range=limit, target=None, until="hardened")
+        for limit in (5, 10, 50)
+        for readout in READOUTS
+    ]
+    counts = [
+        LifeCycle(name=f"{n}-keys-{readout}", readout=readout, keys=n, target=None)
+        for n in (10, 20)
+        for readout in READOUTS
+    ]
+    sgd = [LifeCycle(name=f"sgd-{r}", readout=r, optimizer="sgd", lr=0.01, target=None) for r in READOUTS]
+    return {
+        "unmarked": Group([UNMARKED]),
+        "eleven keys": Group(PUBLISHED),
+        "other counts": Group(counts, FIRST),
+        "noise": Group(NOISY),
+        "kinds of secrets": Group(kinds, FIRST),
+        "key ranges": Group(ranges),
+        "SGD": Group(sgd, FIRST),
+    }
+
+
+def pruning(scale: Profile) -> Groups:
+    epochs = scale.finetune_epochs
+    tuning: Attacks = {"same rate": FineTuning(epochs=5, lr=1e-4), "LR/10": FineTuning(epochs=4, lr=1e-5)}
+    unseen: Attacks = {"LR/10, unseen data": FineTuning(epochs=4, lr=1e-5)}
+    variants: Attacks = {
+        "SGD": FineTuning(epochs=epochs, lr=0.01, optimizer="sgd"),
+        "weight decay": FineTuning(epochs=epochs, lr=1e-4, weight_decay=1e-2),
+        "last layer": FineTuning(epochs=epochs, lr=1e-4, layers="last"),
+        "last layer anew": FineTuning(epochs=epochs, lr=1e-4, reset_last=True),
+        "transfer": Transfer(epochs=epochs, lr=1e-4),
+    }
+    levels: Attacks = {f"{level} %": Pruning(amount=level / 100) for level in range(10, 100, 10)}
+    levels |= {f"each layer {level} %": Pruning(amount=level / 100, scope="layer") for level in (60, 80, 90)}
+    levels |= {f"channels {level} %": Pruning(amount=level / 100, scope="channels") for level in (20, 40, 60)}
+    levels |= {"fine-pruning 40 %": FinePruning(amount=0.4, epochs=2, lr=1e-5)}
+    types: Attacks = {dtype: Cast(dtype=dtype) for dtype in ("float16", "bfloat16")}
+    types |= {f"int{b} per {per}": Quantization(bits=b, per=per) for b in (8, 4, 3) for per in ("tensor", "channel")}
+    noise: Attacks = {f"{sigma:g} sigma": Noise(scale=sigma) for sigma in (0.1, 0.2, 0.3, 0.5, 0.7, 1.0)}
+    return {
+        "fine-tuning": Group(campaigns("fine-tuning", tuning, MARKED)),
+        "unseen data": Group(campaigns("unseen", unseen, MARKED, unseen=True)),
+        "variants": Group(campaigns("variants", variants, [PUBLISHED[0], NOISY[1]]), FIRST),
+        "pruning": Group(campaigns("pruning", levels, MARKED)),
+        "compression": Group(campaigns("compression", types, MARKED)),
+        "noise": Group(campaigns("weight-noise", noise, MARKED)),
+    }
+
+
+def generalizability(scale: Profile) -> Groups:
+    chosen = slice(4, None, 3) if scale.name == "tiny" else slice(None)
+    networks = classifiers() if scale.name == "paper" else HANDFUL if scale.name == "quick" else HANDFUL[-3:-1]
+    resnet18 = Row(
+        name="resnet18-hardening",
+        readout="adjoint",
+        model="resnet18",
+        small="resnet18-narrow",
+        dataset="cifar10",
+        target=0.95,
+        lr=1e-3,
+        until="hardened",
+    )
+    return {
+        "adjoint": Group(table4("adjoint")[chosen], FIRST),
+        "paper": Group(table4("paper")[chosen], FIRST),
+        "ResNet-18": Group([resnet18]),
+        "coverage": Group([Coverage(name="coverage", networks=tuple(networks))], FIRST),
+        "hardened": Group(
+            [Hardened(name="coverage-hardened", networks=HANDFUL if scale.name != "tiny" else HANDFUL[2:3])], FIRST
+        ),
+    }
+
+
+def table4(readout: Literal["paper", "adjoint"]) -> list[Row]:
+    """The ten rows of the paper's Table 4 in its order.
+
+    Learning rates, and epochs where the paper's text is silent, are this library's: 1e-3 for networks with batch norm
+    and 1e-4 for those without.
+    """
+
+    def row(name: str, **about: Any) -> Row:
+        kind: type[Row] = CrossData if "onto" in about else Row
+        return kind(name=f"{name}-{readout}", readout=readout, **about)
+
+    narrow: dict[str, dict[str, Any]] = {
+        name: {"model": name, "small": f"{name}-narrow"} for name in ("resnet18", "resnet34", "vgg11", "vit")
+    }
+    deep: dict[str, Any] = {"hardening_steps": 4_000, "epochs": 10, "lr": 1e-3}
+    long: dict[str, Any] = {"hardening_steps": 1_000, "epochs": 200}
+    return [
+        row("cifar10-cnn", dataset="cifar10"),
+        row("gtsrb-cnn", dataset="gtsrb"),
+        row("mnist-fc", model="fc", hardening_steps=200),
+        row("mnist-cnn-bn", model="cnn-bn", hardening_steps=1_000),
+        row("cifar10-resnet18", dataset="cifar10", **narrow["resnet18"], **deep),
+        row("gtsrb-resnet18", dataset="gtsrb", **narrow["resnet18"], **deep),
+        row("cifar10-resnet34", dataset="cifar10", **narrow["resnet34"], **deep),
+        row("cifar100-to-cifar10-resnet18", dataset="cifar100", onto="cifar10", **narrow["resnet18"], **deep),
+        row("cifar100-vgg11", dataset="cifar100", **narrow["vgg11"], **long),
+        row("cifar100-vit", dataset="cifar100", **narrow["vit"], **long),
+    ]
+
+
+def adaptive_adversary(scale: Profile) -> Groups:
+    erasing: Attacks = {
+        "known key, noise": Erasure(steps=11, looks=11),
+        "known key, black": Erasure(target="black", steps=11, looks=11),
+        "known key, unmarked": Erasure(target="unmarked", steps=6, looks=6),
+        "eleven known keys": Erasure(count=None, steps=4, looks=4),
+        "random key": Erasure(keys="random", steps=4, looks=4),
+        "eleven random keys": Erasure(keys="random", count=None, steps=4, looks=4),
+        "overwriting": Overwriting(steps=7, looks=7),
+    }
+    steps = {"tiny": 5, "quick": 50}.get(scale.name, 125)
+    stronger: Attacks = {
+        f"{keys} keys, LR {lr:g}": Erasure(keys=keys, count=None, steps=steps, looks=5, lr=lr, repair=True)
+        for keys in ("known", "random")
+        for lr in (1e-4, 1e-3)
+    }
+    cancelling: Attacks = {
+        "cancelling dummy units": DummyUnits(outgoing="cancelling"),
+        "split units, 3 and -2": SplitUnits(part=3.0),
+    }
+    preserving: Attacks = {
+        "permutation": Permutation(),
+        "rescaling": Rescaling(),
+        "rescaling, 1024": Rescaling(factor=1024.0),
+        "logit shift": LogitShift(),
+        "dummy units": DummyUnits(),
+        "split units": SplitUnits(),
+    }
+    batch_norm = [LifeCycle(name=f"batch-norm-{r}", model="cnn-bn", readout=r) for r in READOUTS]
+    factors: Attacks = {f"factor {2**n}": Rescaling(factor=float(2**n)) for n in range(9)}
+    extraction: Attacks = {"distillation": Distillation(epochs=scale.epochs)}
+    extraction |= {f"average, {w:g} unmarked": Averaging(weight=w) for w in (0.25, 0.5, 0.75)}
+    embedding: Attacks = {
+        "same rate": FineTuning(epochs=scale.epochs, lr=1e-4),
+        "random keys": Erasure(keys="random", count=None, steps=steps, lr=1e-4, repair=True),
+        "known keys": Erasure(keys="known", count=None, steps=steps, lr=1e-4, repair=True),
+        "one known key": Erasure(keys="known", count=1, steps=steps, lr=1e-4, repair=True),
+        "pruning 80 %": Pruning(amount=0.8),
+    }
+    return {
+        "erasure": Group(campaigns("erasure", erasing, MARKED)),
+        "stronger": Group(campaigns("stronger", stronger, [PUBLISHED[1], NOISY[1]])),
+        "preserving": Group(campaigns("preserving", preserving | cancelling, MARKED)),
+        "batch norm": Group(
+            campaigns("preserving-norm", {"batch-norm rescaling": BatchNormRescaling()}, batch_norm), FIRST
+        ),
+        "rescaling": Group(campaigns("rescaling", factors, PUBLISHED)),
+        "merged": Group(campaigns("merged", cancelling, MARKED[1:], merge=True)),
+        "extraction": Group(campaigns("extraction", extraction, [PUBLISHED[0], NOISY[1]]), FIRST),
+        "embeddings": Group(campaigns("embedding", embedding, EMBEDDINGS), FIRST),
+    }
+
+
+def capacity(scale: Profile) -> Groups:
+    noise = 0.015
+    length = {"tiny": 8, "quick": 134}.get(scale.name, len(LICENCE))  # bytes; the whole licence at the paper's scale
+    dots = [Capacity(name=f"36-bits-{r}", readout=r, length=49, code="none") for r in READOUTS]
+    noisy = Capacity(name="36-bits-noise-adjoint", readout="adjoint", length=49, code="none", noise=noise)
+    texts = {
+        code: Capacity(name=f"licence-{code}", readout="adjoint", length=length, code=code, patches=10, noise=noise)
+        for code in ("none", "hamming", "reed-solomon", "ldpc")
+    }
+    deep: dict[str, Any] = {
+        "model": "resnet18",
+        "small": "resnet18-narrow",
+        "dataset": "cifar10",
+        "lr": 1e-3,
+        "noise": noise,
+    }
+    resnet = [
+        Capacity(name=f"licence-{c}-resnet18-adjoint", readout="adjoint", length=length, code=c, patches=10, **deep)
+        for c in (("none", "hamming", "ldpc") if scale.name == "paper" else ("ldpc",))
+    ]
+
+    def hardened(name: str, readout: Literal["paper", "adjoint"], **about: Any) -> Capacity:
+        about |= {"until": "hardened", "target": None, "hardening_steps": 500}
+        return Capacity(name=f"{name}-{readout}", readout=readout, code="none", **about)
+
+    counts = {"tiny": (1,), "quick": (1, 2, 4)}.get(scale.name, (1, 4, 16))
+    sizes = {"tiny": (2, 7), "quick": (4, 7, 10, 14)}.get(scale.name, (4, 7, 10, 14, 28))
+    by_keys = {r: [hardened(f"keys-{n}", r, length=49 * n) for n in counts] for r in READOUTS}
+    by_size = {r: [hardened(f"patches-{p}", r, length=11 * p * p // 8, patches=p) for p in sizes] for r in READOUTS}
+    times = {"tiny": (1,), "quick": (2,)}.get(scale.name, (4, 8))
+    many = replace(texts["ldpc"], hardening_steps=500, noise=0.005, sample=96)
+    attacks: Attacks = {f"pruning {level} %": Pruning(amount=level / 100) for level in (20, 40, 60)}
+    attacks |= {"int8": Quantization(bits=8)}
+    return {
+        "unmarked": Group([UNMARKED], FIRST),
+        "dots": Group(dots, FIRST),
+        "dots, noise": Group([noisy]),
+        "licence": Group(list(texts.values()), FIRST),
+        "licence, more seeds": Group([texts["ldpc"]], scale.seeds[1:]),
+        "ResNet-18": Group(resnet, FIRST),
+        **{f"number of images, {r}": Group(by_keys[r], FIRST) for r in READOUTS},
+        **{f"bits of an image, {r}": Group(by_size[r], FIRST) for r in READOUTS},
+        "largest": Group([replace(many, name=f"licence-{n}-times", length=n * length) for n in times], FIRST),
+        "attacks": Group(campaigns("payload", attacks, [texts["ldpc"]]), FIRST),
+    }
+
+
+def runtime(scale: Profile) -> Groups:
+    few: dict[str, Any] = {"rounds": 2, "repeats": 1} if scale.name == "tiny" else {}
+    every = (1, 4, 8) if scale.name == "paper" else (1, 8)
+
+    def cost(name: str, subject: str, twin: str = "task", **about: Any) -> Cost:
+        return Cost(name=name, subject=subject, twin=twin, **(about | few))
+
+    costs = [cost("cost-alternate-1-paper", "alternate", readout="paper")]
+    costs += [cost(f"cost-{kind}-{n}-adjoint", kind, every=n) for kind in ("alternate", "joint") for n in every]
+    costs += [cost(f"cost-noise-{n}-adjoint", "joint", every=n, noise=0.015) for n in every]
+    costs += [cost("cost-bfloat16-8-adjoint", "joint", every=8, precision="bfloat16")]
+
+    noisy = NOISY[1]  # a stamp step at every batch
+    lives = [
+        replace(noisy, name=f"11-keys-every-{n}-{kind}", every=n, joint=kind == "joint")
+        for kind in ("alternate", "joint")
+        for n in every
+        if (kind, n) != ("alternate", 1)
+    ]
+    cheap = [replace(DEFAULT, name=f"11-keys-published-every-{n}-joint", every=n) for n in every if 1 < n < 8]
+    repeated = [on for on in lives if on.joint and on.every == 1] + [*cheap, DEFAULT]
+    lives = [noisy, *lives, SHORT, *cheap, DEFAULT]
+    other: Literal["float32", "bfloat16"] = "float32" if scale.precision == "bfloat16" else "bfloat16"
+    both: Attacks = {"same rate": FineTuning(epochs=scale.epochs, lr=1e-4), "pruning 80 %": Pruning(amount=0.8)}
+
+    defaults = [
+        replace(DEFAULT, name=f"{name}-default-{readout}", readout=readout, keys=keys, paper_key=keys == 1)
+        for name, keys in (("1-key", 1), ("11-keys", 11))
+        for readout in READOUTS
+    ]
+    tuning: Attacks = {"same rate": FineTuning(epochs=5, lr=1e-4), "LR/10": FineTuning(epochs=4, lr=1e-5)}
+    levels: Attacks = {f"{level} %": Pruning(amount=level / 100) for level in (20, 40, 60, 80, 90)}
+    levels |= {"fine-pruning 40 %": FinePruning(amount=0.4, epochs=2, lr=1e-5)}
+
+    fast = LifeCycle(name="rate-0.001", readout="adjoint", lr=1e-3, until="hardened")
+    variants = [replace(fast, name=f"rate-{lr:g}", lr=lr) for lr in (1e-4, 3e-4)] + [fast]
+    variants += [replace(fast, name=f"key-range-{size:g}", key_range=size) for size in (3.0, 30.0)]
+    variants += [replace(fast, name="dropout-0.1", dropout=0.1)]
+
+    keys = {"tiny": (1, 10), "quick": (1, 10, 100)}.get(scale.name, (1, 10, 100, 1000))
+    sizes = {"tiny": (32,), "quick": (32, 64)}.get(scale.name, (32, 64, 128, 224))
+    networks = {"tiny": ("squeezenet1_1",), "quick": ("squeezenet1_1", "resnet18")}.get(
+        scale.name, ("vit-narrow", "squeezenet1_1", "resnet18", "resnet50", "vit_b_16")
+    )
+    step: dict[str, Any] = {"rounds": 5, "repeats": 1}
+    along = {
+        "keys": [cost(f"cost-keys-{n}", "stamp", keys=n, at_once=100 if n > 100 else None, **step) for n in keys],
+        "size": [cost(f"cost-size-{n}", "stamp", model="resnet18", size=n, batch=8, **step) for n in sizes],
+        "parameters": [
+            cost(f"cost-{name}", "stamp", model=name, channels=3, size=32, batch=8, **step) for name in networks
+        ],
+    }
+    return {
+        "unmarked": Group([UNMARKED]),
+        "costs": Group(costs, FIRST),
+        "parts": Group([cost(f"part-{part}", part) for part in ("walk", "measure", "stamp", "update")], FIRST),
+        "cadences": Group([*lives, replace(noisy, name=f"11-keys-{other}-adjoint", precision=other)], FIRST),
+        "cadences, more seeds": Group(repeated, scale.seeds[1:]),
+        "attacks": Group(campaigns("cadence", both, lives), FIRST),
+        "attacks, more seeds": Group(campaigns("cadence", both, repeated), scale.seeds[1:]),
+        "default": Group(defaults),
+        "default, fine-tuned": Group(campaigns("fine-tuning", tuning, defaults[2:])),
+        "default, pruned": Group(campaigns("pruning", levels, defaults[2:])),
+        "hardening": Group(variants),
+        "by hand": Group([cost("cost-by-hand", "plain", "stamp", rounds=21)], FIRST),
+        "extraction": Group([cost("cost-extraction", "extract", "forward", rounds=21)], FIRST),
+        **{f"scale, {what}": Group(group, FIRST) for what, group in along.items()},
+    }
+
+
+CHAPTERS: dict[str, Callable[[Profile], Groups]] = {
+    "00-your-own-model": lambda scale: {},
+    "01-hardening": hardening,
+    "02-multi-key": multi_key,
+    "03-pruning": pruning,
+    "04-generalizability": generalizability,
+    "05-adaptive-adversary": adaptive_adversary,
+    "06-capacity": capacity,
+    "07-runtime": runtime,
+}
+"""Every notebook and what it runs."""
+
+
+class Chapter:
+    """The groups of one notebook in a profile. Raises `RecordError` for an unknown one of either."""
+
+    def __init__(self, name: str, profile_name: str):
+        if name not in CHAPTERS:
+            raise RecordError("unknown chapter", got=repr(name), expected=" or ".join(map(repr, CHAPTERS)))
+        self.name, self.profile = name, profile(profile_name)
+        self.groups = CHAPTERS[name](self.profile)
+
+    def __getitem__(self, group: str) -> Group:
+        if group not in self.groups:
+            raise RecordError("unknown group", got=repr(group), expected=", ".join(self.groups), where=self.name)
+        return self.groups[group]
+
+    def run(self, *groups: str) -> list[Record]:
+        """The records of these groups: those that are there, and what is not is run (see `run_all`)."""
+        chosen = [self[group] for group in groups]
+        return [r for g in chosen for r in run_all(g.experiments, self.profile.name, g.seeds)]
+
+    def declared(self) -> Iterator[tuple[Experiment, int]]:
+        """Each experiment with each of its seeds."""
+        for group in self.groups.values():
+            yield from product(group.experiments, self.profile.seeds if group.seeds is None else group.seeds)
+
+
+def declared(profile_name: str, chapters: Sequence[str] = tuple(CHAPTERS)) -> dict[tuple[str, int], Experiment]:
+    """Every experiment of some chapters, and what these need, by name and seed.
+
+    Raises `RecordError` if two different experiments have one name.
+    """
+    found: dict[tuple[str, int], Experiment] = {}
+    for name in chapters:
+        todo = list(Chapter(name, profile_name).declared())
+        while todo:
+            experiment, seed = todo.pop(0)
+            other = found.setdefault((experiment.name, seed), experiment)
+            if other != experiment:
+                raise RecordError("two different experiments of one name", got=experiment.name, where=name)
+            todo += [(needed, seed) for needed in experiment.needs()]
+    return found

@@ -1,0 +1,60 @@
+"""A process that runs experiments for `clearstamp.runner`: python -m clearstamp.worker PROFILE
+
+Each line that it reads asks for one, ``{"name": ..., "seed": ..., "threads": ...}``; for each it writes one line,
+``{"error": null}``, or what went wrong. It ends with its input, also in the middle of an experiment.
+"""
+
+import json
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Iterator
+from queue import SimpleQueue
+from threading import Thread
+from typing import IO
+
+import torch
+
+from clearstamp.errors import ClearStampError
+from clearstamp.experiments import has_weights, profile, run, trained_weights
+from clearstamp.registry import declared
+
+
+def requests(source: IO[str]) -> Iterator[str]:
+    """The lines of `source`, read ahead, so that its end is seen at once: then nobody waits for a result."""
+    lines: SimpleQueue[str] = SimpleQueue()
+
+    def listen() -> None:
+        for line in source:
+            lines.put(line)
+        os._exit(0)
+
+    Thread(target=listen, daemon=True).start()
+    while True:
+        yield lines.get()
+
+
+def main() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # interrupted, it ends without a word
+    answers, sys.stdout = sys.stdout, sys.stderr  # nothing that an experiment prints is an answer
+    scale = profile(sys.argv[1])
+    experiments = declared(scale.name)
+    for line in requests(sys.stdin):
+        asked = json.loads(line)
+        torch.set_num_threads(asked["threads"])
+        experiment, seed = experiments[asked["name"], asked["seed"]], asked["seed"]
+        error = None
+        try:
+            record = run(experiment, scale, seed)
+            if record.weights.get(experiment.name) and not has_weights(record):
+                trained_weights(experiment, scale, seed)
+        except ClearStampError as problem:
+            error = str(problem)
+        except Exception:
+            error = traceback.format_exc()
+        print(json.dumps({"error": error}), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    main()

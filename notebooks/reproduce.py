@@ -1,0 +1,124 @@
+"""Run the experiments of all chapters and the notebooks that show them; what is there already is not run again.
+
+    python notebooks/reproduce.py --profile quick
+    python notebooks/reproduce.py --profile paper 03-pruning --jobs 8 --launch "srun --gpus=1"
+
+It begins with a plan (`--plan`: and ends there), and runs nothing if a part of that cannot work.
+"""
+
+import argparse
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from execute import up_to_date
+from tqdm import tqdm
+
+from clearstamp import plan as plans
+from clearstamp import runner
+from clearstamp.errors import ClearStampError, RecordError
+from clearstamp.plan import Plan
+from clearstamp.registry import CHAPTERS
+from clearstamp.runner import Progress, Task, Workers
+
+HERE = Path(__file__).parent
+
+
+class Bar:
+    """One bar for all experiments and a line for each notebook; without a terminal a line every half a minute."""
+
+    EVERY = 30.0
+
+    def __init__(self, plan: Plan, tasks: Sequence[Task]):
+        self.experiments = {task.name for task in tasks} & plan.steps.keys()
+        self.live, self.told, self.shown = sys.stderr.isatty(), time.monotonic(), set[str]()
+        self.bar = tqdm(
+            total=len(self.experiments), bar_format="{n_fmt} of {total_fmt} |{bar:16}| {desc}", disable=not self.live
+        )
+
+    def __call__(self, progress: Progress) -> None:
+        for name in [name for name in progress.done if name not in self.shown | self.experiments]:
+            self.shown.add(name)
+            tqdm.write(f"{name}  done", file=sys.stderr)
+        for name, error in progress.failed.items():
+            if name not in self.shown:
+                self.shown.add(name)
+                tqdm.write(f"{name}  failed: {error}", file=sys.stderr)
+        finished = len(self.experiments & set(progress.done))
+        what = ", ".join(progress.running) or "done"
+        words = f"about {progress.left() / 60:.0f} min to go: {what}"
+        if self.live:
+            self.bar.n = finished
+            self.bar.set_description_str(words)
+        elif time.monotonic() - self.told > self.EVERY and progress.running:
+            self.told = time.monotonic()
+            print(f"{finished} of {len(self.experiments)} experiments, {words}", file=sys.stderr, flush=True)
+
+
+def reproduce(plan: Plan, jobs: int, launch: Sequence[str] = ()) -> None:
+    """Carry out a plan. Raises `RecordError` if a part of it failed, after all else is done."""
+    with runner.workers(plan.profile, jobs, os.cpu_count() or 1, launch) as pool:
+        tasks = runner.tasks(plan, pool)
+        tasks += [notebook(chapter, plan, {task.name for task in tasks}, pool) for chapter in plan.chapters]
+        progress = runner.perform(tasks, jobs, Bar(plan, tasks))
+    if progress.failed:
+        skipped = [task.name for task in progress.open]
+        raise RecordError(
+            "not everything was run",
+            got=f"{len(progress.failed)} failed: {', '.join(progress.failed)}"
+            + (f"; not run, since they need one of these: {', '.join(skipped)}" if skipped else ""),
+            remedy="what was finished is kept, so a new run goes on from there",
+        )
+
+
+def notebook(chapter: str, plan: Plan, todo: set[str], pool: Workers) -> Task:
+    """Execute a notebook, in a process of its own, once all that it shows is there."""
+    path = HERE / f"{chapter}.ipynb"
+
+    def act() -> None:
+        if up_to_date(path, plan.profile):
+            return
+        command = [*pool.launch, sys.executable, str(HERE / "execute.py"), str(path), "--profile", plan.profile]
+        env = os.environ | {"OMP_NUM_THREADS": str(pool.threads)}
+        done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            raise RecordError(done.stderr.strip().splitlines()[-1] if done.stderr.strip() else "no word of it")
+
+    after = frozenset(step.name for step in plan.of(chapter)) & todo
+    return Task(chapter, act, after, plans.measured().get(plan.profile, {}).get(chapter, 15.0))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; the exit status."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("chapters", nargs="*", help="names of notebooks; all of them if none is given")
+    parser.add_argument("--profile", default="quick", help="tiny, quick or paper")
+    parser.add_argument("--plan", action="store_true", help="say what would be run, and run nothing")
+    parser.add_argument("--jobs", type=int, default=0, help="how many processes side by side")
+    parser.add_argument("--launch", default="", help="a command that starts another one elsewhere, such as srun")
+    options = parser.parse_args(arguments)
+    cores = os.cpu_count() or 1
+    jobs = options.jobs if options.jobs > 0 else 1 if torch.cuda.is_available() else min(cores, 8)
+    try:
+        plan = plans.make(options.profile, options.chapters or tuple(CHAPTERS))
+        if options.plan:
+            print(plan.table())
+            return 0
+        print(plan.total(), file=sys.stderr)
+        reproduce(plan, jobs, shlex.split(options.launch))
+    except ClearStampError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted; a new run goes on from the records that are there", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,98 @@
+"""The registry: every notebook has its experiments, each name means one, and every claim leads to one of them."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from clearstamp import claims, registry
+from clearstamp.errors import RecordError
+from clearstamp.experiments import PROFILES
+from clearstamp.registry import CHAPTERS, Chapter, Group, declared
+
+NOTEBOOKS = {path.stem: path for path in (Path(__file__).parent.parent / "notebooks").glob("*.ipynb")}
+every_profile = pytest.mark.parametrize("profile", PROFILES)
+
+
+def test_every_notebook_is_a_chapter():
+    assert CHAPTERS.keys() == NOTEBOOKS.keys()
+
+
+@pytest.mark.parametrize("name", sorted(set(CHAPTERS) - {"00-your-own-model"}))
+def test_a_notebook_runs_every_group_of_its_chapter_and_declares_nothing_itself(name):
+    cells = [cell for cell in nbformat.read(NOTEBOOKS[name], as_version=4).cells if cell.cell_type == "code"]
+    code = "\n".join(cell.source for cell in cells)
+    chapter = Chapter(name, "quick")
+    asked: list[str] = []
+    words = {"report": Anything(), "display": lambda *_: None, "profile": "quick", "MARKED": registry.MARKED}
+    words["chapter"] = Asked(chapter, asked)
+    lines = "\n".join(c.source for c in cells if "Chapter(" not in c.source and "profile =" not in c.source)
+    exec(lines, words)
+    assert set(asked) == set(chapter.groups)
+    assert not re.search(r"clearstamp\.(lifecycle|campaigns|capacity|runtime|generalizability|coverage|attacks)", code)
+
+
+class Anything:
+    """Answers to every name and call with something that is empty, or with itself."""
+
+    def __getattr__(self, _):
+        return lambda *args, **kwargs: []
+
+
+class Asked:
+    """A chapter that runs nothing and notes what it was asked for."""
+
+    def __init__(self, chapter: Chapter, asked: list[str]):
+        self.chapter, self.asked = chapter, asked
+
+    def run(self, *groups: str) -> list:
+        self.asked += [group for group in groups if self.chapter[group]]
+        return []
+
+    def __getitem__(self, group: str) -> Group:
+        return self.chapter[group]
+
+
+@every_profile
+def test_one_name_means_one_experiment(profile):
+    assert all(experiment.name == name for (name, _), experiment in declared(profile).items())
+
+
+def test_two_experiments_of_one_name_are_an_error(monkeypatch):
+    twice = replace(registry.UNMARKED, lr=1.0)
+    monkeypatch.setitem(CHAPTERS, "03-pruning", lambda scale: {"again": Group([twice])})
+    with pytest.raises(RecordError, match="two different experiments of one name; got: unmarked; where: 03-pruning"):
+        declared("tiny")
+
+
+def test_what_an_experiment_needs_is_declared_with_it():
+    (erasure, seed) = ("erasure-paper", 2)
+    found = declared("paper", ["05-adaptive-adversary"])
+    assert {("11-keys-paper", seed), ("unmarked", seed)} <= found.keys() and (erasure, seed) in found
+
+
+def test_unknown_chapters_groups_and_profiles_are_errors():
+    with pytest.raises(RecordError, match="unknown chapter; got: '09-more'; expected: '00-your-own-model' or"):
+        Chapter("09-more", "tiny")
+    with pytest.raises(
+        RecordError, match="unknown group; got: 'more'; expected: unmarked, one key; where: 01-hardening"
+    ):
+        Chapter("01-hardening", "tiny").run("more")
+    with pytest.raises(RecordError, match="unknown profile"):
+        Chapter("01-hardening", "huge")
+
+
+def test_every_claim_is_about_an_experiment_of_its_chapter():
+    for claim in claims.load():
+        names = {experiment.name for experiment, _ in Chapter(claim.notebook, "paper").declared()}
+        assert names & {claim.experiment.format(readout=readout) for readout in claims.READOUTS}, claim.id
+
+
+def test_a_chapter_runs_the_groups_that_are_asked_for(monkeypatch):
+    ran = []
+    monkeypatch.setattr(registry, "run_all", lambda experiments, profile, seeds: ran.append((profile, seeds)) or ["r"])
+    chapter = Chapter("02-multi-key", "paper")
+    assert chapter.run("other counts", "noise") == ["r", "r"]
+    assert ran == [("paper", (0,)), ("paper", None)]

@@ -1,0 +1,100 @@
+"""What runs side by side, in which order, and what a failure stops."""
+
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from clearstamp import plan, records, runner
+from clearstamp.errors import RecordError
+from clearstamp.runner import Progress, Task, perform
+
+sys.path.append(str(Path(__file__).parent.parent / "notebooks"))
+import reproduce
+
+
+def tasks(ran: list[str], *made: tuple) -> list[Task]:
+    """Tasks that note their names, from ``(name, after, seconds, alone)``."""
+    return [Task(name, lambda name=name: ran.append(name), frozenset(after), *more) for name, after, *more in made]
+
+
+def test_a_task_runs_after_what_it_needs_and_the_longest_way_first():
+    ran: list[str] = []
+    perform(tasks(ran, ("short", "", 1), ("end", ["base"], 50), ("base", "", 1), ("long", "", 20)), 1)
+    assert ran == ["base", "end", "long", "short"]
+
+
+def test_so_many_run_at_once_and_what_is_alone_runs_alone():
+    together = threading.Barrier(2, timeout=20)
+    seen: list[set[str]] = []
+    made = [Task(name, together.wait, seconds=5) for name in "ab"]
+    made += [Task("timing", lambda: None, seconds=50, alone=True), Task("after", lambda: None, frozenset(["timing"]))]
+    progress = perform(made, 2, lambda progress: seen.append(set(progress.running)))
+    assert {"a", "b"} in seen and {"timing"} in seen
+    assert not any("timing" in running and len(running) > 1 for running in seen)
+    assert set(progress.done) == {"a", "b", "timing", "after"}
+
+
+def test_a_failure_stops_what_needs_it_and_nothing_else():
+    ran: list[str] = []
+
+    def fail() -> None:
+        raise RecordError("broken")
+
+    made = [Task("bad", fail), *tasks(ran, ("next", ["bad"]), ("last", ["next"]), ("other", ""))]
+    progress = perform(made, 1)
+    assert ran == ["other"] and list(progress.failed) == ["bad"]
+    assert progress.open == []
+
+
+def test_the_time_that_is_left_follows_how_the_expectations_fared():
+    made = {name: Task(name, lambda: None, seconds=seconds) for name, seconds in (("a", 100), ("b", 200), ("c", 40))}
+    fresh = Progress(made, running={"b": 0.0})
+    assert fresh.left() == pytest.approx(100 + 40 + 100)
+    later = Progress(made, done=["a"], running={"b": 0.0}, began=time.monotonic() - 300)
+    assert later.left() == pytest.approx(3 * (40 + 100), rel=0.01), "three times slower than expected"
+
+
+@pytest.fixture
+def scale(tmp_path, monkeypatch):
+    monkeypatch.setenv("CLEARSTAMP_ARTIFACTS", str(tmp_path))
+    return tmp_path / "tiny"
+
+
+def test_a_run_makes_records_and_a_notebook_and_a_second_one_makes_nothing(scale, capsys):
+    """Two processes, as a user starts it."""
+    chosen = ["01-hardening", "--profile", "tiny", "--jobs", "2"]
+    assert reproduce.main(chosen) == 0
+    told = capsys.readouterr().err
+    assert "3 experiments, 3 of them to run" in told and "01-hardening  done" in told and "%|" not in told
+    names = {"unmarked-seed0", "1-key-paper-seed0", "1-key-adjoint-seed0"}
+    assert {path.stem for path in (scale / "records").iterdir()} == names
+    made = {path: path.stat().st_mtime_ns for path in scale.rglob("*") if path.is_file()}
+    assert scale / "01-hardening.ipynb" in made
+    assert reproduce.main(chosen) == 0
+    assert {path: path.stat().st_mtime_ns for path in scale.rglob("*") if path.is_file()} == made
+
+
+def test_what_goes_wrong_in_a_worker_is_told(scale):
+    steps = plan.make("tiny", ["01-hardening"]).steps
+    broken = replace(steps["unmarked-seed0"], seed=77)  # which no chapter declares
+    with runner.workers("tiny", 1, 1) as pool, pytest.raises(RecordError, match="ended; got: exit status 1"):
+        pool.run(broken)
+    assert not records.folder("tiny").exists()
+
+
+def test_workers_end_with_the_block(scale):
+    with runner.workers("tiny", 2, 2) as pool:
+        one, two = pool.take(), pool.take()
+        assert one.poll() is None and two.poll() is None
+    assert one.poll() is not None and two.poll() is not None
+
+
+def test_a_worker_whose_master_is_gone_ends():
+    with runner.workers("tiny", 1, 1) as pool:
+        worker = pool.take()
+        worker.stdin.close()
+        assert worker.wait(60) == 0
