@@ -1,6 +1,7 @@
 """What a run would do, before its first step: experiments, data, records, time, and what cannot work."""
 
 import json
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -43,15 +44,19 @@ class Step:
 
 @dataclass(frozen=True)
 class Plan:
-    """The steps of some chapters in a profile, by name, those that others need before these."""
+    """The steps of some chapters in a profile, by name, those that others need before these.
+
+    If it is `recorded`, nothing is to be run, and what has no record is left out.
+    """
 
     profile: str
     chapters: tuple[str, ...]
     steps: dict[str, Step]
+    recorded: bool = False
 
     def todo(self) -> list[Step]:
         """What has to be run."""
-        return [step for step in self.steps.values() if step.todo]
+        return [] if self.recorded else [step for step in self.steps.values() if step.todo]
 
     def needed(self, step: Step) -> list[Step]:
         """The steps whose trained models a step takes."""
@@ -88,7 +93,7 @@ class Plan:
             images(each.dataset, each.train_images, each.test_images) for each in first.experiment.sets(scale)
         )
         there = sum(not step.todo for step in steps)
-        states = {0: "to run", len(steps): "recorded"}
+        states = {0: "not recorded" if self.recorded else "to run", len(steps): "recorded"}
         seeds = " ".join(str(step.seed) for step in steps)
         return (
             first.experiment.name,
@@ -127,12 +132,14 @@ def make(profile_name: str, chapters: Sequence[str] = tuple(CHAPTERS)) -> Plan:
     """The plan of some chapters.
 
     Raises `RecordError` for an unknown profile or chapter, for two different experiments of one name, and, all in one,
-    for whatever cannot work: a missing data set, too few images, an unknown model.
+    for whatever cannot work: a missing data set, too few images, an unknown model. With `$CLEARSTAMP_RECORDED` set
+    nothing has to work.
     """
     steps = dict(planned(profile_name, chapters))
     scale = profile(profile_name)
     faults: dict[str, list[str]] = {}
-    for step in (step for step in steps.values() if step.todo):
+    plan = Plan(profile_name, tuple(chapters), steps, recorded=bool(os.environ.get("CLEARSTAMP_RECORDED")))
+    for step in plan.todo():
         for error in step.experiment.check(step.experiment.at(scale)):
             faults.setdefault(str(error), []).append(step.name)
     if faults:
@@ -143,7 +150,7 @@ def make(profile_name: str, chapters: Sequence[str] = tuple(CHAPTERS)) -> Plan:
             remedy="`make data` downloads the data sets, data/README.md says where else they may lie; "
             "with CLEARSTAMP_RECORDED=1 nothing is run, and what is on record is shown",
         )
-    return Plan(profile_name, tuple(chapters), steps)
+    return plan
 
 
 def listed(names: Sequence[str], most: int = 3) -> str:

@@ -96,6 +96,9 @@ def test_what_is_on_record_is_not_run_and_needs_no_data(monkeypatch):
     monkeypatch.setattr(data, "size", lambda *_: None)
     with pytest.raises(RecordError, match="missing data set.*: 1 runs, two-seed0"):
         plan.make("tiny", chapters)
+    monkeypatch.setenv("CLEARSTAMP_RECORDED", "1")
+    recorded = plan.make("tiny", chapters)
+    assert recorded.todo() == [] and "not recorded" in recorded.table()
 
 
 def test_a_lost_model_is_trained_again_only_if_it_is_needed(monkeypatch):
