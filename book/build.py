@@ -191,7 +191,7 @@ def repository() -> str:
 
 def launch(notebook: str, repository: str) -> str:
     """Where a notebook can be run: links for a repository on GitHub, and the command for everybody."""
-    commit = records.here().get("commit") or "HEAD"
+    commit = records.here().commit or "HEAD"
     links = f"Run it yourself: `make {notebook.removesuffix('.ipynb')}`"
     if repository:
         binder = f"https://mybinder.org/v2/gh/{repository}/{commit}?labpath=notebooks/{notebook}"
@@ -221,16 +221,16 @@ def provenance(profile: str, made: Sequence[Record]) -> tuple[str, str]:
     def listed(values: Iterable[object]) -> str:
         return ", ".join(sorted({str(value) for value in values})) or "none"
 
-    def revision(about: dict[str, object]) -> str:
-        commit = str(about.get("commit") or "unknown")[:12]
-        return f"{commit} with uncommitted changes" if about.get("dirty") else commit
+    def revision(about: records.Provenance) -> str:
+        commit = (about.commit or "unknown")[:12]
+        return f"{commit} with uncommitted changes" if about.dirty else commit
 
     line = (
         f"Profile {profile}; book built at commit {revision(records.here())}; {len(made)} records, "
         f"commits: {listed(revision(r.provenance) for r in made)}; "
         f"data: {listed(name for r in made for name in r.data)}; "
-        f"seeds: {listed(r.seed for r in made)}; devices: {listed(r.provenance.get('device') for r in made)}; "
-        f"versions: {listed(f'{name} {v}' for r in made for name, v in r.provenance.get('versions', {}).items())}; "
+        f"seeds: {listed(r.seed for r in made)}; devices: {listed(r.provenance.device for r in made)}; "
+        f"versions: {listed(f'{name} {v}' for r in made for name, v in r.provenance.versions.items())}; "
         f"{sum(r.seconds for r in made) / 60:.0f} minutes of computing."
     )
     if profile == FULL_SCALE:
@@ -248,8 +248,12 @@ def front(folder: Path, made: Sequence[Record]) -> str:
         caption = f"The life of a stamp in a network that reads digits; record {download(life.name, life.name)}."
         parts.append(f"```{{figure}} {GENERATED}/life.png\n:name: fig-life\n:alt: {alt}\n\n{caption}\n```\n")
     if pruned := by_name.get(PRUNED):
-        stages = {s: found for s, found in pruned.results.items() if s == "before" or re.fullmatch(r"\d+ %", s)}
-        bundle, _ = report.attack_slider(replace(pruned, results=stages), name="weights pruned")._repr_mimebundle_()
+        attacks = pruned.parameters["attacks"]
+        whole = [
+            label for label, attack in attacks.items() if attack["attack"] == "pruning" and attack["scope"] == "global"
+        ]
+        stages = [stage for stage in pruned.stages if stage.attack in (None, *whole)]
+        bundle, _ = report.attack_slider(replace(pruned, stages=stages), name="weights pruned")._repr_mimebundle_()
         about = "A stamp embedded with noise in the stamp step, after pruning: raw above, developed below"
         below = f'<div class="cs-caption">{about}; record {download(pruned.name, pruned.name)}.</div>'
         parts.append(f"```{{raw}} html\n{bundle['text/html']}\n{below}\n```\n")

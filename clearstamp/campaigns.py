@@ -11,6 +11,7 @@ from clearstamp.data import Data
 from clearstamp.errors import ClearStampError, RecordError
 from clearstamp.experiments import Experiment, Findings, Profile, load_sets, profile
 from clearstamp.lifecycle import LifeCycle, trained
+from clearstamp.records import Score, Stage
 
 UNMARKED = LifeCycle(name="unmarked", keys=0)
 """The twin without a stamp."""
@@ -62,19 +63,20 @@ class Campaign(Experiment):
         model, *others = (trained(needed, profile(scale.name), seed) for needed in self.needs())
         stamp = self.on.stamp(sets.train.shape, sets.train.classes, seed)
         data, test = halves(sets.test) if self.unseen else (sets.train, sets.test)
-        results: dict[str, dict[str, Any]] = {}
+        stages: list[Stage] = []
         arrays: dict[str, Tensor] = {"secrets": stamp.secrets}
 
-        def keep(stage: str, look: Look, attacked: tuple[int, ...]) -> None:
-            scores = look.reading.summary()
+        def keep(label: str, look: Look, attack: str | None = None, attacked: tuple[int, ...] = ()) -> Stage:
+            scores: dict[str, Score] = {"accuracy": look.accuracy} | look.reading.summary()
             if attacked:
                 at = list(attacked)
                 scores |= {
                     "ssim_attacked": look.reading.ssim[at].mean().item(),
                     "developed_ssim_attacked": look.reading.developed_ssim[at].mean().item(),
                 }
-            results[stage] = {"accuracy": look.accuracy} | scores
-            arrays[stage] = look.reading.images
+            stages.append(Stage(label=label, attack=attack, step=look.step if label != attack else None, scores=scores))
+            arrays[label] = look.reading.images
+            return stages[-1]
 
         before: Look | None = None
         for label, attack in self.attacks.items():
@@ -91,12 +93,12 @@ class Campaign(Experiment):
             )
             if before is None:
                 before = found.before
-                keep("before", before, ())
+                keep("before", before)
             for look in found.trace[:-1]:
-                keep(f"{label}, {look.label}", look, found.attacked)
-            keep(label, found.after, found.attacked)
-            results[label] |= {"steps": found.steps, "seconds": round(found.seconds, 2)}
-        return results, arrays, {}
+                keep(f"{label}, {look.label}", look, label, found.attacked)
+            end = keep(label, found.after, label, found.attacked)
+            end.scores.update({"steps": found.steps, "seconds": round(found.seconds, 2)})
+        return stages, arrays, {}
 
 
 def campaigns(

@@ -61,11 +61,11 @@ class Capacity(Row):
         return SampledLoss(back, stamp, count=self.sample, noise=self.noise, dropout=self.dropout)
 
     def conduct(self, scale: Profile, seed: int) -> Findings:
-        results, arrays, weights = super().conduct(scale, seed)
-        secrets = arrays["secrets"]
-        for stage, found in results.items():
-            found |= self.judge(arrays[stage], secrets, seed)
-        return results, {name: arrays[name] for name in (*results, "secrets")}, weights
+        stages, arrays, weights = super().conduct(scale, seed)
+        for stage in stages:
+            stage.scores.update(self.judge(arrays[stage.label], arrays["secrets"], seed))
+        kept = ("secrets", *(stage.label for stage in stages))
+        return stages, {name: arrays[name] for name in kept}, weights
 
     def judge(self, images: Tensor, secrets: Tensor, seed: int) -> dict[str, Any]:
         """How many bits of raw signals ``[k, C, H, W]`` are wrong."""

@@ -7,23 +7,25 @@ from pathlib import Path
 from statistics import mean
 from typing import Literal
 
+import pydantic.dataclasses
 import yaml
+from pydantic import FiniteFloat, TypeAdapter, ValidationError
 
 from clearstamp import markdown
 from clearstamp.errors import RecordError
-from clearstamp.records import Record
+from clearstamp.records import READOUTS, STRICT, Moment, Record, told
 
 FILE = Path(__file__).with_name("claims.yml")
-READOUTS = ("paper", "adjoint")
 
 
-@dataclass(frozen=True, kw_only=True)
+@pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=STRICT)
 class Claim:
     """One number of the paper that the book checks.
 
-    `experiment` and `metric` may hold ``{readout}``. `verdict` says how the reproduced mean has to stand to the paper's
-    value: within `tolerance` of it (``near``), no more than that below it (``least``), or no more than that above it
-    (``most``); `reason` says why.
+    `experiment` may hold ``{readout}``. `moment`, `attack`, `step` and `keys` say at which stage of the experiment the
+    score `metric` is taken (see `clearstamp.records.Stage`). `verdict` says how the reproduced mean has to stand to the
+    paper's value: within `tolerance` of it (``near``), no more than that below it (``least``), or no more than that
+    above it (``most``); `reason` says why.
     """
 
     id: str
@@ -31,12 +33,27 @@ class Claim:
     where: str
     notebook: str
     experiment: str
-    stage: str
     metric: str
-    paper: float
+    paper: FiniteFloat
     verdict: Literal["near", "least", "most"]
-    tolerance: float
+    tolerance: FiniteFloat
     reason: str
+    moment: Moment | None = None
+    attack: str | None = None
+    step: int | None = None
+    keys: int | None = None
+
+    def value(self, record: Record, readout: str) -> float:
+        """The number in a record. Raises `RecordError` if it is not there."""
+        at = {name: getattr(self, name) for name in ("moment", "attack", "step", "keys")}
+        stage = record.find(self.metric, readout=readout, **at)
+        if stage is None:
+            raise RecordError(
+                "a claim asks for a number that its record does not hold",
+                got=", ".join(f"{name} {value}" for name, value in (at | {"metric": self.metric}).items() if value),
+                where=f"{self.id}, {record.name}",
+            )
+        return float(stage.scores[self.metric])
 
     def holds(self, value: float) -> bool:
         """Does a reproduced value bear the claim out?"""
@@ -72,13 +89,17 @@ class Row:
         return show(mean(values)) + spread
 
 
+CLAIMS = TypeAdapter(tuple[Claim, ...])
+
+
 @cache
 def load(path: Path = FILE) -> tuple[Claim, ...]:
     """Every claim. Raises `RecordError` for a file or an entry that is not one, and for an id given twice."""
     try:
-        entries = yaml.safe_load(path.read_text(encoding="utf-8"))
-        claims = tuple(Claim(**entry) for entry in entries)
-    except (OSError, yaml.YAMLError, TypeError) as error:
+        claims = CLAIMS.validate_python(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except ValidationError as error:
+        raise RecordError("not a claims file", got=told(error), where=path) from error
+    except (OSError, yaml.YAMLError) as error:
         raise RecordError("not a claims file", got=f"{type(error).__name__}: {error}", where=path) from error
     ids = [claim.id for claim in claims]
     if twice := sorted({i for i in ids if ids.count(i) > 1}):
@@ -102,13 +123,7 @@ def judge(claims: Iterable[Claim], records: Iterable[Record]) -> list[Row]:
         values: dict[str, list[float]] = {}
         for readout in READOUTS:
             made = by_name.get(claim.experiment.format(readout=readout), [])
-            metric = claim.metric.format(readout=readout)
-            try:
-                values[readout] = [float(r.results[claim.stage][metric]) for r in made]
-            except KeyError as error:
-                raise RecordError(
-                    "a claim asks for a number that its record does not hold", got=error, where=claim.id
-                ) from error
+            values[readout] = [claim.value(record, readout) for record in made]
         reduced = [r for r in by_name.get(claim.experiment.format(readout="paper"), []) if r.profile != "paper"]
         rows.append(Row(claim, values, ", ".join(dict.fromkeys(" and ".join(r.data) or "no data" for r in reduced))))
     return rows

@@ -10,6 +10,7 @@ from torchvision import models
 
 from clearstamp.errors import ClearStampError, RecordError, TransposeError
 from clearstamp.experiments import Experiment, Findings, Profile, device
+from clearstamp.records import READOUTS, Stage
 from clearstamp.stamp import Stamp
 from clearstamp.training import harden
 from clearstamp.transpose import transpose
@@ -100,16 +101,15 @@ class Coverage(Networks):
     """`cover` of some networks in both readouts, in float64."""
 
     def conduct(self, scale: Profile, seed: int) -> Findings:
-        results = {}
+        stages = []
         for name in self.networks:
             model = classifier(name, seed=seed).double()
             example = torch.zeros(1, 3, smallest(name), smallest(name), dtype=torch.float64)
-            results[name] = {"parameters": sum(weight.numel() for weight in model.parameters())} | {
-                f"{key} ({readout})": value
-                for readout in ("paper", "adjoint")
-                for key, value in cover(model, example, readout).items()
-            }
-        return results, {}, {}
+            size = sum(weight.numel() for weight in model.parameters())
+            for readout in READOUTS:
+                scores = {"parameters": size} | cover(model, example, readout)
+                stages.append(Stage(label=f"{name}/{readout}", network=name, readout=readout, scores=scores))
+        return stages, {}, {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +121,7 @@ class Hardened(Networks):
     lr: float = 1e-3
 
     def conduct(self, scale: Profile, seed: int) -> Findings:
-        results: dict[str, dict[str, Any]] = {}
+        stages: list[Stage] = []
         arrays: dict[str, Tensor] = {}
         for name in self.networks:
             model = classifier(name, seed=seed).to(device())
@@ -132,10 +132,7 @@ class Hardened(Networks):
             steps = self.steps if scale.name == "paper" else scale.hardening_steps // 10
             done = harden(back, stamp, steps=steps, target=0.95, lr=self.lr, progress=False)
             after = read(back, stamp)
-            results[name] = {
-                "steps": done.steps,
-                "ssim before": before.ssim.mean().item(),
-                "ssim": after.ssim.mean().item(),
-            }
+            scores = {"steps": done.steps, "ssim before": before.ssim.mean().item(), "ssim": after.ssim.mean().item()}
+            stages.append(Stage(label=name, network=name, scores=scores))
             arrays[name] = after.images
-        return results, arrays, {}
+        return stages, arrays, {}

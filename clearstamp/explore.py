@@ -60,7 +60,7 @@ class Explorer:
         self.erased = [weights(scene.model)]
         with torch.random.fork_rng(devices=[scene.device] if scene.device.type == "cuda" else []):
             torch.manual_seed(seed)
-            scene.look = lambda _: self.erased.append(weights(scene.model))  # type: ignore[assignment,return-value]
+            scene.look = lambda *_: self.erased.append(weights(scene.model))  # type: ignore[assignment]
             Erasure(keys="random", count=None, steps=ERASURE_STEPS, looks=ERASURE_STEPS).run(scene)
 
     def scene(self, stamp: Stamp) -> Scene:

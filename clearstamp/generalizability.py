@@ -47,10 +47,8 @@ class CrossData(Row):
         fit(life.model, batches, epochs=scale.finetune_epochs, lr=self.lr / 10, progress=False)
         reached = accuracy(life.model, sets.test.loader(250))
         replace_module(life.model, fresh, own)
-        life.keep("finetuned", read(life.back, life.stamp), reached)
+        life.keep("finetuned", read(life.back, life.stamp), accuracy=reached)
         other = fresh_model(self, scale, life.seed + 2000)
         train(self, scale, life.seed + 2000, other, None)
         replace_module(other, last_layer(other, life.example), own)
-        reading = read(life.transposed(other), life.stamp)
-        life.results["control"] = reading.summary()
-        life.arrays["control"] = reading.images
+        life.keep("control", read(life.transposed(other), life.stamp))

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from clearstamp.errors import ClearStampError, RecordError
 from clearstamp.experiments import FEW, Experiment, Findings, Profile, device, load_sets, trained_weights
 from clearstamp.models import MODELS, build
+from clearstamp.records import READOUTS, Moment, Readout, Score, Stage
 from clearstamp.stamp import PAPER_KEY, Stamp
 from clearstamp.training import OPTIMIZERS, Fit, RehearsedLoss, StampLoss, accuracy, fit, harden
 from clearstamp.transpose import Transposed, freeze, transpose
@@ -39,7 +40,7 @@ class LifeCycle(Experiment):
     looks: ClassVar[int] = FEW
     """Of how many keys a record of attacks on the model keeps the pictures."""
 
-    readout: Literal["paper", "adjoint"] = "paper"
+    readout: Readout = "paper"
     model: str = "cnn"
     keys: int = 11
     paper_key: bool = False
@@ -157,26 +158,27 @@ def plain(experiment: LifeCycle, scale: Profile, seed: int) -> Findings:
     """The unmarked twin: same initial weights, same batches; read with the keys that the marked models get."""
     sets = load_sets(scale)
     model, test = fresh_model(experiment, scale, seed), sets.test.loader(250)
-    stamps = {
-        "1 key": replace(experiment, keys=1, paper_key=True).stamp(sets.train.shape, sets.train.classes, seed),
-        "11 keys": replace(experiment, keys=11).stamp(sets.train.shape, sets.train.classes, seed),
-    }
-    results: dict[str, dict[str, Any]] = {}
+    marked = (replace(experiment, keys=1, paper_key=True), replace(experiment, keys=11))
+    stamps = [each.stamp(sets.train.shape, sets.train.classes, seed) for each in marked]
+    stages: list[Stage] = []
     arrays: dict[str, Tensor] = {}
 
-    def look(stage: str) -> None:
-        results[stage] = {"accuracy": accuracy(model, test)}
-        for keys, stamp in stamps.items():
-            for readout in ("paper", "adjoint"):
+    def look(moment: Moment) -> None:
+        stages.append(Stage(label=moment, moment=moment, scores={"accuracy": accuracy(model, test)}))
+        for stamp in stamps:
+            for readout in READOUTS:
                 reading = read(transpose(model, stamp.secrets[:1].to(device()), readout=readout), stamp)
-                results[stage] |= {f"{k} ({keys}, {readout})": v for k, v in reading.summary().items()}
-                arrays[f"{stage}/{keys}/{readout}"] = reading.images
+                keys = len(stamp)
+                label = f"{moment}/{keys} {'key' if keys == 1 else 'keys'}/{readout}"
+                scores = reading.summary()
+                stages.append(Stage(label=label, moment=moment, keys=keys, readout=readout, scores=scores))
+                arrays[label] = reading.images
 
     torch.manual_seed(seed)
     look("untrained")
     train(experiment, scale, seed, model, None)
     look("trained")
-    return results, arrays, snapshot(model)
+    return stages, arrays, snapshot(model)
 
 
 class Life:
@@ -186,7 +188,7 @@ class Life:
         model: the model as it is.
         stamp: with what the `paper` readout freezes, taken from a model that was trained for one epoch without a stamp.
         back: the model run backwards.
-        results, arrays: for the record.
+        stages, arrays: for the record.
     """
 
     def __init__(self, experiment: LifeCycle, scale: Profile, seed: int):
@@ -196,7 +198,7 @@ class Life:
         stamp = experiment.stamp(self.sets.train.shape, self.sets.train.classes, seed)
         self.stamp = replace(stamp, frozen=self.reference()) if experiment.readout == "paper" else stamp
         self.back = self.transposed(self.model)
-        self.results: dict[str, dict[str, Any]] = {}
+        self.stages: list[Stage] = []
         self.arrays: dict[str, Tensor] = {"secrets": self.stamp.secrets}
 
     @property
@@ -216,14 +218,15 @@ class Life:
         train(self.experiment, replace(self.scale, epochs=1), self.seed + 500, other, None)
         return freeze(other, self.example)
 
-    def look(self, stage: str) -> None:
+    def look(self, moment: Moment, **more: Score) -> None:
         """Measure accuracy and read the stamp."""
-        self.keep(stage, read(self.back, self.stamp), accuracy(self.model, self.sets.test.loader(250)))
+        reached = accuracy(self.model, self.sets.test.loader(250))
+        self.keep(moment, read(self.back, self.stamp), accuracy=reached, **more)
 
-    def keep(self, stage: str, reading: Reading, accuracy: float) -> None:
-        """Note what was seen at a stage."""
-        self.results[stage] = {"accuracy": accuracy} | reading.summary()
-        self.arrays[stage] = reading.images
+    def keep(self, moment: Moment, reading: Reading, **more: Score) -> None:
+        """Note what was seen at a moment."""
+        self.stages.append(Stage(label=moment, moment=moment, scores=more | reading.summary()))
+        self.arrays[moment] = reading.images
 
 
 def marked(experiment: LifeCycle, scale: Profile, seed: int) -> Findings:
@@ -242,23 +245,23 @@ def marked(experiment: LifeCycle, scale: Profile, seed: int) -> Findings:
         on_check=frames.__setitem__,
         progress=False,
     )
-    life.look("hardened")
-    life.results["hardened"] |= {"steps": hardening.steps, "reached": hardening.reached} | {
+    reached = {
         f"steps to {goal}": next((step for step, ssim in hardening.ssim if ssim >= goal), None) for goal in (0.9, 0.95)
     }
+    life.look("hardened", steps=hardening.steps, reached=hardening.reached, **reached)
     shown = slider_steps(sorted(frames))
     life.arrays["hardening/steps"] = torch.tensor(shown)
     life.arrays["hardening/frames"] = torch.stack([frames[step] for step in shown])
     life.arrays["hardening/losses"] = torch.tensor(hardening.losses)
     if experiment.until == "hardened":
-        return life.results, life.arrays, {}
+        return life.stages, life.arrays, {}
     training = train(experiment, scale, seed, life.model, experiment.loss(life.back, life.stamp))
     life.look("trained")
     weights = snapshot(life.model)
     life.arrays["training/losses"] = smooth(training.losses)
     life.arrays["training/stamp losses"] = smooth(training.stamp_losses)
     experiment.tune(life)
-    return life.results, life.arrays, weights
+    return life.stages, life.arrays, weights
 
 
 def snapshot(model: nn.Module) -> dict[str, Tensor]:

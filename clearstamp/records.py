@@ -1,18 +1,29 @@
-"""One frozen record per result: a JSON file, with its pictures beside it in a safetensors file."""
+"""One frozen record per result: a JSON file with a schema, and its pictures beside it in a safetensors file."""
 
 import hashlib
 import json
 import os
 import platform
 import subprocess
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import field
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
+from pydantic import (
+    ConfigDict,
+    FiniteFloat,
+    NonNegativeInt,
+    StrictBool,
+    StrictInt,
+    StrictStr,
+    TypeAdapter,
+    ValidationError,
+)
+from pydantic.dataclasses import dataclass
+from pydantic.json_schema import SkipJsonSchema
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
@@ -22,19 +33,15 @@ from clearstamp.stamp import write_atomically
 
 PACKAGE = Path(__file__).parent
 LIBRARIES = ("torch", "torchvision", "pytorch-msssim", "numpy")
-
-
-def here() -> dict[str, Any]:
-    """Commit, versions and hardware of this run."""
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return {
-        "commit": git("rev-parse", "HEAD"),
-        "dirty": bool(git("status", "--porcelain", "--", "clearstamp", "notebooks")),
-        "python": platform.python_version(),
-        "versions": {name: version(name) for name in LIBRARIES},
-        "device": gpu or f"CPU ({platform.machine()}, {os.cpu_count()} cores)",
-        "threads": torch.get_num_threads(),
-    }
+Readout = Literal["paper", "adjoint"]
+READOUTS: tuple[Readout, ...] = ("paper", "adjoint")
+Moment = Literal["untrained", "hardened", "trained", "finetuned", "control"]
+STRICT = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
+if TYPE_CHECKING:
+    Score = Any  # which one it is, a reader of records knows by its name
+else:
+    Score = StrictBool | StrictInt | FiniteFloat | StrictStr | None
+Sha256 = Annotated[str, "64 hexadecimal digits"]
 
 
 @cache
@@ -44,7 +51,72 @@ def git(*arguments: str) -> str:
     return done.stdout.strip() if done.returncode == 0 else ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Stage:
+    """What was measured at one moment of an experiment.
+
+    Attributes:
+        label: its name in this record, which its pictures share; it says nothing that the other fields do not.
+        moment: of a model's life: ``"untrained"``, ``"hardened"``, ``"trained"``, ``"finetuned"`` or ``"control"``.
+        attack: the attack of a campaign after which it was, or on whose way.
+        step: the epochs or optimizer steps of the attack so far; None at its end.
+        keys: how many were fed, where an experiment feeds several stamps.
+        readout: through which they were read, where an experiment uses both.
+        network: the network that was looked at, where an experiment takes several.
+        scores: numbers by name.
+    """
+
+    label: str
+    moment: Moment | None = None
+    attack: str | None = None
+    step: NonNegativeInt | None = None
+    keys: NonNegativeInt | None = None
+    readout: Readout | None = None
+    network: str | None = None
+    scores: dict[str, Score]
+
+    @property
+    def ends(self) -> bool:
+        """Is it the end of an attack?"""
+        return self.attack is not None and self.step is None
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Split:
+    """What was used of one split of a data set, and the number of images that it has officially, if it has one."""
+
+    images: NonNegativeInt
+    official: NonNegativeInt | None
+    sha256: Sha256
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Provenance:
+    """Where a record comes from; decides nothing."""
+
+    commit: str
+    dirty: bool
+    python: str
+    versions: dict[str, str]
+    device: str
+    threads: NonNegativeInt
+    seconds: FiniteFloat = 0.0
+
+
+def here() -> Provenance:
+    """Commit, versions and hardware of this run."""
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return Provenance(
+        commit=git("rev-parse", "HEAD"),
+        dirty=bool(git("status", "--porcelain", "--", "clearstamp", "notebooks")),
+        python=platform.python_version(),
+        versions={name: version(name) for name in LIBRARIES},
+        device=gpu or f"CPU ({platform.machine()}, {os.cpu_count()} cores)",
+        threads=torch.get_num_threads(),
+    )
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class Record:
     """One result, what decides it, and where it comes from.
 
@@ -58,8 +130,8 @@ class Record:
         profile: name of the scale.
         parameters: the experiment's fields, and those of the scale.
         seed: of everything that is drawn.
-        results: a stage of the experiment to its numbers.
-        data: a data set's name to its splits, each with the number of images used, the official one, and their sha256.
+        stages: what was measured.
+        data: a data set's name to what was used of each split.
         bases: the versions of the experiments whose trained models were taken.
         weights: a trained model to its checksum: the one trained here, or those that were taken.
         provenance: commit, library versions, hardware and wall time of the run.
@@ -68,16 +140,16 @@ class Record:
 
     experiment: str
     kind: str
-    version: int
+    version: NonNegativeInt
     profile: str
     parameters: dict[str, Any]
     seed: int
-    results: dict[str, dict[str, Any]]
-    data: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
-    bases: dict[str, int] = field(default_factory=dict)
-    weights: dict[str, str] = field(default_factory=dict)
-    provenance: dict[str, Any] = field(default_factory=here)
-    arrays: dict[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
+    stages: list[Stage]
+    data: dict[str, dict[Literal["train", "test"], Split]] = field(default_factory=dict)
+    bases: dict[str, NonNegativeInt] = field(default_factory=dict)
+    weights: dict[str, Sha256] = field(default_factory=dict)
+    provenance: Provenance = field(default_factory=here)
+    arrays: SkipJsonSchema[dict[str, Tensor]] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "arrays", {name: long(tensor) for name, tensor in self.arrays.items()})
@@ -88,24 +160,49 @@ class Record:
         return f"{self.experiment}-seed{self.seed}"
 
     @property
+    def results(self) -> dict[str, dict[str, Any]]:
+        """The scores of each stage by its label."""
+        return {stage.label: stage.scores for stage in self.stages}
+
+    def find(self, score: str, *, readout: str | None = None, **fields: object) -> Stage | None:
+        """The stage with this score, these fields, and this readout or none of its own; None if there is none."""
+        for stage in self.stages:
+            fits = all(getattr(stage, name) == value for name, value in fields.items())
+            if fits and stage.readout in (None, readout) and score in stage.scores:
+                return stage
+        return None
+
+    @property
     def digest(self) -> str:
         """sha256 of the key."""
-        key = [self.experiment, self.kind, self.version, self.parameters, self.bases, self.seed, self.data]
+        whole = ADAPTER.dump_python(self, mode="json", exclude={"arrays"})
+        key = [whole[name] for name in ("experiment", "kind", "version", "parameters", "bases", "seed", "data")]
         return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
 
     @property
     def seconds(self) -> float:
         """Wall time of the run."""
-        return float(self.provenance.get("seconds", 0.0))
+        return self.provenance.seconds
 
     def save(self) -> Path:
         """Write the record; a crash leaves the old one or the new one."""
         path = folder(self.profile) / f"{self.name}.json"
-        about = {key: value for key, value in asdict(self).items() if key != "arrays"}
+        about = ADAPTER.dump_python(self, mode="json", exclude={"arrays"}, exclude_none=False)
+        for stage in about["stages"]:
+            for name in [name for name, value in stage.items() if value is None]:
+                del stage[name]
         tensors = {name: short(tensor.detach().cpu().contiguous()) for name, tensor in self.arrays.items()}
         write_atomically(path.with_suffix(".safetensors"), save(tensors))
         write_atomically(path, (json.dumps(about, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode())
         return path
+
+
+ADAPTER = TypeAdapter(Record)
+
+
+def schema() -> dict[str, Any]:
+    """The JSON schema of a record's file."""
+    return ADAPTER.json_schema()
 
 
 def short(values: Tensor) -> Tensor:
@@ -130,17 +227,23 @@ def folder(profile: str) -> Path:
 
 
 def load(path: Path) -> Record:
-    """Read one record with its arrays. Raises `RecordError` naming a file that is missing or damaged."""
+    """Read one record with its arrays. Raises `RecordError` naming the file and the fields that do not fit."""
     try:
         about = json.loads(path.read_text(encoding="utf-8"))
-        return Record(**about, arrays=load_file(path.with_suffix(".safetensors")))
-    except (OSError, json.JSONDecodeError, TypeError, SafetensorError) as error:
-        raise RecordError(
-            "not a whole record",
-            got=f"{type(error).__name__}: {error}",
-            where=path,
-            remedy="remove the file and run its notebook again",
-        ) from error
+        if not isinstance(about, dict) or "arrays" in about:
+            raise ValueError("not an object with a record's fields")
+        return ADAPTER.validate_python(about | {"arrays": load_file(path.with_suffix(".safetensors"))})
+    except ValidationError as error:
+        got = told(error)
+    except (OSError, ValueError, SafetensorError) as error:
+        got = f"{type(error).__name__}: {error}"
+    remedy = "remove the file and run its notebook again"
+    raise RecordError("not a whole record", got=got, where=path, remedy=remedy)
+
+
+def told(error: ValidationError) -> str:
+    """Each field that does not fit its schema, and why."""
+    return ", ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg'].lower()}" for e in error.errors())
 
 
 def load_all(profile: str) -> list[Record]:
@@ -152,18 +255,3 @@ def find(profile: str, name: str) -> Record | None:
     """The record `name` of a profile, None if there is none."""
     path = folder(profile) / f"{name}.json"
     return load(path) if path.is_file() else None
-
-
-def plain(values: Mapping[str, Any]) -> Any:
-    """As it is read back from JSON."""
-    return json.loads(json.dumps(values))
-
-
-def filled(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """`given` with what it lacks from `defaults`, also in mappings within."""
-    within = {
-        name: filled(given[name], inner)
-        for name, inner in defaults.items()
-        if isinstance(inner, dict) and isinstance(given.get(name), dict)
-    }
-    return {**defaults, **given, **within}

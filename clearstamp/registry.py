@@ -35,10 +35,9 @@ from clearstamp.errors import RecordError
 from clearstamp.experiments import Experiment, Profile, profile, run_all
 from clearstamp.generalizability import CrossData, Row
 from clearstamp.lifecycle import LifeCycle, Rehearsed
-from clearstamp.records import Record
+from clearstamp.records import READOUTS, Readout, Record
 from clearstamp.runtime import Cost
 
-READOUTS: tuple[Literal["paper", "adjoint"], ...] = ("paper", "adjoint")
 FIRST = (0,)
 """The seed of what runs once."""
 
@@ -164,7 +163,7 @@ def generalizability(scale: Profile) -> Groups:
     }
 
 
-def table4(readout: Literal["paper", "adjoint"]) -> list[Row]:
+def table4(readout: Readout) -> list[Row]:
     """The ten rows of the paper's Table 4 in its order.
 
     Learning rates, and epochs where the paper's text is silent, are this library's: 1e-3 for networks with batch norm
@@ -268,7 +267,7 @@ def capacity(scale: Profile) -> Groups:
         for c in (("none", "hamming", "ldpc") if scale.name == "paper" else ("ldpc",))
     ]
 
-    def hardened(name: str, readout: Literal["paper", "adjoint"], **about: Any) -> Capacity:
+    def hardened(name: str, readout: Readout, **about: Any) -> Capacity:
         about |= {"until": "hardened", "target": None, "hardening_steps": 500}
         return Capacity(name=f"{name}-{readout}", readout=readout, code="none", **about)
 

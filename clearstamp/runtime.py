@@ -17,6 +17,7 @@ from clearstamp.coverage import OUTPUTS, classifier, classifiers
 from clearstamp.errors import ClearStampError, RecordError
 from clearstamp.experiments import Experiment, Findings, Profile, device
 from clearstamp.models import MODELS, build
+from clearstamp.records import Score, Stage
 from clearstamp.scores import structural_similarity
 from clearstamp.stamp import Stamp
 from clearstamp.training import Descent, StampLoss, adam
@@ -181,7 +182,7 @@ class Cost(Experiment):
         bench = Workbench(self)
         subject, twin = (getattr(bench, name) for name in (self.subject, self.twin))
         low, middle, high = quantiles(ratios(subject, twin, self.rounds, self.repeats), n=4)
-        found = {
+        found: dict[str, Score] = {
             "time": middle,
             "quartile 1": low,
             "quartile 3": high,
@@ -189,7 +190,7 @@ class Cost(Experiment):
             "memory": memory(Workbench(self), self.subject) / memory(Workbench(self), self.twin),
             "parameters": sum(p.numel() for p in bench.model.parameters()),
         }
-        return {"cost": found}, {}, {}
+        return [Stage(label="cost", scores=found)], {}, {}
 
 
 def ratios(subject: Callable[[], None], twin: Callable[[], None], rounds: int, repeats: int) -> list[float]:

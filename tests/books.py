@@ -13,7 +13,7 @@ import torch
 import yaml
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from clearstamp.records import Record
+from clearstamp.records import Record, Stage
 from clearstamp.report import Slider
 
 SOURCES = Path(__file__).parent.parent / "book"
@@ -54,8 +54,11 @@ def record(name: str, stages: Sequence[str]) -> Record:
     found = {"accuracy": 0.5, "ssim": 0.5, "developed_ssim": 0.5, "steps": 0}
     about = {"experiment": name, "kind": "LifeCycle", "version": 1, "profile": "tiny", "parameters": {}, "seed": 0}
     arrays = {stage: torch.rand(4, 1, 9, 9) for stage in (*stages, "secrets")}
-    results = {stage: found for stage in stages}
-    return Record(**about, results=results, data={"dots": {}}, arrays=arrays)
+    about["parameters"] = {
+        "attacks": {label: {"attack": "pruning", "scope": "global"} for label in stages if "%" in label}
+    }
+    seen = [Stage(label=label, attack=None if label == "before" else label, scores=dict(found)) for label in stages]
+    return Record(**about, stages=seen, data={"dots": {}}, arrays=arrays)
 
 
 def write_notebooks(root: Path) -> list[Record]:

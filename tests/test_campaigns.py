@@ -85,7 +85,7 @@ def test_a_model_is_trained_at_its_own_scale_whatever_the_campaign_s(monkeypatch
     (twin,) = run_all([TWIN], "tiny")
     few = Few(name="few-keys", readout="adjoint", model="fc", keys=2, lr=1e-3)
     (made,) = run_all([Campaign(name="few", on=few, attacks={"one": Averaging()}, unmarked=TWIN)], "tiny")
-    assert made.data["digits"]["train"]["images"] == 64
+    assert made.data["digits"]["train"].images == 64
     assert run_all([TWIN], "tiny") == [twin]
 
 

@@ -3,7 +3,7 @@ import pytest
 from clearstamp import claims, records
 from clearstamp.claims import Claim
 from clearstamp.errors import RecordError
-from clearstamp.records import Record
+from clearstamp.records import Record, Stage
 
 
 def claim(**changes) -> Claim:
@@ -13,7 +13,7 @@ def claim(**changes) -> Claim:
         "where": "Table 2",
         "notebook": "01-hardening",
         "experiment": "one-{readout}",
-        "stage": "trained",
+        "moment": "trained",
         "metric": "ssim",
         "paper": 0.9,
         "verdict": "least",
@@ -24,8 +24,9 @@ def claim(**changes) -> Claim:
 
 
 def record(readout: str, seed: int, ssim: float, profile: str = "paper") -> Record:
-    results = {"trained": {"ssim": ssim}}
-    return Record(f"one-{readout}", "LifeCycle", 1, profile, {}, seed, results, {"digits": {}})
+    stages = [Stage(label="trained", moment="trained", scores={"ssim": ssim})]
+    about = {"kind": "LifeCycle", "version": 1, "parameters": {}, "data": {"digits": {}}}
+    return Record(experiment=f"one-{readout}", profile=profile, seed=seed, stages=stages, **about)
 
 
 @pytest.mark.parametrize(

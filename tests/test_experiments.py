@@ -30,7 +30,7 @@ def test_a_life_cycle_is_read_after_every_stage(readout):
     for stage, found in record.results.items():
         assert {"accuracy", "ssim", "ssim_min", "developed_ssim", "correlation"} <= set(found)
         assert record.arrays[stage].shape == (2, 1, 28, 28)
-    assert record.data["digits"]["train"]["images"] == 128
+    assert record.data["digits"]["train"].images == 128
     assert record.results["hardened"]["ssim"] > 0.1
 
 

@@ -89,7 +89,7 @@ def test_tables_hold_the_records_numbers(made):
     assert f"{ssim:.3f}" in report.score_table(marked, "trained").data
     difference = 100 * (marked[0].results["trained"]["accuracy"] - unmarked[0].results["trained"]["accuracy"])
     assert f"{difference:+.2f}" in report.cost_table(marked, unmarked).data
-    assert f"{unmarked[0].results['trained']['ssim (11 keys, adjoint)']:.3f}" in report.control_table(unmarked).data
+    assert f"{unmarked[0].results['trained/11 keys/adjoint']['ssim']:.3f}" in report.control_table(unmarked).data
     assert f"{marked[0].results['hardened']['steps']}" in report.steps_table(marked).data
     assert f"{ssim:.3f}" in report.claims_table("02-multi-key", "tiny").data
     assert "512 train images" in report.provenance(marked).data
@@ -104,7 +104,7 @@ def test_a_variant_stands_beside_the_paper(made):
 
 
 def test_a_stage_of_an_experiment_s_own_has_a_table_too(made):
-    own = [replace(made["marked"][0], results={"control": made["marked"][0].results["trained"]})]
+    own = [replace(made["marked"][0], stages=[replace(made["marked"][0].stages[1], label="control")])]
     assert report.score_table(own, "control").metadata["clearstamp"]["caption"] == "Scores in the stage control"
 
 
@@ -131,8 +131,12 @@ def test_a_marked_model_without_its_twin_has_no_cost(made):
 
 def test_several_seeds_are_told_with_their_spread(made):
     (record,) = made["marked"]
-    other = replace(record, seed=1, results={"trained": record.results["trained"] | {"ssim": 0.5}})
-    both = [replace(record, results={"trained": record.results["trained"] | {"ssim": 0.75}}), other]
+    both = [
+        replace(
+            record, seed=seed, stages=[replace(record.stages[1], scores=record.results["trained"] | {"ssim": ssim})]
+        )
+        for seed, ssim in enumerate((0.75, 0.5))
+    ]
     assert "| 2 | " in report.score_table(both, "trained").data
     assert "| 0.625 ± 0.177 |" in report.score_table(both, "trained").data
 

@@ -69,7 +69,7 @@ class Adaptive(Attack):
 
 
 def look(scene: Scene, step: int) -> None:
-    scene.look(f"step {step}")
+    scene.look(f"step {step}", step)
 
 
 class Stretches:

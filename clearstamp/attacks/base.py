@@ -27,6 +27,8 @@ class Look:
     label: str
     accuracy: float
     reading: Reading
+    step: int | None = None
+    """The epochs or optimizer steps so far; None before the attack and at its end."""
 
 
 @dataclass(frozen=True)
@@ -111,14 +113,14 @@ class Scene:
             raise AttackError("this attack needs a model without a stamp", remedy="pass unmarked=")
         return self.unmarked
 
-    def look(self, label: str) -> Look:
+    def look(self, label: str, step: int | None = None) -> Look:
         """Measure the model as it is now and keep that on the trace."""
         began = time.perf_counter()
         evidence = self.evidence(self.model)
         if self.merge:
             evidence = merge_equal_units(evidence, self.example)
         back = transpose(evidence, self.example, readout=self.readout, frozen=self.stamp.frozen)
-        found = Look(label, accuracy(self.model, self.test.loader(250)), read(back, self.stamp))
+        found = Look(label, accuracy(self.model, self.test.loader(250)), read(back, self.stamp), step)
         self.trace.append(found)
         self.looking += time.perf_counter() - began
         return found

@@ -136,7 +136,7 @@ def train(scene: Scene, epochs: int, lr: float, optimizer: MakeOptimizer, batche
     check(epochs >= 1, "no such number of epochs", epochs, "at least 1")
 
     def look(epoch: int) -> None:
-        scene.look(f"epoch {epoch}")
+        scene.look(f"epoch {epoch}", epoch)
 
     batches = scene.data.loader(seed=scene.seed) if batches is None else batches
     done = fit(scene.model, batches, epochs=epochs, lr=lr, optimizer=optimizer, on_epoch=look, progress=False)

@@ -27,15 +27,16 @@ def pictured(records: Sequence[Record]) -> list[Record]:
 
 def stages_of(record: Record, attack: str) -> list[str]:
     """``"before"`` and the stages of one attack of a campaign, or for none the ends of all of them."""
-    found = [s for s in record.results if (s.startswith(f"{attack}, ") or s == attack if attack else is_end(record, s))]
+    found = [stage.label for stage in record.stages if (stage.attack == attack if attack else stage.ends)]
     if not found:
-        raise RecordError("the record has no such attack", got=repr(attack), expected=", ".join(record.results))
+        known = dict.fromkeys(stage.attack for stage in record.stages if stage.attack)
+        raise RecordError("the record has no such attack", got=repr(attack), expected=", ".join(known))
     return ["before", *found]
 
 
-def is_end(record: Record, stage: str) -> bool:
-    """Is a stage of a campaign the end of an attack, rather than a look on its way?"""
-    return "steps" in record.results[stage]
+def ends(record: Record) -> list[str]:
+    """``"before"`` and the ends of all attacks of a campaign."""
+    return [stage.label for stage in record.stages if stage.ends or stage.attack is None]
 
 
 def by_experiment(records: Sequence[Record]) -> dict[str, list[Record]]:

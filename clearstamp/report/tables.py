@@ -10,9 +10,9 @@ from IPython.display import HTML, Markdown
 
 from clearstamp import claims, markdown
 from clearstamp.capacity import Capacity
-from clearstamp.records import Record, load_all
+from clearstamp.records import Record, Split, Stage, load_all
 from clearstamp.report.exhibits import about
-from clearstamp.report.stages import READOUTS, SCORES, STAGES, by_experiment, is_end
+from clearstamp.report.stages import READOUTS, SCORES, STAGES, by_experiment, ends
 
 
 def shown(
@@ -84,8 +84,7 @@ def attacks_table(records: Sequence[Record]) -> Markdown:
         (
             (model(made[0]), stage, str(len(made)), *cells(made, stage))
             for made in by_experiment(records).values()
-            for stage in made[0].results
-            if stage == "before" or is_end(made[0], stage)
+            for stage in ends(made[0])
         ),
         "llr",
     )
@@ -135,9 +134,10 @@ def control_table(unmarked: Sequence[Record]) -> Markdown:
         unmarked,
         ("keys, readout", "seed", *(SCORES[score] for score in scores)),
         (
-            (f"{which}", str(r.seed), *(f"{r.results['trained'][f'{score} ({which})']:.3f}" for score in scores))
+            (f"{s.keys}, {s.readout}", str(r.seed), *(f"{s.scores[score]:.3f}" for score in scores))
             for r in unmarked
-            for which in (f"{keys}, {readout}" for keys in ("1 key", "11 keys") for readout in READOUTS)
+            for s in r.stages
+            if s.moment == "trained" and s.keys
         ),
     )
 
@@ -177,9 +177,13 @@ def payload_table(experiment: Capacity, records: Sequence[Record]) -> Markdown:
     """What is left of a message after each attack of a campaign, as `capacity_table` tells it."""
     judged = []
     for r in records:
-        ends = [stage for stage in r.results if stage == "before" or is_end(r, stage)]
-        found = {s: r.results[s] | experiment.judge(r.arrays[s], r.arrays["secrets"], r.seed) for s in ends}
-        judged.append(replace(r, results=found))
+        last = ends(r)
+        found = [
+            replace(s, scores=s.scores | experiment.judge(r.arrays[s.label], r.arrays["secrets"], r.seed))
+            for s in r.stages
+            if s.label in last
+        ]
+        judged.append(replace(r, stages=found))
     return capacity_table(judged, list(dict.fromkeys(stage for r in judged for stage in r.results)))
 
 
@@ -202,19 +206,19 @@ def coverage_table(records: Sequence[Record]) -> Markdown:
         "How the readouts cover each network",
         records,
         ("million parameters", "`paper`", "`adjoint`"),
-        lambda found: (f"{found['parameters'] / 1e6:.1f}", *(covered(found, readout) for readout in READOUTS)),
+        lambda found: (f"{found[0].scores['parameters'] / 1e6:.1f}", *map(covered, found)),
         "lrl",
     )
 
 
-def covered(found: Mapping[str, Any], readout: str) -> str:
+def covered(stage: Stage) -> str:
     """One readout of one network in words."""
-    reason = found[f"reason ({readout})"]
-    if reason is not None:
-        return str(reason).replace("\n", " ").replace("|", "/")
-    if not found[f"finite ({readout})"]:
+    found: Mapping[str, Any] = stage.scores
+    if found["reason"] is not None:
+        return str(found["reason"]).replace("\n", " ").replace("|", "/")
+    if not found["finite"]:
         return "the image is not finite"
-    weights, without = found[f"weights ({readout})"], found[f"without gradient ({readout})"]
+    weights, without = found["weights"], found["without gradient"]
     return f"yes, gradients in {weights - without} of {weights} weights"
 
 
@@ -224,7 +228,7 @@ def hardened_table(records: Sequence[Record]) -> Markdown:
         "Hardening of each network",
         records,
         ("steps", "SSIM before", "SSIM after"),
-        lambda found: (str(found["steps"]), f"{found['ssim before']:.3f}", f"{found['ssim']:.3f}"),
+        lambda found: (str(found[0].scores["steps"]), *(f"{found[0].scores[s]:.3f}" for s in ("ssim before", "ssim"))),
     )
 
 
@@ -232,13 +236,15 @@ def networks(
     caption: str,
     records: Sequence[Record],
     head: Sequence[str],
-    cells: Callable[[Mapping[str, Any]], Sequence[str]],
+    cells: Callable[[Sequence[Stage]], Sequence[str]],
     align: str = "lr",
 ) -> Markdown:
     """One line for every network of the records."""
-    found = {name: result for record in records for name, result in record.results.items()}
+    found: dict[str, list[Stage]] = {}
+    for stage in (stage for record in records for stage in record.stages):
+        found.setdefault(str(stage.network), []).append(stage)
     return shown(
-        caption, records, ("network", *head), ((name, *cells(result)) for name, result in found.items()), align
+        caption, records, ("network", *head), ((name, *cells(stages)) for name, stages in found.items()), align
     )
 
 
@@ -259,10 +265,9 @@ def runtime_table(records: Sequence[Record], caption: str) -> Markdown:
     return shown(caption, records, ("ratio", *columns, "time", "operations", "memory"), map(cells, records), "llr")
 
 
-def amount(split: Mapping[str, Any]) -> str:
+def amount(split: Split) -> str:
     """How many images of a split were used, and of how many."""
-    used, official = split["images"], split["official"]
-    return f"{used:,}{f' of {official:,}' if official not in (None, used) else ''}"
+    return f"{split.images:,}" + (f" of {split.official:,}" if split.official not in (None, split.images) else "")
 
 
 def provenance(records: Sequence[Record]) -> Markdown:
@@ -274,13 +279,13 @@ def provenance(records: Sequence[Record]) -> Markdown:
         for r in records
         for name, used in r.data.items()
     )
-    commits = {r.provenance["commit"][:10] + ("+changes" if r.provenance["dirty"] else "") for r in records}
+    commits = {r.provenance.commit[:10] + ("+changes" if r.provenance.dirty else "") for r in records}
     seeds = sorted({r.seed for r in records})
     about = records[0].provenance
-    versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
+    versions = ", ".join(f"{name} {version}" for name, version in about.versions.items())
     minutes = sum(r.seconds for r in records) / 60
     return Markdown(
         f"Profile `{records[0].profile}`: {'; '.join(sets) or 'no data'}; seeds {', '.join(map(str, seeds))}; "
-        f"{len(records)} records, {minutes:.0f} minutes of computing on {about['device']} with "
-        f"{about['threads']} threads; {versions}; commit {', '.join(sorted(commits)) or 'unknown'}."
+        f"{len(records)} records, {minutes:.0f} minutes of computing on {about.device} with "
+        f"{about.threads} threads; {versions}; commit {', '.join(sorted(commits)) or 'unknown'}."
     )
