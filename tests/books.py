@@ -74,7 +74,9 @@ def write_notebooks(root: Path) -> list[Record]:
         shown = new_output("display_data", data, metadata=metadata)
         progress = new_output("stream", name="stderr", text="100%|####|")
         formula = new_markdown_cell(r"With $W^\top$ and $$\begin{aligned} a &= b \\ c &= d \end{aligned}$$")
-        pictured = new_code_cell("1", id="tuned-table", outputs=[shown, progress])
+        pictured = new_code_cell(
+            f"1  # {'a line longer than any page is wide, ' * 5}", id="tuned-table", outputs=[shown, progress]
+        )
         cells = [new_markdown_cell(f"# {name}"), formula, pictured]
         about = {"language_info": {"name": "python", "pygments_lexer": "ipython3"}}
         nbformat.write(new_notebook(cells=cells, metadata=about), root / "artifacts" / "tiny" / f"{name}.ipynb")

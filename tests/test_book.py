@@ -261,6 +261,11 @@ def test_pages_say_where_their_numbers_come_from(pages: dict[Path, Page]) -> Non
         assert "100%|" not in text  # progress bars
 
 
+def test_the_front_page_s_code_fits_its_column():
+    (code,) = re.findall(r"```python\n(.*?)```", (SOURCES / "index.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert code.startswith("import clearstamp") and max(map(len, code.splitlines())) <= 76
+
+
 def test_the_numbers_that_fall_are_counted_and_listed_with_what_the_default_makes_of_them():
     claim = next(claim for claim in claims.load() if claim.verdict == "least")
     right, wrong = (claims.Row(claim, {"paper": [value], "adjoint": []}) for value in (claim.paper, claim.paper - 9))

@@ -55,6 +55,17 @@ def test_a_page_fits_a_phone(page: Page, built: Path, name: str):
 
 
 @every_page
+@pytest.mark.parametrize("width", [1280, 390])
+def test_no_line_of_code_is_cut(page: Page, built: Path, name: str, width: int):
+    page.set_viewport_size({"width": width, "height": 800})
+    open_page(page, built, name)
+    page.evaluate("for (const folded of document.querySelectorAll('details')) folded.open = true")
+    widths = page.locator(".bd-article pre").evaluate_all("all => all.map(pre => [pre.scrollWidth, pre.clientWidth])")
+    assert [found for found in widths if found[0] > found[1]] == []
+    assert widths or name not in ("index", "api", CHAPTER)
+
+
+@every_page
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_a_page_passes_axe(page: Page, built: Path, name: str, theme: str):
     page.add_init_script(f"localStorage.setItem('mode', '{theme}'); localStorage.setItem('theme', '{theme}')")
