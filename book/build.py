@@ -25,6 +25,7 @@ from clearstamp import claims, markdown, records, report
 from clearstamp.errors import ClearStampError, RecordError
 from clearstamp.records import Record
 from clearstamp.report.exhibits import KEY
+from clearstamp.report.tables import computed, listed, revision
 from clearstamp.rules import READOUTS
 
 HERE = Path(__file__).parent
@@ -106,7 +107,7 @@ def generate(
     (folder / FILES / "records").mkdir(parents=True)
     for record in made:
         shutil.copy(records.folder(profile) / f"{record.name}.json", folder / FILES / "records")
-    line, banner = provenance(profile, made)
+    source, banner = provenance(profile, made)
     admonition = f":::{{warning}}\n{banner}\n:::\n\n" if banner else ""
     judged = claims.judge(claims.load(), made)
     links = {row.claim.id: evidence(row.claim, exhibits, made) for row in judged}
@@ -118,8 +119,8 @@ def generate(
         "experiments.md": experiments(profile, made),
         "tolerances.md": tolerances(profile),
         "rules.md": rules(),
-        "provenance.md": f"{admonition}{markdown.escape(line)}\n",
-        "provenance.json": json.dumps({"line": line, "banner": banner}),
+        "provenance.md": f"{admonition}{source}\n",
+        "provenance.json": json.dumps({"html": source, "banner": banner}),
         "exhibits.json": json.dumps({f"{e.page}/{e.cell}": (e.title, e.anchor) for e in reversed(exhibits)}),
     }
     for name, text in texts.items():
@@ -215,26 +216,16 @@ def evidence(claim: claims.Claim, exhibits: Iterable[Exhibit], made: Iterable[Re
 
 
 def provenance(profile: str, made: Sequence[Record]) -> tuple[str, str]:
-    """Where the numbers come from, in one line, and a warning (empty at full scale)."""
-
-    def listed(values: Iterable[object]) -> str:
-        return ", ".join(sorted({str(value) for value in values})) or "none"
-
-    def revision(about: dict[str, object]) -> str:
-        commit = str(about.get("commit") or "unknown")[:12]
-        return f"{commit} with uncommitted changes" if about.get("dirty") else commit
-
+    """Where the numbers come from, as HTML, in a line and a toggle, and a warning (empty at full scale)."""
     line = (
-        f"Profile {profile}; book built at commit {revision(records.provenance())}; {len(made)} records, "
-        f"commits: {listed(revision(r.provenance) for r in made)}; "
-        f"data: {listed(r.dataset.get('name') for r in made)}; "
-        f"seeds: {listed(r.seed for r in made)}; devices: {listed(r.provenance.get('device') for r in made)}; "
-        f"versions: {listed(f'{name} {v}' for r in made for name, v in r.provenance.get('versions', {}).items())}; "
-        f"{sum(r.wall_seconds for r in made) / 60:.0f} minutes of computing."
+        f"Profile {profile}: {len(made)} records; data: {listed(r.dataset.get('name') for r in made)}; "
+        f"seeds: {listed(r.seed for r in made)}."
     )
+    built = f"book built at commit {revision(records.provenance())}"
+    text = f'<div class="cs-provenance"><p>{escape(line)}</p>{computed(made, built)}</div>'
     if profile == FULL_SCALE:
-        return line, ""
-    return line, f"Not at the paper's scale: these numbers come from the reduced profile “{profile}”."
+        return text, ""
+    return text, f"Not at the paper's scale: these numbers come from the reduced profile “{profile}”."
 
 
 def front(folder: Path, made: Sequence[Record]) -> str:

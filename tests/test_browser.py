@@ -66,6 +66,18 @@ def test_no_line_of_code_is_cut(page: Page, built: Path, name: str, width: int):
 
 
 @every_page
+def test_the_footer_is_short_and_unfolds_by_keyboard(page: Page, built: Path, name: str):
+    open_page(page, built, name)
+    footer = page.locator("footer .cs-provenance")
+    assert "\n" not in footer.locator("p").inner_text()
+    commits = footer.get_by_text("commits of the records")
+    assert not commits.is_visible()
+    footer.locator("summary").focus()
+    page.keyboard.press("Enter")
+    assert commits.is_visible()
+
+
+@every_page
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_a_page_passes_axe(page: Page, built: Path, name: str, theme: str):
     page.add_init_script(f"localStorage.setItem('mode', '{theme}'); localStorage.setItem('theme', '{theme}')")
@@ -92,6 +104,7 @@ def test_the_one_page_edition_is_unfolded_and_links_within_itself(page: Page, bu
     page.goto(archive.one_page(built.parent.parent).as_uri())
     page.evaluate(archive.ON_PAPER)
     assert page.locator("details.hide[open]").count() > 0 == page.locator("details.hide:not([open])").count()
+    assert page.get_by_text("commits of the records").first.is_visible()
     exhibit = page.locator("a", has_text="Figure 3.1").first
     assert page.locator(exhibit.get_attribute("href")).count() == 1
 

@@ -95,6 +95,23 @@ def test_tables_hold_the_records_numbers(made):
     assert "512 train images" in report.provenance(marked).data
 
 
+def test_provenance_is_a_line_and_a_toggle(made):
+    (first,) = made["marked"]
+    commits = [
+        first.provenance | {"commit": letter * 40, "dirty": dirty} for letter, dirty in (("a", False), ("b", True))
+    ]
+    records = [replace(first, seed=seed, provenance=commit) for seed, commit in enumerate(commits)]
+    line, toggle = report.provenance(records).data.strip().split("\n\n")
+    assert line.startswith("Profile `tiny`: 2 records; data: ") and line.endswith("; seeds: 0, 1.")
+    assert "\n" not in line and len(line) < 120
+    assert toggle.startswith("<details") and toggle.endswith("</details>")
+    assert f"<li>commits of the records: {'a' * 12}, {'b' * 12} with uncommitted changes</li>" in toggle
+    assert (
+        f"<li>versions: {report.tables.listed(f'{n} {v}' for n, v in first.provenance['versions'].items())}</li>"
+        in toggle
+    )
+
+
 def test_a_variant_stands_beside_the_paper(made):
     (first,) = run_all([LifeCycle(name="11-keys-quick-paper", keys=2)], "tiny")
     shown = report.variant_table("quick", "tiny")

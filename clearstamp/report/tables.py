@@ -265,18 +265,39 @@ def amount(record: Record, part: str) -> str:
     return f"{used:,}{f' of {official:,}' if official not in (None, used) else ''} {part} images"
 
 
+def listed(values: Iterable[object]) -> str:
+    """Each value once, in order, in words."""
+    return ", ".join(sorted({str(value) for value in values})) or "none"
+
+
+def revision(provenance: Mapping[str, Any]) -> str:
+    """The commit that something was made at."""
+    commit = str(provenance.get("commit") or "unknown")[:12]
+    return f"{commit} with uncommitted changes" if provenance.get("dirty") else commit
+
+
+def computed(records: Sequence[Record], *more: str) -> str:
+    """How records were computed, and what `more` says, as HTML behind a toggle."""
+    made = [r.provenance for r in records]
+    parts = (
+        *more,
+        f"commits of the records: {listed(map(revision, made))}",
+        f"devices: {listed(about.get('device') for about in made)}",
+        f"threads: {listed(about.get('threads') for about in made)}",
+        f"versions: {listed(f'{name} {v}' for about in made for name, v in about.get('versions', {}).items())}",
+        f"{sum(r.wall_seconds for r in records) / 60:.0f} minutes of computing",
+    )
+    items = "".join(f"<li>{html.escape(part)}</li>" for part in parts)
+    return f'<details class="cs-computed"><summary>How they were computed</summary><ul>{items}</ul></details>'
+
+
 def provenance(records: Sequence[Record]) -> Markdown:
-    """Where the numbers of a page come from."""
+    """Where the numbers of a page come from, in a line; how they were computed, behind a toggle."""
     if not records:
         return Markdown("*Not run in this profile.*")
     sets = dict.fromkeys(f"{r.dataset['name']}, {amount(r, 'train')} and {amount(r, 'test')}" for r in records)
-    commits = {r.provenance["commit"][:10] + ("+changes" if r.provenance["dirty"] else "") for r in records}
-    seeds = sorted({r.seed for r in records})
-    about = records[0].provenance
-    versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
-    minutes = sum(r.wall_seconds for r in records) / 60
-    return Markdown(
-        f"Profile `{records[0].profile}`: {'; '.join(sets)}; seeds {', '.join(map(str, seeds))}; "
-        f"{len(records)} records, {minutes:.0f} minutes of computing on {about['device']} with "
-        f"{about['threads']} threads; {versions}; commit {', '.join(sorted(commits)) or 'unknown'}."
+    line = (
+        f"Profile `{records[0].profile}`: {len(records)} records; data: {'; '.join(sets)}; "
+        f"seeds: {listed(r.seed for r in records)}."
     )
+    return Markdown(f"{line}\n\n{computed(records)}\n")
