@@ -240,7 +240,10 @@ def front(folder: Path, made: Sequence[Record]) -> str:
     if pruned := by_name.get(PRUNED):
         stages = {s: found for s, found in pruned.results.items() if s == "before" or re.fullmatch(r"\d+ %", s)}
         bundle, _ = report.attack_slider(replace(pruned, results=stages), name="weights pruned")._repr_mimebundle_()
-        about = "A stamp embedded with noise in the stamp step, after pruning: raw above, developed below"
+        about = (
+            "A stamp embedded with noise in the stamp step, after pruning; it opens at the most that costs "
+            f"no more than {100 * report.sliders.HOLDS:g} points of accuracy"
+        )
         below = f'<div class="cs-caption">{about}; record {download(pruned.name, pruned.name)}.</div>'
         parts.append(f"```{{raw}} html\n{bundle['text/html']}\n{below}\n```\n")
     return "\n".join(parts)

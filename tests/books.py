@@ -51,10 +51,10 @@ def copy_sources(root: Path) -> None:
 
 def record(name: str, stages: Sequence[str]) -> Record:
     """A record of seed 0 with one picture a stage."""
-    found = {"accuracy": 0.5, "ssim": 0.5, "developed_ssim": 0.5, "steps": 0}
+    found = {"accuracy": 0.5, "ssim": 0.5, "developed_ssim": 0.5}
     about = {"experiment": name, "profile": "tiny", "parameters": {}, "seed": 0, "code": {}, "paper": {}}
     arrays = {stage: torch.rand(4, 1, 9, 9) for stage in (*stages, "secrets")}
-    results = {stage: found for stage in stages}
+    results = {stage: found if stage == "before" else found | {"steps": 0} for stage in stages}
     return Record(**about, results=results, dataset={"name": "dots"}, wall_seconds=1.0, arrays=arrays)
 
 
@@ -68,7 +68,7 @@ def write_notebooks(root: Path) -> list[Record]:
         each.save()
     colours = ((200, 30, 30), (30, 160, 30), (30, 30, 200))
     frames = [np.full((20, 60, 3), colour, np.uint8) for colour in colours]
-    slider = Slider(frames, ["step 0", "step 10", "step 20"], "step", "a stamp", made)
+    slider = Slider(frames, ["step 0", "step 10", "step 20"], "step", "a stamp", made, rows=("secret",), start=1)
     for name in chapters():
         data, metadata = slider._repr_mimebundle_()
         shown = new_output("display_data", data, metadata=metadata)

@@ -4,6 +4,7 @@ import json
 import re
 import zipfile
 from collections.abc import Iterator
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
@@ -260,6 +261,14 @@ def test_pages_say_where_their_numbers_come_from(pages: dict[Path, Page]) -> Non
         assert re.search(r"<li>versions: [^<]*torch \d", text)
         assert "Not at the paper" in text
         assert "100%|" not in text  # progress bars
+
+
+def test_the_front_page_s_slider_opens_where_accuracy_holds(tmp_path: Path):
+    accuracies = {"before": 0.99, "10 %": 0.98, "80 %": 0.5, "channels 20 %": 0.99}
+    pruned = record(book_build.PRUNED.removesuffix("-seed0"), tuple(accuracies))
+    results = {stage: pruned.results[stage] | {"accuracy": accuracy} for stage, accuracy in accuracies.items()}
+    shown = book_build.front(tmp_path, [replace(pruned, results=results)])
+    assert ">10 %: accuracy 0.980" in shown and "no more than 2 points of accuracy" in shown
 
 
 def test_the_front_page_s_code_fits_its_column():

@@ -116,17 +116,41 @@ def picture(page: Page) -> bytes:
 def test_a_slider_moves_by_keyboard_by_mouse_and_by_itself(page: Page, built: Path):
     open_page(page, built, CHAPTER)
     slider, text = page.locator(".cs-slider input"), page.locator(".cs-slider output")
-    last = picture(page)
-    slider.focus()
-    page.keyboard.press("ArrowLeft")
     middle = picture(page)
-    assert text.inner_text() == "step 10" and middle != last
+    assert text.inner_text() == "step 10", "where it opens"
+    slider.focus()
+    page.keyboard.press("ArrowRight")
+    last = picture(page)
+    assert text.inner_text() == "step 20" and middle != last
     slider.click(position={"x": 2, "y": 5})
     assert text.inner_text() == "step 0" and picture(page) not in (middle, last)
     page.locator(".cs-slider button").click()
     page.wait_for_function("document.querySelector('.cs-slider output').textContent === 'step 20'")
     assert picture(page) == last
     assert slider.get_attribute("aria-valuetext") == "step 20"
+
+
+def test_a_slider_shows_its_start_without_scripts(page: Page, browser: Browser, built: Path):
+    open_page(page, built, CHAPTER)
+    still = browser.new_page(viewport=page.viewport_size, java_script_enabled=False)
+    open_page(still, built, CHAPTER)
+    assert picture(still) == picture(page)
+    assert still.locator(".cs-slider output").inner_text() == "step 10"
+    still.close()
+
+
+def test_the_rows_of_a_slider_are_named_where_they_are(page: Page, built: Path):
+    for width in (1280, 390):
+        page.set_viewport_size({"width": width, "height": 800})
+        open_page(page, built, "index")
+        image = page.locator(".cs-slider img").bounding_box()
+        names = page.locator(".cs-slider .cs-names div")
+        assert names.all_inner_texts() == ["secret", "raw", "developed"]
+        for place, name in enumerate(names.all()):
+            box = name.bounding_box()
+            middle = (box["y"] + box["height"] / 2 - image["y"]) / image["height"]
+            assert abs(middle - (place + 0.5) / 3) < 0.02
+            assert box["x"] + box["width"] <= image["x"]
 
 
 def test_a_dark_page_keeps_the_colours_of_a_stamp(page: Page, built: Path):
