@@ -21,11 +21,11 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 QUIET = ("background-networking", "component-update", "sync", "gpu", "quic")
 
 ON_PAPER = """() => {
-  for (const code of document.querySelectorAll("details.hide")) code.open = true;
+  for (const folded of document.querySelectorAll("details.hide, details.cs-computed")) folded.open = true;
   for (const link of document.querySelectorAll("a[download]")) link.removeAttribute("href");
   for (const link of document.querySelectorAll('a[href*=".html#"]')) link.href = "#" + link.href.split("#")[1];
 }"""
-"""Code is unfolded; links to other pages become links within the one, those to files, which a PDF has not, none."""
+"""What is folded opens; links to other pages become links within the one, those to files, which a PDF has not, none."""
 
 
 def zipped(pages: Path, target: Path) -> Path:

@@ -26,6 +26,7 @@ from clearstamp.errors import ClearStampError, RecordError
 from clearstamp.records import Record
 from clearstamp.registry import Chapter
 from clearstamp.report.exhibits import KEY
+from clearstamp.report.tables import computed, listed, revision
 from clearstamp.rules import READOUTS
 
 HERE = Path(__file__).parent
@@ -107,7 +108,7 @@ def generate(
     (folder / FILES / "records").mkdir(parents=True)
     for record in made:
         shutil.copy(records.folder(profile) / f"{record.name}.json", folder / FILES / "records")
-    line, banner = provenance(profile, made)
+    source, banner = provenance(profile, made)
     admonition = f":::{{warning}}\n{banner}\n:::\n\n" if banner else ""
     judged = claims.judge(claims.load(), made)
     links = {row.claim.id: evidence(row.claim, exhibits, made) for row in judged}
@@ -119,8 +120,8 @@ def generate(
         "experiments.md": experiments(profile, made),
         "tolerances.md": tolerances(),
         "rules.md": rules(),
-        "provenance.md": f"{admonition}{markdown.escape(line)}\n",
-        "provenance.json": json.dumps({"line": line, "banner": banner}),
+        "provenance.md": f"{admonition}{source}\n",
+        "provenance.json": json.dumps({"html": source, "banner": banner}),
         "exhibits.json": json.dumps({f"{e.page}/{e.cell}": (e.title, e.anchor) for e in reversed(exhibits)}),
     }
     for name, text in texts.items():
@@ -216,26 +217,16 @@ def evidence(claim: claims.Claim, exhibits: Iterable[Exhibit], made: Iterable[Re
 
 
 def provenance(profile: str, made: Sequence[Record]) -> tuple[str, str]:
-    """Where the numbers come from, in one line, and a warning (empty at full scale)."""
-
-    def listed(values: Iterable[object]) -> str:
-        return ", ".join(sorted({str(value) for value in values})) or "none"
-
-    def revision(about: records.Provenance) -> str:
-        commit = (about.commit or "unknown")[:12]
-        return f"{commit} with uncommitted changes" if about.dirty else commit
-
+    """Where the numbers come from, as HTML, in a line and a toggle, and a warning (empty at full scale)."""
     line = (
-        f"Profile {profile}; book built at commit {revision(records.here())}; {len(made)} records, "
-        f"commits: {listed(revision(r.provenance) for r in made)}; "
-        f"data: {listed(name for r in made for name in r.data)}; "
-        f"seeds: {listed(r.seed for r in made)}; devices: {listed(r.provenance.device for r in made)}; "
-        f"versions: {listed(f'{name} {v}' for r in made for name, v in r.provenance.versions.items())}; "
-        f"{sum(r.seconds for r in made) / 60:.0f} minutes of computing."
+        f"Profile {profile}: {len(made)} records; data: {listed(name for r in made for name in r.data)}; "
+        f"seeds: {listed(r.seed for r in made)}."
     )
+    built = f"book built at commit {revision(records.here())}"
+    text = f'<div class="cs-provenance"><p>{escape(line)}</p>{computed(made, built)}</div>'
     if profile == FULL_SCALE:
-        return line, ""
-    return line, f"Not at the paper's scale: these numbers come from the reduced profile “{profile}”."
+        return text, ""
+    return text, f"Not at the paper's scale: these numbers come from the reduced profile “{profile}”."
 
 
 def front(folder: Path, made: Sequence[Record]) -> str:
@@ -254,7 +245,10 @@ def front(folder: Path, made: Sequence[Record]) -> str:
         ]
         stages = [stage for stage in pruned.stages if stage.attack in (None, *whole)]
         bundle, _ = report.attack_slider(replace(pruned, stages=stages), name="weights pruned")._repr_mimebundle_()
-        about = "A stamp embedded with noise in the stamp step, after pruning: raw above, developed below"
+        about = (
+            "A stamp embedded with noise in the stamp step, after pruning; it opens at the most that costs "
+            f"no more than {100 * report.sliders.HOLDS:g} points of accuracy"
+        )
         below = f'<div class="cs-caption">{about}; record {download(pruned.name, pruned.name)}.</div>'
         parts.append(f"```{{raw}} html\n{bundle['text/html']}\n{below}\n```\n")
     return "\n".join(parts)

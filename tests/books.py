@@ -71,13 +71,15 @@ def write_notebooks(root: Path) -> list[Record]:
         each.save()
     colours = ((200, 30, 30), (30, 160, 30), (30, 30, 200))
     frames = [np.full((20, 60, 3), colour, np.uint8) for colour in colours]
-    slider = Slider(frames, ["step 0", "step 10", "step 20"], "step", "a stamp", made)
+    slider = Slider(frames, ["step 0", "step 10", "step 20"], "step", "a stamp", made, rows=("secret",), start=1)
     for name in chapters():
         data, metadata = slider._repr_mimebundle_()
         shown = new_output("display_data", data, metadata=metadata)
         progress = new_output("stream", name="stderr", text="100%|####|")
         formula = new_markdown_cell(r"With $W^\top$ and $$\begin{aligned} a &= b \\ c &= d \end{aligned}$$")
-        pictured = new_code_cell("1", id="tuned-table", outputs=[shown, progress])
+        pictured = new_code_cell(
+            f"1  # {'a line longer than any page is wide, ' * 5}", id="tuned-table", outputs=[shown, progress]
+        )
         cells = [new_markdown_cell(f"# {name}"), formula, pictured]
         about = {"language_info": {"name": "python", "pygments_lexer": "ipython3"}}
         nbformat.write(new_notebook(cells=cells, metadata=about), root / "artifacts" / "tiny" / f"{name}.ipynb")

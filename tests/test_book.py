@@ -135,7 +135,7 @@ def test_prose_refers_to_an_exhibit_by_its_number_and_says_where_there_is_none(b
 def test_code_is_folded_in_chapters_and_open_in_the_tutorial(built: Path) -> None:
     chapter, tutorial = ((built / "_generated" / f"{name}.html").read_text() for name in chapters()[1::-1])
     assert '<details class="admonition hide above-input">' in chapter
-    assert "<details class=" not in tutorial and 'class="cell_input' in tutorial
+    assert "above-input" not in tutorial and 'class="cell_input' in tutorial
 
 
 def test_exhibits_that_prose_refers_to_are_code_cells_of_the_notebooks() -> None:
@@ -256,9 +256,24 @@ def test_math_is_mathml(pages: dict[Path, Page]) -> None:
 def test_pages_say_where_their_numbers_come_from(pages: dict[Path, Page]) -> None:
     for path in pages:
         text = path.read_text(encoding="utf-8")
-        assert "Profile tiny" in text and "seeds: 0;" in text and re.search(r"versions: [^;]*torch \d", text)
+        assert "<p>Profile tiny: 2 records; data: dots; seeds: 0.</p><details" in text
+        assert re.search(r"<li>versions: [^<]*torch \d", text)
         assert "Not at the paper" in text
         assert "100%|" not in text  # progress bars
+
+
+def test_the_front_page_s_slider_opens_where_accuracy_holds(tmp_path: Path):
+    accuracies = {"before": 0.99, "10 %": 0.98, "80 %": 0.5, "channels 20 %": 0.99}
+    pruned = record(book_build.PRUNED.removesuffix("-seed0"), tuple(accuracies))
+    for stage in pruned.stages:
+        stage.scores["accuracy"] = accuracies[stage.label]
+    shown = book_build.front(tmp_path, [pruned])
+    assert ">10 %: accuracy 0.980" in shown and "no more than 2 points of accuracy" in shown
+
+
+def test_the_front_page_s_code_fits_its_column():
+    (code,) = re.findall(r"```python\n(.*?)```", (SOURCES / "index.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert code.startswith("import clearstamp") and max(map(len, code.splitlines())) <= 76
 
 
 def test_the_numbers_that_fall_are_counted_and_listed_with_what_the_default_makes_of_them():

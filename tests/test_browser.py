@@ -55,6 +55,29 @@ def test_a_page_fits_a_phone(page: Page, built: Path, name: str):
 
 
 @every_page
+@pytest.mark.parametrize("width", [1280, 390])
+def test_no_line_of_code_is_cut(page: Page, built: Path, name: str, width: int):
+    page.set_viewport_size({"width": width, "height": 800})
+    open_page(page, built, name)
+    page.evaluate("for (const folded of document.querySelectorAll('details')) folded.open = true")
+    widths = page.locator(".bd-article pre").evaluate_all("all => all.map(pre => [pre.scrollWidth, pre.clientWidth])")
+    assert [found for found in widths if found[0] > found[1]] == []
+    assert widths or name not in ("index", "api", CHAPTER)
+
+
+@every_page
+def test_the_footer_is_short_and_unfolds_by_keyboard(page: Page, built: Path, name: str):
+    open_page(page, built, name)
+    footer = page.locator("footer .cs-provenance")
+    assert "\n" not in footer.locator("p").inner_text()
+    commits = footer.get_by_text("commits of the records")
+    assert not commits.is_visible()
+    footer.locator("summary").focus()
+    page.keyboard.press("Enter")
+    assert commits.is_visible()
+
+
+@every_page
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_a_page_passes_axe(page: Page, built: Path, name: str, theme: str):
     page.add_init_script(f"localStorage.setItem('mode', '{theme}'); localStorage.setItem('theme', '{theme}')")
@@ -81,6 +104,7 @@ def test_the_one_page_edition_is_unfolded_and_links_within_itself(page: Page, bu
     page.goto(archive.one_page(built.parent.parent).as_uri())
     page.evaluate(archive.ON_PAPER)
     assert page.locator("details.hide[open]").count() > 0 == page.locator("details.hide:not([open])").count()
+    assert page.get_by_text("commits of the records").first.is_visible()
     exhibit = page.locator("a", has_text="Figure 3.1").first
     assert page.locator(exhibit.get_attribute("href")).count() == 1
 
@@ -92,17 +116,41 @@ def picture(page: Page) -> bytes:
 def test_a_slider_moves_by_keyboard_by_mouse_and_by_itself(page: Page, built: Path):
     open_page(page, built, CHAPTER)
     slider, text = page.locator(".cs-slider input"), page.locator(".cs-slider output")
-    last = picture(page)
-    slider.focus()
-    page.keyboard.press("ArrowLeft")
     middle = picture(page)
-    assert text.inner_text() == "step 10" and middle != last
+    assert text.inner_text() == "step 10", "where it opens"
+    slider.focus()
+    page.keyboard.press("ArrowRight")
+    last = picture(page)
+    assert text.inner_text() == "step 20" and middle != last
     slider.click(position={"x": 2, "y": 5})
     assert text.inner_text() == "step 0" and picture(page) not in (middle, last)
     page.locator(".cs-slider button").click()
     page.wait_for_function("document.querySelector('.cs-slider output').textContent === 'step 20'")
     assert picture(page) == last
     assert slider.get_attribute("aria-valuetext") == "step 20"
+
+
+def test_a_slider_shows_its_start_without_scripts(page: Page, browser: Browser, built: Path):
+    open_page(page, built, CHAPTER)
+    still = browser.new_page(viewport=page.viewport_size, java_script_enabled=False)
+    open_page(still, built, CHAPTER)
+    assert picture(still) == picture(page)
+    assert still.locator(".cs-slider output").inner_text() == "step 10"
+    still.close()
+
+
+def test_the_rows_of_a_slider_are_named_where_they_are(page: Page, built: Path):
+    for width in (1280, 390):
+        page.set_viewport_size({"width": width, "height": 800})
+        open_page(page, built, "index")
+        image = page.locator(".cs-slider img").bounding_box()
+        names = page.locator(".cs-slider .cs-names div")
+        assert names.all_inner_texts() == ["secret", "raw", "developed"]
+        for place, name in enumerate(names.all()):
+            box = name.bounding_box()
+            middle = (box["y"] + box["height"] / 2 - image["y"]) / image["height"]
+            assert abs(middle - (place + 0.5) / 3) < 0.02
+            assert box["x"] + box["width"] <= image["x"]
 
 
 def test_a_dark_page_keeps_the_colours_of_a_stamp(page: Page, built: Path):

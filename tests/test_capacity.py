@@ -13,9 +13,11 @@ from clearstamp.capacity import LICENCE, Capacity
 from clearstamp.errors import TrainingError
 from clearstamp.experiments import PROFILES, run_all
 from clearstamp.models import build
+from clearstamp.records import Stage
 from clearstamp.stamp import Stamp
 from clearstamp.training import SampledLoss, StampLoss
 from clearstamp.transpose import transpose
+from tests import books
 
 SHAPE = (1, 28, 28)
 SMALL = {"model": "fc", "readout": "adjoint", "lr": 1e-3, "target": None}
@@ -76,6 +78,22 @@ def test_tables_and_figures_tell_what_the_records_hold():
     slider = report.patches_slider([record])
     assert "36 bits an image" in slider.labels[0] and len(slider.frames) == 1
     assert f"accuracy {record.results['hardened']['accuracy']:.3f}" in slider.labels[0]
+
+
+@pytest.mark.parametrize(("errors", "start"), [((0, 0, 0.01), 1), ((0.01, 0, 0), 2), ((0.01, 0.02, 0.03), 0)])
+def test_the_slider_of_patches_opens_at_the_most_bits_that_are_read_without_an_error(errors, start):
+    found = {"ssim": 0.9, "accuracy": 0.1}
+    records = [
+        replace(
+            books.record(f"patches-{patches}", ("hardened",)),
+            parameters={"patches": patches},
+            stages=[Stage(label="hardened", moment="hardened", scores=found | {"bit errors": share})],
+        )
+        for patches, share in zip((4, 7, 10), errors, strict=True)
+    ]
+    slider = report.patches_slider(records[::-1])
+    assert slider.start == start and slider.rows == ("secret", "raw")
+    assert "16 bits" in slider.labels[0]
 
 
 def test_wrong_characters_are_marked_and_right_ones_are_not():

@@ -179,10 +179,11 @@ def test_too_few_images_are_found_without_running():
 
 def test_the_unmarked_twin_is_read_with_the_owners_keys_under_both_readouts():
     record = run_all([LifeCycle(name="unmarked", model="fc", keys=0)], "tiny", (0,))[0]
-    assert set(record.results) == {"untrained", "trained"}
-    for keys in ("1 key", "11 keys"):
+    assert {stage.moment for stage in record.stages} == {"untrained", "trained"}
+    for keys in (1, 11):
         for readout in ("paper", "adjoint"):
-            assert abs(record.results["trained"][f"ssim ({keys}, {readout})"]) < 0.2
+            stage = record.find("ssim", moment="trained", keys=keys, readout=readout)
+            assert abs(stage.scores["ssim"]) < 0.2 and record.arrays[stage.label].shape == (keys, 1, 28, 28)
 
 
 def test_the_papers_key_is_the_stamps_key():
@@ -251,7 +252,7 @@ def test_few_pictures_are_kept_of_many_keys(monkeypatch):
 def test_the_main_task_is_trained_in_the_precision_that_is_asked_for(monkeypatch, precision):
     seen: list[bool] = []
     monkeypatch.setattr(
-        LifeCycle, "conduct", lambda *_: (seen.append(torch.is_autocast_enabled("cpu")), ({}, {}, {}))[1]
+        LifeCycle, "conduct", lambda *_: (seen.append(torch.is_autocast_enabled("cpu")), ([], {}, {}))[1]
     )
     monkeypatch.setitem(PROFILES, "tiny", replace(PROFILES["tiny"], precision="bfloat16"))
     run_all([LifeCycle(name="one", model="fc", precision=precision)], "tiny")

@@ -1,3 +1,4 @@
+import base64
 import io
 import re
 from dataclasses import replace
@@ -13,8 +14,9 @@ from clearstamp.experiments import run_all
 from clearstamp.lifecycle import LifeCycle
 from clearstamp.models import build
 from clearstamp.report import Slider
-from clearstamp.scores import montage
+from clearstamp.scores import develop, montage
 from clearstamp.transpose import transpose
+from tests.books import record
 
 FRAMES = [np.full((4, 6), value, np.uint8) for value in (0, 128, 255)]
 LABELS = ["step 0", "step 10", "step 20 </script>"]
@@ -49,16 +51,33 @@ def test_a_slider_without_frames_or_with_too_few_labels_is_an_error():
             Slider(frames, labels, "step", "a stamp")
 
 
+def test_a_slider_opens_at_its_start_also_where_scripts_are_stripped():
+    slider = Slider(FRAMES, LABELS, "step", "a stamp", rows=("secret", "<raw>"), start=1)
+    shown, _, script = fragment(slider).partition("<script")
+    assert 'value="1"' in shown and "a stamp, step 10" in shown and ">step 10</output>" in shown
+    picture = re.search(r'src="data:image/webp;base64,([^"]+)"', shown)[1]
+    assert picture == base64.b64encode(report.sliders.webp(FRAMES[1])).decode()
+    assert "<div>secret</div><div>&lt;raw&gt;</div>" in shown
+    assert '"start": 1' in script
+
+
+@pytest.mark.parametrize("start", [-1, 3])
+def test_a_slider_does_not_open_where_it_has_no_frame(start):
+    with pytest.raises(RecordError, match=f"no such position; got: {start}; expected: 0 to 2"):
+        Slider(FRAMES, LABELS, "step", "a stamp", start=start)
+
+
 def test_a_slider_s_pictures_are_those_given_in_64_levels():
     pixels = np.random.default_rng(0).integers(0, 256, (9, 7, 3), dtype=np.uint8)
     shown = np.asarray(Image.open(io.BytesIO(report.sliders.webp(pixels))))
     assert shown.shape == pixels.shape and abs(shown.astype(int) - pixels).max() <= 4
 
 
-def test_a_slider_shows_the_first_keys_raw_and_developed(made):
-    images = torch.rand(9, 1, 28, 28)
-    assert report.sliders.frame(images).shape == montage(torch.zeros(12, 1, 28, 28), columns=6).shape
-    assert (report.sliders.frame(images)[:28] == montage(images[:6])).all()
+def test_a_frame_shows_the_secrets_of_the_first_keys_the_raw_signal_and_the_developed_one():
+    secrets, images = torch.rand(11, 1, 28, 28), torch.rand(9, 1, 28, 28)
+    rows = np.split(report.sliders.frame(secrets, images), [28, 30, 58, 60])[::2]
+    for row, expected in zip(rows, (secrets[:6], images[:6], develop(images[:6])), strict=True):
+        assert (row == montage(expected)).all()
 
 
 def test_a_montage_places_images_row_by_row():
@@ -74,6 +93,32 @@ def test_the_hardening_slider_shows_every_kept_step_with_its_score(made):
     assert len(slider.frames) == len(made["marked"][0].arrays["hardening/steps"])
     assert slider.labels[0].startswith("step 0, mean SSIM") and "accuracy" not in slider.labels[0]
     assert f"accuracy before any training {made['marked'][0].results['hardened']['accuracy']:.3f}" in slider.labels[-1]
+
+
+def test_the_hardening_slider_opens_at_its_end(made):
+    slider = report.hardening_slider(made["marked"][0])
+    assert slider.start == len(slider.frames) - 1 > 0
+    assert slider.rows == ("secret", "raw", "developed")
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "start"),
+    [
+        ((0.99, 0.98, 0.971, 0.969, 0.5), 2),  # growing strengths
+        ((0.99, 0.5, 0.98, 0.96), 2),  # steps that spoil the model, and then repair it
+        ((0.5, 0.9, 0.95), 2),
+        ((0.99, 0.9), 0),
+    ],
+)
+def test_an_attack_slider_opens_at_the_last_position_where_accuracy_holds(accuracies, start):
+    stages = ("before", *(f"{strength} %" for strength in range(1, len(accuracies))))
+    made = record("pruning-paper", stages)
+    for stage, accuracy in zip(made.stages, accuracies, strict=True):
+        stage.scores["accuracy"] = accuracy
+    slider = report.attack_slider(made)
+    assert slider.start == start
+    assert slider.rows == ("secret", "raw", "developed")
+    assert (slider.frames[start][:9] == montage(made.arrays["secrets"])).all()
 
 
 def test_figures_show_every_stage(made):
@@ -93,6 +138,23 @@ def test_tables_hold_the_records_numbers(made):
     assert f"{marked[0].results['hardened']['steps']}" in report.steps_table(marked).data
     assert f"{ssim:.3f}" in report.claims_table("02-multi-key", "tiny").data
     assert "512 train images" in report.provenance(marked).data
+
+
+def test_provenance_is_a_line_and_a_toggle(made):
+    (first,) = made["marked"]
+    commits = [
+        replace(first.provenance, commit=letter * 40, dirty=dirty) for letter, dirty in (("a", False), ("b", True))
+    ]
+    records = [replace(first, seed=seed, provenance=commit) for seed, commit in enumerate(commits)]
+    line, toggle = report.provenance(records).data.strip().split("\n\n")
+    assert line.startswith("Profile `tiny`: 2 records; data: ") and line.endswith("; seeds: 0, 1.")
+    assert "\n" not in line and len(line) < 120
+    assert toggle.startswith("<details") and toggle.endswith("</details>")
+    assert f"<li>commits of the records: {'a' * 12}, {'b' * 12} with uncommitted changes</li>" in toggle
+    assert (
+        f"<li>versions: {report.tables.listed(f'{n} {v}' for n, v in first.provenance.versions.items())}</li>"
+        in toggle
+    )
 
 
 def test_a_variant_stands_beside_the_paper(made):

@@ -1,4 +1,4 @@
-"""Say on every page where its numbers come from: a line in the footer and, below the paper's scale, a banner."""
+"""Say on every page where its numbers come from: in the footer and, below the paper's scale, in a banner."""
 
 import json
 from html import escape
@@ -12,7 +12,7 @@ def announce(app: Sphinx, config: Config) -> None:
     """Hand `_generated/provenance.json`, which build.py wrote, to the theme."""
     about = json.loads((Path(app.srcdir) / "_generated" / "provenance.json").read_text(encoding="utf-8"))
     options = dict(config.html_theme_options)
-    options["extra_footer"] = f"<p>{escape(about['line'])}</p>"
+    options["extra_footer"] = about["html"]
     if about["banner"]:
         options["announcement"] = escape(about["banner"])
     config.html_theme_options = options

@@ -10,7 +10,7 @@ from IPython.display import HTML, Markdown
 
 from clearstamp import claims, markdown
 from clearstamp.capacity import Capacity
-from clearstamp.records import Record, Split, Stage, load_all
+from clearstamp.records import Provenance, Record, Split, Stage, load_all
 from clearstamp.report.exhibits import about
 from clearstamp.report.stages import READOUTS, SCORES, STAGES, by_experiment, ends
 
@@ -270,8 +270,34 @@ def amount(split: Split) -> str:
     return f"{split.images:,}" + (f" of {split.official:,}" if split.official not in (None, split.images) else "")
 
 
+def listed(values: Iterable[object]) -> str:
+    """Each value once, in order, in words."""
+    return ", ".join(sorted({str(value) for value in values})) or "none"
+
+
+def revision(provenance: Provenance) -> str:
+    """The commit that something was made at."""
+    commit = (provenance.commit or "unknown")[:12]
+    return f"{commit} with uncommitted changes" if provenance.dirty else commit
+
+
+def computed(records: Sequence[Record], *more: str) -> str:
+    """How records were computed, and what `more` says, as HTML behind a toggle."""
+    made = [record.provenance for record in records]
+    parts = (
+        *more,
+        f"commits of the records: {listed(map(revision, made))}",
+        f"devices: {listed(about.device for about in made)}",
+        f"threads: {listed(about.threads for about in made)}",
+        f"versions: {listed(f'{name} {v}' for about in made for name, v in about.versions.items())}",
+        f"{sum(r.seconds for r in records) / 60:.0f} minutes of computing",
+    )
+    items = "".join(f"<li>{html.escape(part)}</li>" for part in parts)
+    return f'<details class="cs-computed"><summary>How they were computed</summary><ul>{items}</ul></details>'
+
+
 def provenance(records: Sequence[Record]) -> Markdown:
-    """Where the numbers of a page come from."""
+    """Where the numbers of a page come from, in a line; how they were computed, behind a toggle."""
     if not records:
         return Markdown("*Not run in this profile.*")
     sets = dict.fromkeys(
@@ -279,13 +305,8 @@ def provenance(records: Sequence[Record]) -> Markdown:
         for r in records
         for name, used in r.data.items()
     )
-    commits = {r.provenance.commit[:10] + ("+changes" if r.provenance.dirty else "") for r in records}
-    seeds = sorted({r.seed for r in records})
-    about = records[0].provenance
-    versions = ", ".join(f"{name} {version}" for name, version in about.versions.items())
-    minutes = sum(r.seconds for r in records) / 60
-    return Markdown(
-        f"Profile `{records[0].profile}`: {'; '.join(sets) or 'no data'}; seeds {', '.join(map(str, seeds))}; "
-        f"{len(records)} records, {minutes:.0f} minutes of computing on {about.device} with "
-        f"{about.threads} threads; {versions}; commit {', '.join(sorted(commits)) or 'unknown'}."
+    line = (
+        f"Profile `{records[0].profile}`: {len(records)} records; data: {'; '.join(sets) or 'none'}; "
+        f"seeds: {listed(r.seed for r in records)}."
     )
+    return Markdown(f"{line}\n\n{computed(records)}\n")
