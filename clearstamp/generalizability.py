@@ -13,13 +13,13 @@ from clearstamp.verification import read
 
 @dataclass(frozen=True, kw_only=True)
 class Row(LifeCycle):
-    """One row of a table over data sets and networks; in the profile ``quick`` with fewer images."""
+    """One row of a table over data sets and networks; in the profile ``quick`` with fewer images and steps."""
 
     def scaled(self, scale: Profile) -> Profile:
         scale = super().scaled(scale)
         if scale.name != "quick":
             return scale
-        return replace(scale, train_images=600, test_images=500, finetune_epochs=1)
+        return replace(scale, train_images=400, hardening_steps=80)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -203,7 +203,7 @@ def adaptive_adversary(scale: Profile) -> Groups:
         "eleven random keys": Erasure(keys="random", count=None, steps=4, looks=4),
         "overwriting": Overwriting(steps=7, looks=7),
     }
-    steps = {"tiny": 5, "quick": 50}.get(scale.name, 125)
+    steps = {"tiny": 5, "quick": 30}.get(scale.name, 125)
     stronger: Attacks = {
         f"{keys} keys, LR {lr:g}": Erasure(keys=keys, count=None, steps=steps, looks=5, lr=lr, repair=True)
         for keys in ("known", "random")
@@ -294,7 +294,7 @@ def capacity(scale: Profile) -> Groups:
 
 
 def runtime(scale: Profile) -> Groups:
-    few: dict[str, Any] = {"rounds": 2, "repeats": 1} if scale.name == "tiny" else {}
+    few: dict[str, Any] = {"tiny": {"rounds": 2, "repeats": 1}, "quick": {"rounds": 5}}.get(scale.name, {})
     every = (1, 4, 8) if scale.name == "paper" else (1, 8)
 
     def cost(name: str, subject: str, twin: str = "task", **about: Any) -> Cost:
