@@ -1,28 +1,38 @@
-"""What every test shares: one thread, no progress bars to read, and models small enough to read by eye."""
+"""What every test shares: one thread, one seed, and models small enough to read by eye.
 
+torch and the library are imported where they are used: of the processes of a parallel run, the one that only hands the
+tests out stays small.
+"""
+
+import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-import torch
-from torch import nn
 
-from tests import books
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
-torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch starts, here and in the kernels and programs that tests start
 
 
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     """Every test starts from one seed, whatever ran before it."""
+    import torch
+
     torch.manual_seed(0)
 
 
 @pytest.fixture
-def small_cnn() -> Callable[..., nn.Sequential]:
+def small_cnn() -> "Callable[..., nn.Sequential]":
     """Builds an untrained CNN from [k, 1, 8, 8] to 3 outputs."""
+    import torch
+    from torch import nn
 
-    def build(dtype: torch.dtype = torch.float64) -> nn.Sequential:
+    def build(dtype: "torch.dtype" = torch.float64) -> nn.Sequential:
         return nn.Sequential(
             nn.Conv2d(1, 2, 3, padding=1),
             nn.ReLU(),
@@ -39,6 +49,8 @@ def small_cnn() -> Callable[..., nn.Sequential]:
 @pytest.fixture(scope="session")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the book's sources beside an empty folder of artifacts."""
+    from tests import books
+
     root = tmp_path_factory.mktemp("book")
     books.copy_sources(root)
     return root
@@ -47,6 +59,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def built(place: Path) -> Path:
     """The folder of the pages of a small book."""
+    from tests import books
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CLEARSTAMP_ARTIFACTS", str(place / "artifacts"))
         return books.build(place)
