@@ -4,6 +4,7 @@ torch and the library are imported where they are used: of the processes of a pa
 tests out stays small.
 """
 
+import gc
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,23 @@ if TYPE_CHECKING:
     from torch import nn
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch starts, here and in the kernels and programs that tests start
+
+
+@pytest.hookimpl(tryfirst=True)  # before the items are dealt out by their groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The notebooks share records, and each starts a large kernel: one worker runs them, one after the other."""
+    for item in items:
+        if item.path.suffix == ".ipynb":
+            item.add_marker(pytest.mark.xdist_group("notebooks"))
+
+
+def pytest_collection_finish() -> None:
+    """What was imported is never garbage: left out of the search for it, that is often, and models go soon."""
+    gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True)
