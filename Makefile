@@ -34,7 +34,7 @@ $(NOTEBOOKS): %: $(READY)
 
 test: $(READY) ## run every test, and every notebook in the tiny profile, two at a time
 	records=$$(mktemp -d) && trap 'rm -rf "$$records"' EXIT && \
-	CLEARSTAMP_ARTIFACTS="$$records" $(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder \
+	CLEARSTAMP_ARTIFACTS="$$records" $(BIN)/python -m pytest -n 2 --no-loadscope-reorder \
 	  --nbmake --nbmake-timeout=600 notebooks tests
 
 book: $(READY) ## build the book from the notebooks that ran, print the claims

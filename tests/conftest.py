@@ -8,7 +8,7 @@ import gc
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -19,12 +19,26 @@ if TYPE_CHECKING:
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch starts, here and in the kernels and programs that tests start
 
 
-@pytest.hookimpl(tryfirst=True)  # before the items are dealt out by their groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The notebooks share records, and each starts a large kernel: one worker runs them, one after the other."""
-    for item in items:
-        if item.path.suffix == ".ipynb":
-            item.add_marker(pytest.mark.xdist_group("notebooks"))
+TOGETHER = {"test_book.py": "book", "test_browser.py": "book"} | {
+    name: name for name in ("test_campaigns.py", "test_coverage.py", "test_explore.py", "test_report.py")
+}
+"""Files whose tests share what takes long to make, or are large: each group goes to one worker as a whole."""
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Deal the tests out one by one, but for the groups; and the notebooks, which share records, to one worker.
+
+    A kernel takes a gigabyte, so that two at once would need more memory than they save time.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Together(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            path = Path(nodeid.partition("::")[0])
+            return "notebooks" if path.suffix == ".ipynb" else TOGETHER.get(path.name, nodeid)
+
+    return Together(config, log)
 
 
 def pytest_collection_finish() -> None:

@@ -20,8 +20,6 @@ from tests.books import SOURCES, archive, book_build, chapters, copy_sources, re
 NOTEBOOKS = SOURCES.parent / "notebooks"
 OUTSIDE = re.compile(r"\s*(https?:|//)", re.IGNORECASE)
 
-pytestmark = pytest.mark.xdist_group("book")  # on one worker, which builds the book once
-
 
 class Page(HTMLParser):
     """What a page loads, links to, and can be linked at; and how many elements of each kind it has."""

@@ -12,10 +12,7 @@ from tests.books import archive, chapters, sources
 WCAG = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"]
 CHAPTER = f"_generated/{chapters()[0]}"
 
-pytestmark = [
-    pytest.mark.skipif(archive.CHROMIUM is None, reason="no Chromium on this machine"),
-    pytest.mark.xdist_group("book"),  # on the worker that built the book, with one browser
-]
+pytestmark = pytest.mark.skipif(archive.CHROMIUM is None, reason="no Chromium on this machine")
 every_page = pytest.mark.parametrize("name", sources())
 
 

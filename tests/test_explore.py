@@ -20,8 +20,6 @@ from clearstamp.verification import read
 SHAPE = (1, 12, 12)
 SLIDERS = {"pruning": 0.9, "noise": 0.5, "rescaling": 3, "keys": 0.5, "erasure": ERASURE_STEPS}
 
-pytestmark = pytest.mark.xdist_group("explore")  # on one worker, which hardens the model once
-
 
 @pytest.fixture(scope="module")
 def stamp() -> Stamp:

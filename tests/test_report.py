@@ -19,8 +19,6 @@ from clearstamp.transpose import transpose
 FRAMES = [np.full((4, 6), value, np.uint8) for value in (0, 128, 255)]
 LABELS = ["step 0", "step 10", "step 20 </script>"]
 
-pytestmark = pytest.mark.xdist_group("report")  # on one worker, which makes the records once
-
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
