@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch starts, here and in the kernels and programs that tests start
 
 
-TOGETHER = {"test_book.py": "book", "test_browser.py": "book"} | {
+TOGETHER = {"test_book.py": "book", "test_browser.py": "book", "test_examples.py": "large"} | {
     name: name for name in ("test_campaigns.py", "test_coverage.py", "test_explore.py", "test_report.py")
 }
 """Files whose tests share what takes long to make, or are large: each group goes to one worker as a whole."""
@@ -27,16 +27,16 @@ TOGETHER = {"test_book.py": "book", "test_browser.py": "book"} | {
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Deal the tests out one by one, but for the groups; and the notebooks, which share records, to one worker.
+    """Deal the tests out one by one, but for the groups; and to one worker what starts processes of a gigabyte.
 
-    A kernel takes a gigabyte, so that two at once would need more memory than they save time.
+    Those are the notebooks, which share records too, and the examples: two at once would not fit into 3 GiB.
     """
     from xdist.scheduler import LoadScopeScheduling
 
     class Together(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
             path = Path(nodeid.partition("::")[0])
-            return "notebooks" if path.suffix == ".ipynb" else TOGETHER.get(path.name, nodeid)
+            return "large" if path.suffix == ".ipynb" else TOGETHER.get(path.name, nodeid)
 
     return Together(config, log)
 
