@@ -42,9 +42,10 @@ reproduce: $(READY) ## run what is missing of the plan (PROFILE=, JOBS=, LAUNCH=
 $(NOTEBOOKS): %: $(READY)
 	$(RUN) $*
 
-test: $(READY) ## run every test, and every notebook in the tiny profile
+test: $(READY) ## run every test, and every notebook in the tiny profile, two at a time
 	records=$$(mktemp -d) && trap 'rm -rf "$$records"' EXIT && \
-	CLEARSTAMP_ARTIFACTS="$$records" $(BIN)/python -m pytest --nbmake --nbmake-timeout=600 tests notebooks
+	CLEARSTAMP_ARTIFACTS="$$records" $(BIN)/python -m pytest -n 2 --no-loadscope-reorder \
+	  --nbmake --nbmake-timeout=600 notebooks tests
 
 book: $(READY) ## build the book from the notebooks that ran, print the claims
 	$(BIN)/python book/build.py --profile $(PROFILE)
