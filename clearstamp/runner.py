@@ -21,7 +21,7 @@ class Task:
     """Something to do, after the tasks that it names in `after`; `alone` if nothing may run beside it."""
 
     name: str
-    act: Callable[[], None]
+    act: Callable[[], object]
     after: frozenset[str] = frozenset()
     seconds: float = 10.0
     alone: bool = False
@@ -63,7 +63,7 @@ def perform(tasks: Sequence[Task], jobs: int, watch: Callable[[Progress], None] 
     by_name = {task.name: task for task in tasks}
     progress = Progress(by_name)
     ahead = ways(by_name)
-    futures: dict[Future[None], str] = {}
+    futures: dict[Future[object], str] = {}
     with ThreadPoolExecutor(jobs) as pool:
         while True:
             while task := choose(progress, jobs, ahead):
@@ -118,7 +118,7 @@ class Workers:
 
     def __init__(self, profile: str, jobs: int, cores: int, launch: Sequence[str] = ()):
         self.command = [*launch, sys.executable, "-m", "clearstamp.worker", profile]
-        self.launch, self.threads, self.cores = tuple(launch), max(1, cores // jobs), cores
+        self.threads, self.cores = max(1, cores // jobs), cores
         self.idle: SimpleQueue[subprocess.Popen[str]] = SimpleQueue()
         self.all: list[subprocess.Popen[str]] = []
 

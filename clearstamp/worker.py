@@ -4,6 +4,7 @@ Each line that it reads asks for one, ``{"name": ..., "seed": ..., "threads": ..
 ``{"error": null}``, or what went wrong. It ends with its input, also in the middle of an experiment.
 """
 
+import gc
 import json
 import os
 import signal
@@ -53,6 +54,7 @@ def main() -> None:
             error = str(problem)
         except Exception:
             error = traceback.format_exc()
+        gc.collect()  # of models that refer to themselves, gigabytes gather otherwise
         print(json.dumps({"error": error}), file=answers, flush=True)
 
 

@@ -9,14 +9,13 @@ It begins with a plan (`--plan`: and ends there), and runs nothing if a part of 
 import argparse
 import os
 import shlex
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
+from functools import partial
 
 import torch
-from execute import up_to_date
+from execute import ROOT, execute
 from tqdm import tqdm
 
 from clearstamp import plan as plans
@@ -24,9 +23,7 @@ from clearstamp import runner
 from clearstamp.errors import ClearStampError, RecordError
 from clearstamp.plan import Plan
 from clearstamp.registry import CHAPTERS
-from clearstamp.runner import Progress, Task, Workers
-
-HERE = Path(__file__).parent
+from clearstamp.runner import Progress, Task
 
 
 class Bar:
@@ -64,7 +61,8 @@ def reproduce(plan: Plan, jobs: int, launch: Sequence[str] = ()) -> None:
     """Carry out a plan. Raises `RecordError` if a part of it failed, after all else is done."""
     with runner.workers(plan.profile, jobs, os.cpu_count() or 1, launch) as pool:
         tasks = runner.tasks(plan, pool)
-        tasks += [notebook(chapter, plan, {task.name for task in tasks}, pool) for chapter in plan.chapters]
+        tasks += [notebook(chapter, plan, {task.name for task in tasks}) for chapter in plan.chapters]
+        os.environ["OMP_NUM_THREADS"] = str(pool.threads)  # for the notebooks' kernels
         progress = runner.perform(tasks, jobs, Bar(plan, tasks))
     if progress.failed:
         skipped = [task.name for task in progress.open]
@@ -76,20 +74,10 @@ def reproduce(plan: Plan, jobs: int, launch: Sequence[str] = ()) -> None:
         )
 
 
-def notebook(chapter: str, plan: Plan, todo: set[str], pool: Workers) -> Task:
-    """Execute a notebook, in a process of its own, once all that it shows is there."""
-    path = HERE / f"{chapter}.ipynb"
-
-    def act() -> None:
-        if up_to_date(path, plan.profile):
-            return
-        command = [*pool.launch, sys.executable, str(HERE / "execute.py"), str(path), "--profile", plan.profile]
-        env = os.environ | {"OMP_NUM_THREADS": str(pool.threads)}
-        done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
-        if done.returncode != 0:
-            raise RecordError(done.stderr.strip().splitlines()[-1] if done.stderr.strip() else "no word of it")
-
+def notebook(chapter: str, plan: Plan, todo: set[str]) -> Task:
+    """Execute a notebook once all that it shows is there."""
     after = frozenset(step.name for step in plan.of(chapter)) & todo
+    act = partial(execute, ROOT / "notebooks" / f"{chapter}.ipynb", plan.profile)
     return Task(chapter, act, after, plans.measured().get(plan.profile, {}).get(chapter, 15.0))
 
 
@@ -102,6 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--jobs", type=int, default=0, help="how many processes side by side")
     parser.add_argument("--launch", default="", help="a command that starts another one elsewhere, such as srun")
     options = parser.parse_args(arguments)
+    os.chdir(ROOT)
     cores = os.cpu_count() or 1
     jobs = options.jobs if options.jobs > 0 else 1 if torch.cuda.is_available() else min(cores, 8)
     try:

@@ -89,7 +89,8 @@ def plane_figure(groups: Mapping[str, Sequence[Record]], *, metric: str = "devel
         axis.plot(accuracies, front, color=colour, drawstyle="steps-pre", lw=1.5, label=title)
     axis.set_xlabel("accuracy left")
     axis.set_ylabel(f"legibility left ({SCORES[metric]})")
-    figure.legend(fontsize=8, loc="outside lower center", ncols=2)
+    if axis.lines:
+        figure.legend(fontsize=8, loc="outside lower center", ncols=2)
     caption = "Accuracy left and legibility left after every attack"
     return finished(figure, caption, chain.from_iterable(groups.values()))
 
@@ -125,7 +126,8 @@ def errors_figure(groups: Mapping[str, Sequence[Record]], along: str, stage: str
     axis.set_xlabel(along)
     axis.set_ylabel("bit errors before correction")
     axis.yaxis.set_major_formatter(PercentFormatter(1.0))
-    axis.legend(fontsize=8)
+    if axis.lines:
+        axis.legend(fontsize=8)
     return finished(figure, f"Bit errors against {along}", chain.from_iterable(groups.values()))
 
 
