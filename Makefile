@@ -7,6 +7,7 @@ PYTHON ?= python3
 PROFILE ?= quick
 LAUNCH ?=
 JOBS ?= 0
+N ?= 2
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -15,7 +16,7 @@ NOTEBOOKS := $(basename $(notdir $(sort $(wildcard notebooks/*.ipynb))))
 
 RUN = $(BIN)/python notebooks/reproduce.py --profile $(PROFILE) --jobs $(JOBS) --launch "$(LAUNCH)"
 
-.PHONY: help setup data plan reproduce test book book-zip book-pdf bench lint lock clean $(NOTEBOOKS)
+.PHONY: help setup data plan reproduce audit test book book-zip book-pdf bench lint lock clean $(NOTEBOOKS)
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -41,6 +42,9 @@ reproduce: $(READY) ## run what is missing of the plan (PROFILE=, JOBS=, LAUNCH=
 
 $(NOTEBOOKS): %: $(READY)
 	$(RUN) $*
+
+audit: $(READY) ## run N records again (PROFILE=paper), those verified longest ago first, and compare
+	$(BIN)/python notebooks/audit.py --profile $(PROFILE) --count $(N)
 
 test: $(READY) ## run every test, and every notebook in the tiny profile, two at a time
 	records=$$(mktemp -d) && trap 'rm -rf "$$records"' EXIT && \

@@ -13,7 +13,7 @@ import sys
 from base64 import b64decode
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from html import escape
 from pathlib import Path
 
@@ -21,7 +21,7 @@ import nbformat
 import yaml
 from nbformat.v4 import new_markdown_cell, new_output
 
-from clearstamp import claims, markdown, records, report
+from clearstamp import audit, claims, markdown, records, report
 from clearstamp.errors import ClearStampError, RecordError
 from clearstamp.records import Record
 from clearstamp.registry import Chapter
@@ -32,6 +32,7 @@ from clearstamp.rules import READOUTS
 HERE = Path(__file__).parent
 GENERATED = "_generated"
 FILES = "files"  # goes into the book as it is
+SCHEMA = "schema.json"
 FULL_SCALE = "paper"
 DEFAULT = "07-runtime/default-claims"
 TUTORIAL, WALK = "00-your-own-model", "walk-1"
@@ -99,8 +100,10 @@ def generate(
     folder.mkdir()
     exhibits: list[Exhibit] = []
     origin = repository()
+    checked = audit.latest(profile)
+    verified = {name: f" (verified {each.date[:10]})" for name, each in checked.items() if each.agrees}
     for path, notebook in notebooks.items():
-        exhibits += number(notebook, path.stem)
+        exhibits += number(notebook, path.stem, verified)
         if path.stem != TUTORIAL:  # whose code is what there is to read
             fold(notebook)
         notebook.cells.insert(1, new_markdown_cell(launch(path.name, origin)))
@@ -108,6 +111,8 @@ def generate(
     (folder / FILES / "records").mkdir(parents=True)
     for record in made:
         shutil.copy(records.folder(profile) / f"{record.name}.json", folder / FILES / "records")
+    schema = json.dumps(records.schema(), indent=1)
+    (folder / FILES / "records" / SCHEMA).write_text(schema + "\n", encoding="utf-8")
     source, banner = provenance(profile, made)
     admonition = f":::{{warning}}\n{banner}\n:::\n\n" if banner else ""
     judged = claims.judge(claims.load(), made)
@@ -119,6 +124,7 @@ def generate(
         "walk.md": walk(folder, notebooks),
         "experiments.md": experiments(profile, made),
         "tolerances.md": tolerances(),
+        "audits.md": audits(checked.values()),
         "rules.md": rules(),
         "provenance.md": f"{admonition}{source}\n",
         "provenance.json": json.dumps({"html": source, "banner": banner}),
@@ -130,13 +136,14 @@ def generate(
 
 @dataclass(frozen=True)
 class Exhibit:
-    """A numbered figure or table that a cell of a chapter shows, with the names of its records."""
+    """A numbered figure or table that a cell of a chapter shows, with its records, and when they were verified."""
 
     title: str
     page: str
     cell: str
     caption: str
     records: tuple[str, ...]
+    verified: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def anchor(self) -> str:
@@ -146,7 +153,7 @@ class Exhibit:
         """The line below it: its number, which links to itself, its caption, and its records to download."""
         text = f'<a href="#{self.anchor}">{self.title}</a>. {escape(self.caption)}.'
         if self.records:
-            each = ", ".join(download(name, name, "../") for name in self.records)
+            each = ", ".join(download(name, name + self.verified.get(name, ""), "../") for name in self.records)
             count = f"{len(self.records)} record{'s' * (len(self.records) > 1)}"
             text += f" <details><summary>{count}</summary>{each}</details>"
         return f'<div class="cs-caption" id="{self.anchor}">{text}</div>'
@@ -157,7 +164,7 @@ def download(record: str, text: str, root: str = "") -> str:
     return f'<a href="{root}records/{record}.json" download>{escape(text)}</a>'
 
 
-def number(notebook: nbformat.NotebookNode, page: str) -> list[Exhibit]:
+def number(notebook: nbformat.NotebookNode, page: str, verified: Mapping[str, str] | None = None) -> list[Exhibit]:
     """Number what a notebook shows, figures and tables apart, and put a line with caption and records below each."""
     chapter, counts, found = int(page.partition("-")[0]), Counter[str](), []
     for cell in notebook.cells:
@@ -168,7 +175,8 @@ def number(notebook: nbformat.NotebookNode, page: str) -> list[Exhibit]:
             if about := metadata.get(KEY) or next((m[KEY] for m in metadata.values() if KEY in m), None):
                 counts[about["kind"]] += 1
                 title = f"{about['kind']} {chapter}.{counts[about['kind']]}"
-                found.append(Exhibit(title, page, cell.id, about["caption"], tuple(about["records"])))
+                shown = tuple(about["records"])
+                found.append(Exhibit(title, page, cell.id, about["caption"], shown, verified or {}))
                 outputs.append(new_output("display_data", {"text/html": found[-1].html()}))
         if outputs:
             cell.outputs = outputs
@@ -315,6 +323,23 @@ def tolerances() -> str:
     }
     rows = [(c.id, c.notebook, f"{meaning[c.verdict]} {c.tolerance:g}", c.reason) for c in claims.load()]
     return markdown.plain_table(("claim", "notebook", "holds if the result is", "why"), rows)
+
+
+def audits(made: Iterable[audit.Audit]) -> str:
+    """The last audit of each record that was audited."""
+
+    def apart(one: audit.Audit) -> str:
+        return ", ".join(f"{name} {most:.4f}" for name, most in one.differences.items())
+
+    rows = [
+        (one.record, one.date[:10], revision(one.provenance), "agrees" if one.agrees else "DIFFERS", apart(one))
+        for one in sorted(made, key=lambda one: one.date, reverse=True)
+    ]
+    if not rows:
+        return "None of the records of this profile was audited yet.\n"
+    return markdown.plain_table(
+        ("record", "verified", "at commit", "outcome", "greatest difference of each score"), rows
+    )
 
 
 def rules() -> str:

@@ -203,7 +203,7 @@ def adaptive_adversary(scale: Profile) -> Groups:
         "eleven random keys": Erasure(keys="random", count=None, steps=4, looks=4),
         "overwriting": Overwriting(steps=7, looks=7),
     }
-    steps = {"tiny": 5, "quick": 30}.get(scale.name, 125)
+    steps = {"tiny": 5, "quick": 20}.get(scale.name, 125)
     stronger: Attacks = {
         f"{keys} keys, LR {lr:g}": Erasure(keys=keys, count=None, steps=steps, looks=5, lr=lr, repair=True)
         for keys in ("known", "random")
@@ -294,7 +294,9 @@ def capacity(scale: Profile) -> Groups:
 
 
 def runtime(scale: Profile) -> Groups:
-    few: dict[str, Any] = {"tiny": {"rounds": 2, "repeats": 1}, "quick": {"rounds": 5}}.get(scale.name, {})
+    few: dict[str, Any] = {"tiny": {"rounds": 2, "repeats": 1}, "quick": {"rounds": 5, "repeats": 1}}.get(
+        scale.name, {}
+    )
     every = (1, 4, 8) if scale.name == "paper" else (1, 8)
 
     def cost(name: str, subject: str, twin: str = "task", **about: Any) -> Cost:
@@ -333,7 +335,7 @@ def runtime(scale: Profile) -> Groups:
     variants += [replace(fast, name="dropout-0.1", dropout=0.1)]
 
     keys = {"tiny": (1, 10), "quick": (1, 10, 100)}.get(scale.name, (1, 10, 100, 1000))
-    sizes = {"tiny": (32,), "quick": (32, 64)}.get(scale.name, (32, 64, 128, 224))
+    sizes = {"tiny": (32,), "quick": (32, 48)}.get(scale.name, (32, 64, 128, 224))
     networks = {"tiny": ("squeezenet1_1",), "quick": ("squeezenet1_1", "resnet18")}.get(
         scale.name, ("vit-narrow", "squeezenet1_1", "resnet18", "resnet50", "vit_b_16")
     )

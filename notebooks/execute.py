@@ -49,7 +49,14 @@ def execute(notebook: Path, profile: str, parameters: Mapping[str, Any] | None =
     os.environ.update(QUIET)
     try:
         executed = papermill.execute_notebook(
-            notebook, partial, given, cwd=ROOT, kernel_name="python3", language="python", progress_bar=False
+            notebook,
+            partial,
+            given,
+            cwd=ROOT,
+            kernel_name="python3",
+            language="python",
+            progress_bar=False,
+            extra_arguments=["--IPKernelApp.log_level=ERROR"],  # no word of TCP: the kernel listens on this machine
         )
     except Exception as error:
         if partial.exists():

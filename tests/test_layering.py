@@ -40,6 +40,7 @@ ORDER = (
         "plan",
         "worker",
         "runner",
+        "audit",
     ),
     *("report.stages", "report.exhibits", "report.sliders", "report.figures", "report.tables", "report"),
 )

@@ -152,8 +152,7 @@ def test_provenance_is_a_line_and_a_toggle(made):
     assert toggle.startswith("<details") and toggle.endswith("</details>")
     assert f"<li>commits of the records: {'a' * 12}, {'b' * 12} with uncommitted changes</li>" in toggle
     assert (
-        f"<li>versions: {report.tables.listed(f'{n} {v}' for n, v in first.provenance.versions.items())}</li>"
-        in toggle
+        f"<li>versions: {report.tables.listed(f'{n} {v}' for n, v in first.provenance.versions.items())}</li>" in toggle
     )
 
 
