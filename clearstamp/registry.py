@@ -294,9 +294,8 @@ def capacity(scale: Profile) -> Groups:
 
 
 def runtime(scale: Profile) -> Groups:
-    few: dict[str, Any] = {"tiny": {"rounds": 2, "repeats": 1}, "quick": {"rounds": 5, "repeats": 1}}.get(
-        scale.name, {}
-    )
+    fewer = {"tiny": {"rounds": 2, "repeats": 1}, "quick": {"rounds": 5, "repeats": 1}}
+    few: dict[str, Any] = fewer.get(scale.name, {})
     every = (1, 4, 8) if scale.name == "paper" else (1, 8)
 
     def cost(name: str, subject: str, twin: str = "task", **about: Any) -> Cost:
