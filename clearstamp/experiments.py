@@ -82,9 +82,9 @@ PROFILES = {
     "quick": Profile(
         name="quick",
         dataset="mnist",
-        train_images=1_000,
+        train_images=800,
         test_images=300,
-        hardening_steps=100,
+        hardening_steps=80,
         epochs=3,
         finetune_epochs=1,
         seeds=(0,),

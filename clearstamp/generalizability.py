@@ -19,7 +19,7 @@ class Row(LifeCycle):
         scale = super().scaled(scale)
         if scale.name != "quick":
             return scale
-        return replace(scale, train_images=400, hardening_steps=60)
+        return replace(scale, train_images=300, hardening_steps=40)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -58,6 +58,21 @@ class Plan:
         """What has to be run."""
         return [] if self.recorded else [step for step in self.steps.values() if step.todo]
 
+    def check(self) -> None:
+        """Raise one `RecordError` for all that cannot work: missing data sets, too few images, unknown models."""
+        faults: dict[str, list[str]] = {}
+        for step in self.todo():
+            for error in step.experiment.check(step.experiment.at(profile(self.profile))):
+                faults.setdefault(str(error), []).append(step.name)
+        if faults:
+            told = [f"\n  {error}: {len(names)} runs, {listed(names)}" for error, names in faults.items()]
+            raise RecordError(
+                f"nothing was run, since this cannot work in profile {self.profile!r}",
+                got="".join(told) + "\n ",
+                remedy="`make data` downloads the data sets, data/README.md says where else they may lie; "
+                "with CLEARSTAMP_RECORDED=1 nothing is run, and what is on record is shown",
+            )
+
     def needed(self, step: Step) -> list[Step]:
         """The steps whose trained models a step takes."""
         return [self.steps[f"{needed.name}-seed{step.seed}"] for needed in step.experiment.needs()]
@@ -129,28 +144,12 @@ def minutes(steps: Iterable[Step]) -> str:
 
 
 def make(profile_name: str, chapters: Sequence[str] = tuple(CHAPTERS)) -> Plan:
-    """The plan of some chapters.
+    """The plan of some chapters; with `$CLEARSTAMP_RECORDED` set, one that runs nothing.
 
-    Raises `RecordError` for an unknown profile or chapter, for two different experiments of one name, and, all in one,
-    for whatever cannot work: a missing data set, too few images, an unknown model. With `$CLEARSTAMP_RECORDED` set
-    nothing has to work.
+    Raises `RecordError` for an unknown profile or chapter, and for two different experiments of one name.
     """
     steps = dict(planned(profile_name, chapters))
-    scale = profile(profile_name)
-    faults: dict[str, list[str]] = {}
-    plan = Plan(profile_name, tuple(chapters), steps, recorded=bool(os.environ.get("CLEARSTAMP_RECORDED")))
-    for step in plan.todo():
-        for error in step.experiment.check(step.experiment.at(scale)):
-            faults.setdefault(str(error), []).append(step.name)
-    if faults:
-        told = [f"\n  {error}: {len(names)} runs, {listed(names)}" for error, names in faults.items()]
-        raise RecordError(
-            f"nothing was run, since this cannot work in profile {profile_name!r}",
-            got="".join(told) + "\n ",
-            remedy="`make data` downloads the data sets, data/README.md says where else they may lie; "
-            "with CLEARSTAMP_RECORDED=1 nothing is run, and what is on record is shown",
-        )
-    return plan
+    return Plan(profile_name, tuple(chapters), steps, recorded=bool(os.environ.get("CLEARSTAMP_RECORDED")))
 
 
 def listed(names: Sequence[str], most: int = 3) -> str:

@@ -5,6 +5,8 @@ import json
 import os
 import platform
 import subprocess
+import time
+from contextlib import suppress
 from dataclasses import field
 from functools import cache
 from importlib.metadata import version
@@ -244,6 +246,14 @@ def load(path: Path) -> Record:
 def told(error: ValidationError) -> str:
     """Each field that does not fit its schema, and why."""
     return ", ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg'].lower()}" for e in error.errors())
+
+
+def sweep(profile: str, *, age: float = 600.0) -> None:
+    """Remove what killed processes were about to write: temporary files that are older than `age` seconds."""
+    for path in (artifacts() / profile).rglob(".*"):
+        with suppress(FileNotFoundError):  # another run sweeps too
+            if path.suffix[1:].isdigit() and time.time() - path.stat().st_mtime > age:
+                path.unlink()
 
 
 def load_all(profile: str) -> list[Record]:

@@ -17,9 +17,11 @@ from typing import IO
 
 import torch
 
-from clearstamp.errors import ClearStampError
+from clearstamp.errors import ClearStampError, RecordError
 from clearstamp.experiments import has_weights, profile, run, trained_weights
+from clearstamp.records import artifacts
 from clearstamp.registry import declared
+from clearstamp.stamp import write_atomically
 
 
 def requests(source: IO[str]) -> Iterator[str]:
@@ -52,8 +54,10 @@ def main() -> None:
                 trained_weights(experiment, scale, seed)
         except ClearStampError as problem:
             error = str(problem)
-        except Exception:
-            error = traceback.format_exc()
+        except Exception as problem:
+            log = artifacts() / scale.name / "failed" / f"{experiment.name}-seed{seed}.log"
+            write_atomically(log, traceback.format_exc().encode())
+            error = str(RecordError("an error of the code", got=f"{type(problem).__name__}: {problem}", where=log))
         gc.collect()  # of models that refer to themselves, gigabytes gather otherwise
         print(json.dumps({"error": error}), file=answers, flush=True)
 

@@ -19,7 +19,7 @@ from execute import ROOT, execute
 from tqdm import tqdm
 
 from clearstamp import plan as plans
-from clearstamp import runner
+from clearstamp import records, runner
 from clearstamp.errors import ClearStampError, RecordError
 from clearstamp.plan import Plan
 from clearstamp.registry import CHAPTERS
@@ -37,6 +37,12 @@ class Bar:
         self.bar = tqdm(
             total=len(self.experiments), bar_format="{n_fmt} of {total_fmt} |{bar:16}| {desc}", disable=not self.live
         )
+
+    def __enter__(self) -> "Bar":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.close()
 
     def __call__(self, progress: Progress) -> None:
         for name in [name for name in progress.done if name not in self.shown | self.experiments]:
@@ -63,9 +69,10 @@ def reproduce(plan: Plan, jobs: int, launch: Sequence[str] = ()) -> None:
         tasks = runner.tasks(plan, pool)
         tasks += [notebook(chapter, plan, {task.name for task in tasks}) for chapter in plan.chapters]
         os.environ["OMP_NUM_THREADS"] = str(pool.threads)  # for the notebooks' kernels
-        progress = runner.perform(tasks, jobs, Bar(plan, tasks))
+        with Bar(plan, tasks) as bar:
+            progress = runner.perform(tasks, jobs, bar)
     if progress.failed:
-        skipped = [task.name for task in progress.open]
+        skipped = [task.name for task in tasks if task.name not in (*progress.done, *progress.failed)]
         raise RecordError(
             "not everything was run",
             got=f"{len(progress.failed)} failed: {', '.join(progress.failed)}"
@@ -96,8 +103,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         plan = plans.make(options.profile, options.chapters or tuple(CHAPTERS))
         if options.plan:
-            print(plan.table())
+            print(plan.table(), flush=True)
+        plan.check()
+        if options.plan:
             return 0
+        records.sweep(plan.profile)
         print(plan.total(), file=sys.stderr)
         reproduce(plan, jobs, shlex.split(options.launch))
     except ClearStampError as error:

@@ -34,7 +34,7 @@ def test_a_row_is_whole_in_the_paper_s_profile_and_small_in_the_others():
     paper = row.scaled(PROFILES["paper"])
     assert (paper.dataset, paper.epochs, paper.hardening_steps, paper.train_images) == ("cifar100", 200, 1_000, None)
     quick = row.scaled(PROFILES["quick"])
-    assert (quick.dataset, quick.epochs, quick.train_images) == ("cifar100", PROFILES["quick"].epochs, 400)
+    assert (quick.dataset, quick.epochs, quick.train_images) == ("cifar100", PROFILES["quick"].epochs, 300)
     assert row.scaled(TINY) == TINY, "a profile of the embedded digits stays with them"
     assert LifeCycle(name="one").scaled(PROFILES["paper"]) == PROFILES["paper"]
 

@@ -38,6 +38,7 @@ def live(world, monkeypatch):
 @every_world
 def test_quick_works_in_every_world(live, world):
     made = plan.make("quick")
+    made.check()
     used = {
         each.dataset for step in made.todo() for each in step.experiment.sets(step.experiment.at(PROFILES["quick"]))
     }
@@ -49,10 +50,10 @@ def test_quick_works_in_every_world(live, world):
 @every_world
 def test_paper_names_every_set_that_is_missing_in_one_error(live, world):
     if not LACKING[world]:
-        assert len(plan.make("paper").todo()) > 200
+        plan.make("paper").check()
         return
     with pytest.raises(RecordError, match="nothing was run, since this cannot work in profile 'paper'") as told:
-        plan.make("paper")
+        plan.make("paper").check()
     assert {name for name in WHOLE if f"no train images of {name}:" in str(told.value)} == LACKING[world]
     assert "make data" in str(told.value) and len(str(told.value).splitlines()) < 12
 
@@ -95,9 +96,10 @@ def test_what_is_on_record_is_not_run_and_needs_no_data(monkeypatch):
     assert "2 experiments, 1 of them to run" in made.table()
     monkeypatch.setattr(data, "size", lambda *_: None)
     with pytest.raises(RecordError, match="missing data set.*: 1 runs, two-seed0"):
-        plan.make("tiny", chapters)
+        plan.make("tiny", chapters).check()
     monkeypatch.setenv("CLEARSTAMP_RECORDED", "1")
     recorded = plan.make("tiny", chapters)
+    recorded.check()
     assert recorded.todo() == [] and "not recorded" in recorded.table()
 
 
@@ -135,5 +137,9 @@ def test_the_plan_is_printed_and_nothing_is_run(monkeypatch, capsys):
     assert reproduce.main(["--plan", "--profile", "tiny"]) == 0
     told = capsys.readouterr().out
     assert all(name in told for name in CHAPTERS) and "512 of 1,437 train, 200 of 360 test" in told
+    monkeypatch.setattr(data, "size", lambda *_: None)
+    assert reproduce.main(["--plan", "--profile", "tiny"]) == 1, "the plan is shown, and what cannot work"
+    shown = capsys.readouterr()
+    assert "512 of missing train" in shown.out and "missing data set; got: no train images of digits" in shown.err
     assert reproduce.main(["--plan", "--profile", "huge"]) == 1
     assert capsys.readouterr().err.startswith("error: unknown profile; got: 'huge'")

@@ -1,5 +1,7 @@
 """What runs side by side, in which order, and what a failure stops."""
 
+import os
+import subprocess
 import sys
 import threading
 import time
@@ -7,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 
 from clearstamp import plan, records, runner
 from clearstamp.errors import RecordError
@@ -64,18 +67,51 @@ def scale(tmp_path, monkeypatch):
     return tmp_path / "tiny"
 
 
-def test_a_run_makes_records_and_a_notebook_and_a_second_one_makes_nothing(scale, capsys):
-    """Two processes, as a user starts it."""
+def whole(folder: Path) -> dict[str, list]:
+    """Every record, read whole, and no other file than those of records, weights and notebooks."""
+    endings = {".json", ".safetensors", ".ipynb"}
+    assert {p.suffix for p in folder.rglob("*") if p.is_file() and not p.name.startswith(".")} <= endings
+    for path in folder.rglob("*.safetensors"):
+        load_file(path)
+    return {record.name: record.stages for record in records.load_all("tiny")}
+
+
+def test_a_killed_run_leaves_no_half_file_and_the_next_one_goes_on_from_there(scale, capsys):
+    """Processes as a user starts them; the second run ends what the first began, the third finds nothing to do."""
     chosen = ["01-hardening", "--profile", "tiny", "--jobs", "2"]
+    first = subprocess.Popen([sys.executable, reproduce.__file__, *chosen], stderr=subprocess.DEVNULL)
+    try:
+        while not (scale / "records").is_dir() or not whole(scale):
+            assert first.poll() is None
+            time.sleep(0.05)
+    finally:
+        first.kill()
+        first.wait()
+    kept = whole(scale)
+    assert 0 < len(kept) < 3
     assert reproduce.main(chosen) == 0
     told = capsys.readouterr().err
-    assert "3 experiments, 3 of them to run" in told and "01-hardening  done" in told and "%|" not in told
-    names = {"unmarked-seed0", "1-key-paper-seed0", "1-key-adjoint-seed0"}
-    assert {path.stem for path in (scale / "records").iterdir()} == names
+    assert (
+        f"3 experiments, {3 - len(kept)} of them to run" in told and "01-hardening  done" in told and "%|" not in told
+    )
+    found = whole(scale)
+    assert found.keys() == {"unmarked-seed0", "1-key-paper-seed0", "1-key-adjoint-seed0"}
+    assert {name: found[name] for name in kept} == kept
     made = {path: path.stat().st_mtime_ns for path in scale.rglob("*") if path.is_file()}
     assert scale / "01-hardening.ipynb" in made
     assert reproduce.main(chosen) == 0
     assert {path: path.stat().st_mtime_ns for path in scale.rglob("*") if path.is_file()} == made
+
+
+def test_what_was_about_to_be_written_is_swept_away_once_it_is_old(scale):
+    (scale / "records").mkdir(parents=True)
+    old, new, other = (scale / "records" / name for name in (".a.json.77", ".b.json.78", ".keep"))
+    for path in (old, new, other):
+        path.write_text("{")
+    os.utime(old, (0, 0))
+    os.utime(other, (0, 0))
+    records.sweep("tiny")
+    assert not old.exists() and new.exists() and other.exists()
 
 
 def test_what_goes_wrong_in_a_worker_is_told(scale):
@@ -84,6 +120,28 @@ def test_what_goes_wrong_in_a_worker_is_told(scale):
     with runner.workers("tiny", 1, 1) as pool, pytest.raises(RecordError, match="ended; got: exit status 1"):
         pool.run(broken)
     assert not records.folder("tiny").exists()
+
+
+def test_a_failed_experiment_is_told_in_a_line_and_stops_what_needs_it(scale, monkeypatch, capsys):
+    def fail(step):
+        if step.name == "unmarked-seed0":
+            raise RecordError("no luck")
+
+    monkeypatch.setattr(runner.Workers, "run", lambda self, step: fail(step))
+    monkeypatch.setattr(reproduce, "execute", lambda *_: None)
+    assert reproduce.main(["01-hardening", "02-multi-key", "--profile", "tiny", "--jobs", "1"]) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert "unmarked-seed0  failed: no luck" in lines
+    assert lines[-1].startswith("error: not everything was run; got: 1 failed: unmarked-seed0; not run, since")
+    assert "01-hardening, 02-multi-key; what to do" in lines[-1]
+
+
+def test_an_error_of_the_code_leaves_its_traceback_in_a_file(scale, monkeypatch):
+    steps = plan.make("tiny", ["01-hardening"]).steps
+    (scale / "records" / "unmarked-seed0.json").mkdir(parents=True)  # cannot be written over
+    with runner.workers("tiny", 1, 1) as pool, pytest.raises(RecordError, match=r"an error of the code.*seed0\.log"):
+        pool.run(steps["unmarked-seed0"])
+    assert "Traceback" in (scale / "failed" / "unmarked-seed0.log").read_text()
 
 
 def test_workers_end_with_the_block(scale):
