@@ -115,7 +115,7 @@ def compared(record: Record, again: Record) -> Audit:
     return Audit(
         record=record.name,
         digest=record.digest,
-        date=datetime.now(UTC).isoformat(timespec="seconds"),
+        date=datetime.now(UTC).isoformat(timespec="milliseconds"),
         differences={name: round(most, 6) for name, most in found.items() if isfinite(most)},
         agrees=all(most <= TOLERANCE[name] for name, most in found.items()),
         provenance=again.provenance,

@@ -12,10 +12,10 @@ import shlex
 import sys
 import time
 from collections.abc import Sequence
-from functools import partial
 
 import torch
 from execute import ROOT, execute
+from jupyter_core.utils import ensure_event_loop
 from tqdm import tqdm
 
 from clearstamp import plan as plans
@@ -83,8 +83,14 @@ def reproduce(plan: Plan, jobs: int, launch: Sequence[str] = ()) -> None:
 
 def notebook(chapter: str, plan: Plan, todo: set[str]) -> Task:
     """Execute a notebook once all that it shows is there."""
+
+    def act() -> None:
+        try:
+            execute(ROOT / "notebooks" / f"{chapter}.ipynb", plan.profile)
+        finally:
+            ensure_event_loop().close()  # this thread's, which spoke to the kernel
+
     after = frozenset(step.name for step in plan.of(chapter)) & todo
-    act = partial(execute, ROOT / "notebooks" / f"{chapter}.ipynb", plan.profile)
     return Task(chapter, act, after, plans.measured().get(plan.profile, {}).get(chapter, 15.0))
 
 

@@ -55,7 +55,11 @@ def record(name: str, stages: Sequence[str]) -> Record:
     about = {"experiment": name, "kind": "LifeCycle", "version": 1, "profile": "tiny", "parameters": {}, "seed": 0}
     arrays = {stage: torch.rand(4, 1, 9, 9) for stage in (*stages, "secrets")}
     about["parameters"] = {
-        "attacks": {label: {"attack": "pruning", "scope": "global"} for label in stages if "%" in label}
+        "attacks": {
+            label: {"attack": "pruning", "scope": "channels" if label.startswith("channels") else "global"}
+            for label in stages
+            if "%" in label
+        }
     }
     seen = [Stage(label=label, attack=None if label == "before" else label, scores=dict(found)) for label in stages]
     return Record(**about, stages=seen, data={"dots": {}}, arrays=arrays)
