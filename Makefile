@@ -43,6 +43,7 @@ reproduce: $(READY) ## run what is missing of the plan (PROFILE=, JOBS=, LAUNCH=
 $(NOTEBOOKS): %: $(READY)
 	$(RUN) $*
 
+audit: PROFILE = paper
 audit: $(READY) ## run N records again (PROFILE=paper), those verified longest ago first, and compare
 	$(BIN)/python notebooks/audit.py --profile $(PROFILE) --count $(N)
 

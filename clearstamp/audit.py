@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import field
 from datetime import UTC, datetime
 from math import isfinite
 from pathlib import Path
@@ -27,7 +28,8 @@ class Audit:
         digest: of its key.
         date: of the audit, in UTC.
         differences: the greatest of each score over all stages, for the scores that are compared.
-        agrees: does none exceed its tolerance?
+        missing: those of these scores that only one of the two has at some stage.
+        agrees: is nothing missing, and does no difference exceed its tolerance? Never if there is nothing to compare.
         provenance: of the repetition.
     """
 
@@ -37,6 +39,7 @@ class Audit:
     differences: dict[str, FiniteFloat]
     agrees: bool
     provenance: Provenance
+    missing: list[str] = field(default_factory=list)
 
 
 ADAPTER = TypeAdapter(Audit)
@@ -65,11 +68,10 @@ def latest(profile_name: str) -> dict[str, Audit]:
 
 
 def due(profile_name: str) -> list[str]:
-    """The records of a profile, those never verified first, then those that were verified longest ago."""
-    when = {name: audit.date for name, audit in latest(profile_name).items() if audit.agrees}
-    return sorted(
-        (record.name for record in records.load_all(profile_name)), key=lambda name: (when.get(name, ""), name)
-    )
+    """The records that answer to an experiment of today, those never audited first, then by their last audit."""
+    when, scale = {name: audit.date for name, audit in latest(profile_name).items()}, profile(profile_name)
+    names = [f"{name}-seed{seed}" for (name, seed), e in declared(profile_name).items() if find(e, scale, seed)]
+    return sorted(names, key=lambda name: (when.get(name, ""), name))
 
 
 def perform(profile_name: str, names: Sequence[str]) -> Iterator[Audit]:
@@ -79,10 +81,10 @@ def perform(profile_name: str, names: Sequence[str]) -> Iterator[Audit]:
     """
     scale, experiments = profile(profile_name), {f"{n}-seed{s}": (e, s) for (n, s), e in declared(profile_name).items()}
     for name in names:
-        experiment, seed = experiments.get(name, (None, 0))
-        record = experiment and find(experiment, scale, seed)
-        if experiment is None or record is None:
+        if name not in experiments or find(experiments[name][0], scale, experiments[name][1]) is None:
             raise RecordError("no record to audit", got=name, expected="one that answers to an experiment of today")
+    for name in names:
+        experiment, seed = experiments[name]
         with elsewhere():
             again, _ = conduct(experiment, experiment.at(scale), seed)
             repeated = [*records.load_all(profile_name), again]  # first the models that it needed
@@ -117,6 +119,7 @@ def compared(record: Record, again: Record) -> Audit:
         digest=record.digest,
         date=datetime.now(UTC).isoformat(timespec="milliseconds"),
         differences={name: round(most, 6) for name, most in found.items() if isfinite(most)},
-        agrees=all(most <= TOLERANCE[name] for name, most in found.items()),
+        missing=[name for name, most in found.items() if not isfinite(most)],
+        agrees=bool(found) and all(most <= TOLERANCE[name] for name, most in found.items()),
         provenance=again.provenance,
     )

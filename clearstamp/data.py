@@ -8,11 +8,11 @@ check sums of their files. A set is never replaced by another, and one of which 
 import gzip
 import hashlib
 import os
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
 from functools import cache, partial
+from io import BufferedReader
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -27,7 +27,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, S
 from torchvision.datasets import CIFAR10, CIFAR100, GTSRB, MNIST
 
 from clearstamp.errors import DataError
-from clearstamp.packs import pack_size, read_pack, write_pack
+from clearstamp.packs import damage_named, pack_size, read_pack, write_pack
 
 Split = Literal["train", "test"]
 
@@ -113,19 +113,29 @@ def load(name: str, split: Split = "train") -> Data:
     return LOADERS[name](split)
 
 
-def size(name: str, split: Split) -> int | None:
-    """How many images `load` finds, without reading them; None if they had to be downloaded first.
+def found(name: str) -> bool:
+    """Would `load` find files of both splits, whole or damaged, and download nothing? Raises `DataError` as it does."""
+    if name not in LOADERS:
+        raise DataError("unknown data set", got=repr(name), expected=" or ".join(map(repr, LOADERS)))
+    return name == "digits" or all(find_mnist(s) if name == "mnist" else find_source(name, s) for s in get_args(Split))
 
-    Raises `DataError` if the name is unknown, or if a pack is damaged.
+
+def size(name: str, split: Split) -> int:
+    """How many images `load` finds, without reading them.
+
+    Raises `DataError` if the name is unknown, if there are no files, or if they are damaged as far as this can be seen.
     """
+    if not found(name):
+        raise DataError("missing data set", got=name)
     if name == "digits":
         return len(load_embedded(split))
     if name == "mnist":
-        return MNIST_SIZES[split] if find_mnist(split) else None
-    if name not in SOURCES:
-        raise DataError("unknown data set", got=repr(name), expected=" or ".join(map(repr, LOADERS)))
-    found = find_source(name, split)
-    return None if found is None else pack_size(found) if found.is_file() else SOURCES[name].sizes[split]
+        files = find_mnist(split)
+        assert files is not None, "found"
+        return idx_shape(files[0])[0]
+    there = find_source(name, split)
+    assert there is not None, "found"
+    return pack_size(there) if there.is_file() else SOURCES[name].sizes[split]
 
 
 def download() -> None:
@@ -189,14 +199,24 @@ def load_mnist(split: Split) -> Data:
 
 def read_idx(path: Path) -> np.ndarray:
     """An IDX file of unsigned bytes, gzipped or not (the format of MNIST's authors)."""
-    try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        shape = [int.from_bytes(content[4 + 4 * axis : 8 + 4 * axis], "big") for axis in range(content[3])]
-        return np.array(np.frombuffer(content, np.uint8, offset=4 + 4 * len(shape)).reshape(shape))
-    except (OSError, EOFError, ValueError, IndexError, zlib.error) as error:
-        raise DataError(
-            "damaged data set", got=f"{type(error).__name__}: {error}", where=path, remedy="fetch the file again"
-        ) from error
+    shape = idx_shape(path)
+    with damage_named(path), unpacked(path) as file:
+        return np.array(np.frombuffer(file.read(), np.uint8, offset=4 + 4 * len(shape)).reshape(shape))
+
+
+def idx_shape(path: Path) -> list[int]:
+    """The shape of an IDX file's array, from its head."""
+    with damage_named(path), unpacked(path) as file:
+        axes = file.read(4)[3]
+        sizes = file.read(4 * axes)
+        if len(sizes) < 4 * axes:
+            raise EOFError("the file ends in its head")
+        return [int.from_bytes(sizes[4 * axis : 4 * axis + 4], "big") for axis in range(axes)]
+
+
+def unpacked(path: Path) -> gzip.GzipFile | BufferedReader:
+    """A file, gzipped or not, opened for reading."""
+    return gzip.open(path) if path.suffix == ".gz" else path.open("rb")
 
 
 @dataclass(frozen=True)

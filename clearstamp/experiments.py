@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, final
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 from tqdm import tqdm
@@ -53,11 +53,11 @@ class Profile:
 
     def settled(self) -> "Profile":
         """With the data set that is there, and of a stand-in no more images than it has."""
-        if self.stand_in != "missing" or (self.dataset != STAND_IN and data.size(self.dataset, "train") is not None):
+        if self.stand_in != "missing" or (self.dataset != STAND_IN and data.found(self.dataset)):
             return self
 
         def most(split: data.Split, asked: int | None) -> int:
-            there = data.size(STAND_IN, split) or 0
+            there = data.size(STAND_IN, split)
             return there if asked is None else min(asked, there)
 
         train, test = most("train", self.train_images), most("test", self.test_images)
@@ -185,13 +185,14 @@ class Experiment(ABC):
         """What stands against running it at `scale` (its own), found without computing anything."""
         for each in self.sets(scale):
             wanted: dict[data.Split, int | None] = {"train": each.train_images, "test": each.test_images}
-            for split, count in wanted.items():
-                found = data.size(each.dataset, split)
-                if found is None:
-                    yield DataError("missing data set", got=f"no {split} images of {each.dataset}")
-                elif count is not None and not 0 < count <= found:
-                    where = f"{each.dataset}, {split}"
-                    yield DataError("not that many images", got=count, expected=f"1 to {found:,}", where=where)
+            try:
+                for split, count in wanted.items():
+                    found = data.size(each.dataset, split)
+                    if count is not None and not 0 < count <= found:
+                        where = f"{each.dataset}, {split}"
+                        yield DataError("not that many images", got=count, expected=f"1 to {found:,}", where=where)
+            except DataError as error:
+                yield error
 
     @abstractmethod
     def conduct(self, scale: Profile, seed: int) -> Findings:
@@ -236,7 +237,7 @@ def find(experiment: Experiment, scale: Profile, seed: int) -> Record | None:
         return None
     if record.bases != bases(experiment):
         return None
-    there = [each for each in experiment.sets(scale) if data.size(each.dataset, "train") is not None]
+    there = [each for each in experiment.sets(scale) if data.found(each.dataset)]
     return record if all(record.data.get(each.dataset) == load_sets(each).about for each in there) else None
 
 
@@ -347,6 +348,8 @@ TOLERANCE = {
     "accuracy": 0.01,
     **dict.fromkeys(("ssim", "developed_ssim", "correlation", "ssim_attacked", "developed_ssim_attacked"), 0.05),
     **dict.fromkeys(("bit errors", "bit errors at 0.53", "message errors"), 0.02),
+    **dict.fromkeys(("parameters", "weights", "without gradient", "finite"), 0.0),
+    **dict.fromkeys(("operations", "memory"), 0.01),
 }
 """By how much a score may differ from one machine to another: training is chaotic. Others are not compared."""
 
@@ -390,9 +393,10 @@ def keep_weights(record: Record, weights: dict[str, Tensor]) -> None:
 
 
 def has_weights(record: Record) -> bool:
-    """Are the weights of this record there?"""
+    """Are the weights of this record there, and whole?"""
     path = weights_file(record)
-    if not path.is_file():
+    try:
+        with safe_open(path, "pt") as stored:
+            return bool((stored.metadata() or {}).get("key") == record.digest)
+    except (OSError, SafetensorError):  # lost, or only half of it there
         return False
-    with safe_open(path, "pt") as stored:
-        return bool((stored.metadata() or {}).get("key") == record.digest)

@@ -7,6 +7,7 @@ place in the official split (int32). A reader finds damage by the zip's own chec
 
 import io
 import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -44,7 +45,7 @@ def damage_named(path: Path) -> Iterator[None]:
     """What goes wrong with a file becomes a `DataError` that names it."""
     try:
         yield
-    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, LookupError, ValueError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(
             "damaged data set", got=f"{type(error).__name__}: {error}", where=path, remedy="fetch the file again"
         ) from error

@@ -2,13 +2,14 @@
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 from clearstamp import data, records
-from clearstamp.errors import RecordError
+from clearstamp.errors import ClearStampError, DataError, RecordError
 from clearstamp.experiments import Experiment, find, has_weights, profile
 from clearstamp.records import Record
 from clearstamp.registry import CHAPTERS, Chapter, declared
@@ -46,12 +47,14 @@ class Step:
 class Plan:
     """The steps of some chapters in a profile, by name, those that others need before these.
 
-    If it is `recorded`, nothing is to be run, and what has no record is left out.
+    If it is `recorded`, nothing is to be run, and what has no record is left out. `damaged` are the errors of records
+    and data that could not be read, with the steps that they concern.
     """
 
     profile: str
     chapters: tuple[str, ...]
     steps: dict[str, Step]
+    damaged: dict[str, list[str]]
     recorded: bool = False
 
     def todo(self) -> list[Step]:
@@ -59,17 +62,16 @@ class Plan:
         return [] if self.recorded else [step for step in self.steps.values() if step.todo]
 
     def check(self) -> None:
-        """Raise one `RecordError` for all that cannot work: missing data sets, too few images, unknown models."""
-        faults: dict[str, list[str]] = {}
+        """Raise one `RecordError` for all that cannot work: damaged files, missing data sets, unknown models, ..."""
+        faults = {error: list(names) for error, names in self.damaged.items()}
         for step in self.todo():
             for error in step.experiment.check(step.experiment.at(profile(self.profile))):
                 faults.setdefault(str(error), []).append(step.name)
         if faults:
-            told = [f"\n  {error}: {len(names)} runs, {listed(names)}" for error, names in faults.items()]
+            told = [f"{error}: {len(set(names))} runs, {listed(names)}" for error, names in faults.items()]
             raise RecordError(
-                f"nothing was run, since this cannot work in profile {self.profile!r}",
-                got="".join(told) + "\n ",
-                remedy="`make data` downloads the data sets, data/README.md says where else they may lie; "
+                f"nothing was run, since this cannot work in profile {self.profile!r}:\n  " + "\n  ".join(told) + "\n",
+                remedy="`make data` downloads data sets that are missing, data/README.md says where else they may lie; "
                 "with CLEARSTAMP_RECORDED=1 nothing is run, and what is on record is shown",
             )
 
@@ -123,17 +125,21 @@ class Plan:
         todo = self.todo()
         seconds, unknown = sum(step.seconds or 0 for step in todo), sum(step.seconds is None for step in todo)
         text = f"{len(self.steps)} experiments, {len(todo)} of them to run: {seconds / 60:.0f} minutes of one core"
-        return text + (f", and {unknown} of which nobody knows" if unknown else "")
+        return text + (f", and {unknown} of them whose time is not known" if unknown else "")
 
 
 def images(name: str, train: int | None, test: int | None) -> str:
     """How many images of how many."""
+    if not data.found(name):
+        return f"{name}, missing"
     parts = []
     wanted: dict[data.Split, int | None] = {"train": train, "test": test}
     for split, count in wanted.items():
-        there = data.size(name, split)
-        known = "missing" if there is None else f"{there:,}"
-        parts.append(f"{known} {split}" if count is None else f"{count:,} of {known} {split}")
+        try:
+            there = f"{data.size(name, split):,}"
+        except DataError:
+            there = "damaged"
+        parts.append(f"{there} {split}" if count is None else f"{count:,} of {there} {split}")
     return f"{name}, {', '.join(parts)}"
 
 
@@ -148,8 +154,28 @@ def make(profile_name: str, chapters: Sequence[str] = tuple(CHAPTERS)) -> Plan:
 
     Raises `RecordError` for an unknown profile or chapter, and for two different experiments of one name.
     """
-    steps = dict(planned(profile_name, chapters))
-    return Plan(profile_name, tuple(chapters), steps, recorded=bool(os.environ.get("CLEARSTAMP_RECORDED")))
+    scale, pairs = profile(profile_name), declared(profile_name, chapters)
+    found: dict[tuple[str, int], Record | None] = {}
+    damaged: dict[str, list[str]] = {}
+    for (name, seed), experiment in pairs.items():
+        try:
+            found[name, seed] = find(experiment, scale, seed)
+        except ClearStampError as error:
+            found[name, seed] = None
+            damaged.setdefault(str(error), []).append(f"{name}-seed{seed}")
+    lost = {
+        (needed.name, seed)
+        for (name, seed), experiment in pairs.items()
+        if found[name, seed] is None
+        for needed in experiment.needs()
+        if (record := found[needed.name, seed]) and not has_weights(record)
+    }
+    steps = {}
+    for key, experiment in sorted(pairs.items(), key=lambda pair: len(pair[1].needs())):  # models before attacks
+        step = Step(experiment, key[1], found[key], key in lost, expected(profile_name, key[0], found[key]))
+        steps[step.name] = step
+    recorded = bool(os.environ.get("CLEARSTAMP_RECORDED"))
+    return Plan(profile_name, tuple(dict.fromkeys(chapters)), steps, damaged, recorded)
 
 
 def listed(names: Sequence[str], most: int = 3) -> str:
@@ -158,30 +184,13 @@ def listed(names: Sequence[str], most: int = 3) -> str:
     return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
 
 
-def planned(profile_name: str, chapters: Sequence[str]) -> Iterator[tuple[str, Step]]:
-    """Every experiment that is shown, and before it those that it needs and whose model or record is not there."""
-    scale = profile(profile_name)
-    pairs = declared(profile_name, chapters)
-    found = {key: find(experiment, scale, key[1]) for key, experiment in pairs.items()}
-    lost = {
-        (needed.name, seed)
-        for (name, seed), experiment in pairs.items()
-        if found[name, seed] is None
-        for needed in experiment.needs()
-        if (record := found[needed.name, seed]) and not has_weights(record)
-    }
-    for key, experiment in sorted(pairs.items(), key=lambda pair: len(pair[1].needs())):
-        name, seed = key
-        seconds = expected(profile_name, name, found[key])
-        yield f"{name}-seed{seed}", Step(experiment, seed, found[key], key in lost, seconds)
-
-
 def expected(profile_name: str, name: str, record: Record | None) -> float | None:
     """Seconds that an experiment takes: as its record says, or an older one of its name, or as they were measured."""
     if record is not None:
         return record.seconds
     for path in sorted(records.folder(profile_name).glob(f"{name}-seed*.json")):
-        return records.load(path).seconds
+        with suppress(RecordError):
+            return records.load(path).seconds
     return measured().get(profile_name, {}).get(name)
 
 

@@ -11,6 +11,7 @@ from dataclasses import field
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
@@ -248,8 +249,17 @@ def told(error: ValidationError) -> str:
     return ", ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg'].lower()}" for e in error.errors())
 
 
-def sweep(profile: str, *, age: float = 600.0) -> None:
-    """Remove what killed processes were about to write: temporary files that are older than `age` seconds."""
+def prepare(profile: str, *, age: float = 600.0) -> None:
+    """Make the folder of a profile's records, and remove what killed processes were about to write to it.
+
+    These are temporary files older than `age` seconds. Raises `RecordError` if nothing can be written there.
+    """
+    try:
+        folder(profile).mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder(profile)):
+            pass
+    except OSError as error:
+        raise RecordError("results cannot be written", got=error, where=folder(profile)) from error
     for path in (artifacts() / profile).rglob(".*"):
         with suppress(FileNotFoundError):  # another run sweeps too
             if path.suffix[1:].isdigit() and time.time() - path.stat().st_mtime > age:

@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from os import environ
@@ -64,7 +64,8 @@ def perform(tasks: Sequence[Task], jobs: int, watch: Callable[[Progress], None] 
     progress = Progress(by_name)
     ahead = ways(by_name)
     futures: dict[Future[object], str] = {}
-    with ThreadPoolExecutor(jobs) as pool:
+    pool = ThreadPoolExecutor(jobs)
+    try:
         while True:
             while task := choose(progress, jobs, ahead):
                 progress.running[task.name] = time.monotonic()
@@ -81,6 +82,8 @@ def perform(tasks: Sequence[Task], jobs: int, watch: Callable[[Progress], None] 
                     progress.failed[name] = error
                 else:
                     raise error
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)  # who interrupts does not wait for what is going on
 
 
 def choose(progress: Progress, jobs: int, ahead: Mapping[str, float]) -> Task | None:
@@ -137,8 +140,13 @@ class Workers:
             raise RecordError(
                 "a process that ran experiments ended", got=f"exit status {worker.wait()}", where=step.name
             )
+        try:
+            error = json.loads(answer)["error"]
+        except ValueError as problem:
+            worker.kill()
+            raise RecordError("not the answer of a process that runs experiments", got=repr(answer)) from problem
         self.idle.put(worker)
-        if error := json.loads(answer)["error"]:
+        if error:
             raise RecordError(error)
 
     def take(self) -> subprocess.Popen[str]:
@@ -147,7 +155,8 @@ class Workers:
             return self.idle.get()
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
         env = environ | {"OMP_NUM_THREADS": str(self.threads)}
-        worker = subprocess.Popen(self.command, **pipes, text=True, env=env)  # type: ignore[call-overload]
+        # in a group of its own, so that an interrupt from the keyboard reaches the master alone, which ends it
+        worker = subprocess.Popen(self.command, **pipes, text=True, env=env, process_group=0)  # type: ignore[call-overload]
         self.all.append(worker)
         return worker
 
@@ -156,7 +165,7 @@ class Workers:
         for worker in self.all:
             worker.terminate()
         for worker in self.all:
-            with worker:  # closes its pipes and waits
+            with suppress(BrokenPipeError), worker:  # closes its pipes and waits
                 pass
 
 

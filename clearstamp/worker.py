@@ -7,7 +7,6 @@ Each line that it reads asks for one, ``{"name": ..., "seed": ..., "threads": ..
 import gc
 import json
 import os
-import signal
 import sys
 import traceback
 from collections.abc import Iterator
@@ -39,7 +38,6 @@ def requests(source: IO[str]) -> Iterator[str]:
 
 
 def main() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # interrupted, it ends without a word
     answers, sys.stdout = sys.stdout, sys.stderr  # nothing that an experiment prints is an answer
     scale = profile(sys.argv[1])
     experiments = declared(scale.name)
@@ -54,6 +52,8 @@ def main() -> None:
                 trained_weights(experiment, scale, seed)
         except ClearStampError as problem:
             error = str(problem)
+        except OSError as problem:
+            error = str(RecordError("a file could not be read or written", got=problem))
         except Exception as problem:
             log = artifacts() / scale.name / "failed" / f"{experiment.name}-seed{seed}.log"
             write_atomically(log, traceback.format_exc().encode())

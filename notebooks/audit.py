@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from clearstamp import audit
-from clearstamp.errors import ClearStampError
+from clearstamp.errors import ClearStampError, RecordError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -20,13 +20,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     agreed = True
     try:
-        for made in audit.perform(options.profile, options.records or audit.due(options.profile)[: options.count]):
+        if options.count < 1:
+            raise RecordError("no such number of records", got=options.count, expected="at least 1")
+        names = options.records or audit.due(options.profile)[: options.count]
+        if not names:
+            raise RecordError("nothing to audit", got=f"no record in profile {options.profile!r}")
+        for made in audit.perform(options.profile, names):
             agreed &= made.agrees
-            apart = ", ".join(f"{name} {most:.4f}" for name, most in made.differences.items())
-            print(f"{made.record}  {'agrees' if made.agrees else 'DIFFERS'}  (greatest differences: {apart or 'none'})")
+            apart = ", ".join([f"{name} {most:.4f}" for name, most in made.differences.items()])
+            lacking = f"; only one has {', '.join(made.missing)}" if made.missing else ""
+            outcome = "agrees" if made.agrees else "DIFFERS"
+            print(
+                f"{made.record}  {outcome}  (greatest differences: {apart or 'nothing to compare'}{lacking})",
+                flush=True,
+            )
     except ClearStampError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("interrupted; what was audited is noted", file=sys.stderr)
+        return 130
     return 0 if agreed else 1
 
 

@@ -56,16 +56,16 @@ def execute(notebook: Path, profile: str, parameters: Mapping[str, Any] | None =
             kernel_name="python3",
             language="python",
             progress_bar=False,
-            extra_arguments=["--IPKernelApp.log_level=ERROR"],  # no word of TCP: the kernel listens on this machine
+            extra_arguments=["--IPKernelApp.log_level=CRITICAL"],  # no word of TCP: the kernel listens on this machine
         )
     except Exception as error:
         if partial.exists():
             partial.replace(failed)
-        cell = getattr(error, "source", "").strip().partition("\n")[0]
+        lines = [line for line in getattr(error, "source", "").splitlines() if line.strip() and line.strip()[0] != "#"]
         raise RecordError(
             f"{notebook.name} failed in profile {profile!r}",
             got=f"{getattr(error, 'ename', type(error).__name__)}: {getattr(error, 'evalue', error)}",
-            where=f"the cell that begins with `{cell}`" if cell else None,
+            where=f"the cell that begins with `{lines[0]}`" if lines else None,
             remedy=f"look at it in {failed}; what was finished before is kept, so a new run goes on from there",
         ) from error
     tidy(executed, notebook)

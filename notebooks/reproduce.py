@@ -9,9 +9,11 @@ It begins with a plan (`--plan`: and ends there), and runs nothing if a part of 
 import argparse
 import os
 import shlex
+import shutil
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from execute import ROOT, execute
@@ -100,29 +102,49 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("chapters", nargs="*", help="names of notebooks; all of them if none is given")
     parser.add_argument("--profile", default="quick", help="tiny, quick or paper")
     parser.add_argument("--plan", action="store_true", help="say what would be run, and run nothing")
-    parser.add_argument("--jobs", type=int, default=0, help="how many processes side by side")
+    parser.add_argument("--jobs", type=int, default=0, help="how many processes side by side; 0 for one a core")
+    parser.add_argument("--note-times", action="store_true", help="keep the times of this profile's records for plans")
     parser.add_argument("--launch", default="", help="a command that starts another one elsewhere, such as srun")
     options = parser.parse_args(arguments)
+    for name in ("CLEARSTAMP_ARTIFACTS", "CLEARSTAMP_DATA"):
+        if name in os.environ:
+            os.environ[name] = os.path.abspath(os.environ[name])  # before the folder changes
     os.chdir(ROOT)
-    cores = os.cpu_count() or 1
-    jobs = options.jobs if options.jobs > 0 else 1 if torch.cuda.is_available() else min(cores, 8)
+    jobs = options.jobs or (1 if torch.cuda.is_available() else min(os.cpu_count() or 1, 8))
     try:
-        plan = plans.make(options.profile, options.chapters or tuple(CHAPTERS))
+        if jobs < 1:
+            raise RecordError("no such number of processes", got=jobs, expected="at least 1, or 0 for one a core")
+        launch = launcher(options.launch)
+        if options.note_times:
+            plans.keep_seconds(options.profile)
+            return 0
+        plan = plans.make(options.profile, [Path(name).stem for name in options.chapters] or tuple(CHAPTERS))
         if options.plan:
             print(plan.table(), flush=True)
         plan.check()
         if options.plan:
             return 0
-        records.sweep(plan.profile)
+        records.prepare(plan.profile)
         print(plan.total(), file=sys.stderr)
-        reproduce(plan, jobs, shlex.split(options.launch))
+        reproduce(plan, jobs, launch)
     except ClearStampError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("interrupted; a new run goes on from the records that are there", file=sys.stderr)
-        return 130
+        print("interrupted; a new run goes on from the records that are there", file=sys.stderr, flush=True)
+        os._exit(130)  # not waiting for a notebook that is being executed; its kernel ends with this process
     return 0
+
+
+def launcher(text: str) -> list[str]:
+    """The words of a command that starts another one. Raises `RecordError` if there is no such command."""
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        raise RecordError("not a command", got=repr(text), expected=str(error)) from error
+    if words and shutil.which(words[0]) is None:
+        raise RecordError("no such command", got=words[0], where="--launch")
+    return words
 
 
 if __name__ == "__main__":

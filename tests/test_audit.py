@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from clearstamp import audit, records
-from clearstamp.campaigns import campaigns
 from clearstamp.attacks import Noise
+from clearstamp.campaigns import campaigns
 from clearstamp.errors import RecordError
 from clearstamp.experiments import PROFILES, run_all
 from clearstamp.lifecycle import LifeCycle
@@ -58,7 +58,35 @@ def test_what_was_never_verified_is_due_first_then_what_was_so_longest_ago(made)
     list(audit.perform("tiny", ["noise-one-seed0"]))
     assert audit.due("tiny") == ["one-seed0", "noise-one-seed0"], "its model was verified before it"
     replace(made[0], parameters=made[0].parameters | {"lr": 1.0}).save()
-    assert audit.due("tiny")[0] == "one-seed0" and "one-seed0" not in audit.latest("tiny"), "another record by now"
+    assert "one-seed0" not in audit.latest("tiny") | dict.fromkeys(audit.due("tiny")), "another record by now"
+
+
+def test_records_of_former_experiments_are_not_due(made):
+    replace(made[0], experiment="0-old").save()
+    assert audit.due("tiny") == ["noise-one-seed0", "one-seed0"]
+
+
+def test_a_score_that_only_one_has_and_a_record_without_scores_to_compare_do_not_agree(made):
+    (stage,) = (stage for stage in made[0].stages if stage.label == "trained")
+    lacking = replace(made[0], stages=[replace(stage, scores={"accuracy": stage.scores["accuracy"]})])
+    found = audit.compared(lacking, replace(made[0], stages=[stage]))
+    assert not found.agrees and "ssim" in found.missing and found.differences == {"accuracy": 0.0}
+    nothing = replace(made[0], stages=[replace(stage, scores={"seconds": 1.0})])
+    assert not audit.compared(nothing, nothing).agrees
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (["--count", "0"], "no such number of records; got: 0"),
+        (["--profile", "quick"], "nothing to audit; got: no record in profile 'quick'"),
+        (["--profile", "tiny", "one-seed0", "nonsense"], "no record to audit; got: nonsense"),
+    ],
+)
+def test_a_command_line_that_cannot_work_is_told_before_anything_is_run(words, problem, capsys, monkeypatch):
+    monkeypatch.setattr(audit, "conduct", lambda *_: pytest.fail("something was run"))
+    assert program.main(words) == 1
+    assert capsys.readouterr().err.startswith(f"error: {problem}")
 
 
 def test_only_records_of_today_s_experiments_can_be_audited(made):

@@ -113,11 +113,14 @@ def test_a_model_trained_again_that_differs_from_its_record_is_an_error_and_leav
     assert path.read_bytes() == before and not weights_file(record).exists()
 
 
-def test_weights_of_another_record_are_not_taken():
+def test_weights_of_another_record_are_not_taken_nor_half_of_a_file():
     experiment = LifeCycle(name="one", **SMALL)
     (record,) = run_all([experiment], "tiny", (0,))
     assert has_weights(record)
     assert not has_weights(replace(record, seed=1)) and not has_weights(replace(record, parameters={}))
+    path = weights_file(record)
+    path.write_bytes(path.read_bytes()[:1000])
+    assert not has_weights(record)
 
 
 @pytest.mark.parametrize(
@@ -135,25 +138,22 @@ def test_a_record_with_another_key_is_not_taken(changes, monkeypatch):
 def test_data_that_are_not_here_are_not_compared(monkeypatch):
     experiment = LifeCycle(name="one", until="hardened", **SMALL)
     (record,) = run_all([experiment], "tiny", (0,))
-    monkeypatch.setattr(experiments.data, "size", lambda *_: None)
+    monkeypatch.setattr(experiments.data, "found", lambda _: False)
     monkeypatch.setattr(experiments, "load_sets", lambda _: pytest.fail("nothing is there to load"))
     assert experiments.find(experiment, PROFILES["tiny"], 0) == record
 
 
 def test_a_set_that_is_missing_is_replaced_in_quick_alone(monkeypatch):
-    monkeypatch.setattr(experiments.data, "size", size_of)
+    monkeypatch.setattr(experiments.data, "found", lambda name: name == "digits")
     row = LifeCycle(name="one", dataset="cifar10")
     quick = row.at(PROFILES["quick"])
-    assert (quick.dataset, quick.train_images, quick.test_images) == ("digits", 1437, 360)
+    assert (quick.dataset, quick.train_images, quick.test_images) == ("digits", 800, 300)
     assert row.at(quick) == quick
+    greedy = replace(PROFILES["quick"], train_images=2_000, test_images=None)
+    assert (row.at(greedy).train_images, row.at(greedy).test_images) == (1437, 360), "no more than it has"
     assert row.at(PROFILES["paper"]).dataset == "cifar10"
     assert [str(error) for error in row.check(row.at(PROFILES["quick"]))] == []
-    assert [type(error).__name__ for error in row.check(row.at(PROFILES["paper"]))] == ["DataError", "DataError"]
-
-
-def size_of(name, split):
-    """What `data.size` says on a machine without files."""
-    return {"train": 1437, "test": 360}[split] if name == "digits" else None
+    assert [str(error) for error in row.check(row.at(PROFILES["paper"]))] == ["missing data set; got: cifar10"]
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from clearstamp import data, experiments, plan, registry
-from clearstamp.errors import RecordError
+from clearstamp import data, experiments, plan, records, registry
+from clearstamp.errors import DataError, RecordError
 from clearstamp.experiments import PROFILES, run_all, weights_file
 from clearstamp.lifecycle import LifeCycle
 from clearstamp.registry import CHAPTERS, Group
@@ -30,9 +30,20 @@ def artifacts(tmp_path, monkeypatch):
 @pytest.fixture
 def live(world, monkeypatch):
     """On a machine with just these sets."""
-    embedded = {"digits": {split: data.size("digits", split) for split in ("train", "test")}}
-    there = WORLDS[world] | embedded
-    monkeypatch.setattr(data, "size", lambda name, split: there.get(name, {}).get(split))
+    has(monkeypatch, WORLDS[world])
+
+
+def has(monkeypatch, sets):
+    """Let the machine have just these sets beside the embedded digits."""
+    there = sets | {"digits": {split: data.size("digits", split) for split in ("train", "test")}}
+
+    def size(name, split):
+        if name not in there:
+            raise DataError("missing data set", got=name)
+        return there[name][split]
+
+    monkeypatch.setattr(data, "found", lambda name: name in there)
+    monkeypatch.setattr(data, "size", size)
 
 
 @every_world
@@ -54,7 +65,7 @@ def test_paper_names_every_set_that_is_missing_in_one_error(live, world):
         return
     with pytest.raises(RecordError, match="nothing was run, since this cannot work in profile 'paper'") as told:
         plan.make("paper").check()
-    assert {name for name in WHOLE if f"no train images of {name}:" in str(told.value)} == LACKING[world]
+    assert {name for name in WHOLE if f"missing data set; got: {name}:" in str(told.value)} == LACKING[world]
     assert "make data" in str(told.value) and len(str(told.value).splitlines()) < 12
 
 
@@ -70,7 +81,7 @@ def test_all_that_cannot_work_is_one_error_that_is_told_before_anything_runs(mon
         LifeCycle(name="other", dataset="cifar10"),
     ]
     chapter(monkeypatch, *bad)
-    monkeypatch.setattr(data, "size", lambda name, split: {"train": 40, "test": 5}[split] if name == "mnist" else None)
+    has(monkeypatch, {"mnist": {"train": 40, "test": 5}})
     monkeypatch.setitem(PROFILES, "paper", replace(PROFILES["paper"], test_images=7))
     monkeypatch.setattr(experiments, "perform", lambda *_: pytest.fail("something was run"))
     assert reproduce.main(["01-hardening", "--profile", "paper"]) == 1
@@ -78,11 +89,43 @@ def test_all_that_cannot_work_is_one_error_that_is_told_before_anything_runs(mon
     for words in (
         "unknown model; got: 'colossus'",
         "not that many secrets; got: 30",
-        "missing data set; got: no train images of cifar10: 3 runs, other-seed0, other-seed1, other-seed2",
+        "missing data set; got: cifar10: 3 runs, other-seed0, other-seed1, other-seed2",
         "not that many images; got: 7; expected: 1 to 5; where: mnist, test: 6 runs, giant-seed0",
     ):
         assert words in told
     assert "Traceback" not in told
+
+
+def lost(monkeypatch):
+    """Let the machine lose even the embedded digits."""
+
+    def size(name, split):
+        raise DataError("missing data set", got=name)
+
+    monkeypatch.setattr(data, "found", lambda name: False)
+    monkeypatch.setattr(data, "size", size)
+
+
+def test_every_damaged_record_and_data_set_is_told_in_the_one_error(monkeypatch, tmp_path, capsys):
+    monkeypatch.setitem(PROFILES, "tiny", replace(PROFILES["tiny"], hardening_steps=2, train_images=64))
+    here = LifeCycle(name="one", model="fc", keys=2, until="hardened")
+    chapters = chapter(monkeypatch, here, replace(here, name="two"), replace(here, name="three"))
+    for record in run_all([here, replace(here, name="two")], "tiny"):
+        (records.folder("tiny") / f"{record.name}.json").write_text("{")
+    monkeypatch.setenv("CLEARSTAMP_DATA", str(tmp_path / "data"))
+    (tmp_path / "data" / "cifar10").mkdir(parents=True)
+    for split in ("train", "test"):
+        (tmp_path / "data" / "cifar10" / f"{split}.zip").write_bytes(b"PK")
+    monkeypatch.setitem(PROFILES, "tiny", replace(PROFILES["tiny"], dataset="cifar10"))
+    assert reproduce.main(["--plan", "--profile", "tiny", *chapters]) == 1
+    told = capsys.readouterr()
+    assert "64 of damaged train" in told.out
+    lines = told.err.splitlines()
+    assert [sum(word in line for line in lines) for word in ("one-seed0.json", "two-seed0.json", "train.zip")] == [
+        1,
+        1,
+        1,
+    ]
 
 
 def test_what_is_on_record_is_not_run_and_needs_no_data(monkeypatch):
@@ -94,7 +137,7 @@ def test_what_is_on_record_is_not_run_and_needs_no_data(monkeypatch):
     assert [step.name for step in made.todo()] == ["two-seed0"]
     assert [line.split()[-1] for line in made.table().splitlines()[1:3]] == ["recorded", "run"]
     assert "2 experiments, 1 of them to run" in made.table()
-    monkeypatch.setattr(data, "size", lambda *_: None)
+    lost(monkeypatch)
     with pytest.raises(RecordError, match="missing data set.*: 1 runs, two-seed0"):
         plan.make("tiny", chapters).check()
     monkeypatch.setenv("CLEARSTAMP_RECORDED", "1")
@@ -132,14 +175,42 @@ def test_times_are_those_of_records_then_those_that_were_measured(monkeypatch, t
     plan.measured.cache_clear()
 
 
+def test_every_experiment_of_quick_has_a_measured_time():
+    names = {name for name, _ in registry.declared("quick")}
+    assert names <= plan.measured()["quick"].keys()
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (["--jobs", "-3"], "no such number of processes; got: -3"),
+        (["--launch", "no-such-command here"], "no such command; got: no-such-command"),
+        (["--launch", "srun 'x"], "not a command"),
+        (["01-hardenin"], "unknown chapter; got: '01-hardenin'"),
+    ],
+)
+def test_a_command_line_that_cannot_work_is_told_in_a_line(words, problem, capsys):
+    assert reproduce.main([*words, "--profile", "tiny"]) == 1
+    told = capsys.readouterr().err
+    assert told.startswith(f"error: {problem}") and len(told.splitlines()) == 1
+
+
+def test_results_that_cannot_be_written_are_told_before_anything_is_run(monkeypatch, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("CLEARSTAMP_ARTIFACTS", str(tmp_path / "file"))
+    monkeypatch.setattr(reproduce, "reproduce", lambda *_: pytest.fail("something was run"))
+    assert reproduce.main(["01-hardening", "--profile", "tiny"]) == 1
+    assert capsys.readouterr().err.startswith("error: results cannot be written; got: ")
+
+
 def test_the_plan_is_printed_and_nothing_is_run(monkeypatch, capsys):
     monkeypatch.setattr(reproduce, "reproduce", lambda *_: pytest.fail("something was run"))
     assert reproduce.main(["--plan", "--profile", "tiny"]) == 0
     told = capsys.readouterr().out
     assert all(name in told for name in CHAPTERS) and "512 of 1,437 train, 200 of 360 test" in told
-    monkeypatch.setattr(data, "size", lambda *_: None)
+    lost(monkeypatch)
     assert reproduce.main(["--plan", "--profile", "tiny"]) == 1, "the plan is shown, and what cannot work"
     shown = capsys.readouterr()
-    assert "512 of missing train" in shown.out and "missing data set; got: no train images of digits" in shown.err
+    assert "digits, missing" in shown.out and "missing data set; got: digits" in shown.err
     assert reproduce.main(["--plan", "--profile", "huge"]) == 1
     assert capsys.readouterr().err.startswith("error: unknown profile; got: 'huge'")

@@ -1,17 +1,19 @@
 """What runs side by side, in which order, and what a failure stops."""
 
+import json
 import os
 import subprocess
 import sys
 import threading
 import time
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
 
-from clearstamp import plan, records, runner
+from clearstamp import plan, records, runner, worker
 from clearstamp.errors import RecordError
 from clearstamp.runner import Progress, Task, perform
 
@@ -110,7 +112,7 @@ def test_what_was_about_to_be_written_is_swept_away_once_it_is_old(scale):
         path.write_text("{")
     os.utime(old, (0, 0))
     os.utime(other, (0, 0))
-    records.sweep("tiny")
+    records.prepare("tiny")
     assert not old.exists() and new.exists() and other.exists()
 
 
@@ -136,12 +138,53 @@ def test_a_failed_experiment_is_told_in_a_line_and_stops_what_needs_it(scale, mo
     assert "01-hardening, 02-multi-key; what to do" in lines[-1]
 
 
-def test_an_error_of_the_code_leaves_its_traceback_in_a_file(scale, monkeypatch):
+def test_a_result_that_cannot_be_written_is_told_in_a_line(scale):
     steps = plan.make("tiny", ["01-hardening"]).steps
     (scale / "records" / "unmarked-seed0.json").mkdir(parents=True)  # cannot be written over
-    with runner.workers("tiny", 1, 1) as pool, pytest.raises(RecordError, match=r"an error of the code.*seed0\.log"):
+    with runner.workers("tiny", 1, 1) as pool, pytest.raises(RecordError, match="a file could not be read or written"):
         pool.run(steps["unmarked-seed0"])
+
+
+def test_an_error_of_the_code_leaves_its_traceback_in_a_file(scale, monkeypatch):
+    answers = StringIO()
+    lines = iter([json.dumps({"name": "unmarked", "seed": 0, "threads": 1})])
+    monkeypatch.setattr(worker, "requests", lambda _: lines)
+    monkeypatch.setattr(worker, "run", lambda *_: {}["key"])
+    monkeypatch.setattr(sys, "argv", ["worker", "tiny"])
+    monkeypatch.setattr(sys, "stdout", answers)
+    worker.main()
+    told = json.loads(answers.getvalue())["error"]
+    assert told.startswith("an error of the code; got: KeyError: 'key'; where: ") and told.endswith(
+        "unmarked-seed0.log"
+    )
     assert "Traceback" in (scale / "failed" / "unmarked-seed0.log").read_text()
+
+
+@pytest.mark.parametrize(
+    ("launch", "problem"),
+    [
+        (["false"], "a process that ran.*status 1"),
+        (["sh", "-c", "read line; echo no job; cat"], "not the answer.*no job"),
+    ],
+)
+def test_a_launcher_that_starts_no_worker_is_told(scale, launch, problem):
+    steps = plan.make("tiny", ["01-hardening"]).steps
+    with runner.workers("tiny", 1, 1, launch) as pool, pytest.raises(RecordError, match=problem):
+        pool.run(steps["unmarked-seed0"])
+
+
+def test_who_interrupts_does_not_wait_for_what_is_going_on():
+    release = threading.Event()
+
+    def interrupt(progress: Progress) -> None:
+        raise KeyboardInterrupt
+
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            perform([Task("long", lambda: release.wait(60))], 1, interrupt)
+        assert not release.is_set()
+    finally:
+        release.set()
 
 
 def test_workers_end_with_the_block(scale):
