@@ -70,7 +70,7 @@ class Plan:
         if faults:
             told = [f"{error}: {len(set(names))} runs, {listed(names)}" for error, names in faults.items()]
             raise RecordError(
-                f"nothing was run, since this cannot work in profile {self.profile!r}:\n  " + "\n  ".join(told) + "\n",
+                f"nothing was run, since this cannot work in profile {self.profile!r}:\n  " + "\n  ".join(told),
                 remedy="`make data` downloads data sets that are missing, data/README.md says where else they may lie; "
                 "with CLEARSTAMP_RECORDED=1 nothing is run, and what is on record is shown",
             )
