@@ -297,7 +297,7 @@ def falls(judged: Sequence[claims.Row], links: Mapping[str, str], default: Seque
 def experiments(profile: str, made: Sequence[Record]) -> str:
     """One line a chapter: its claims, the command that checks them, and the computing that all of it takes."""
     rows, by_name = [], {record.name: record for record in made}
-    for number, notebook in enumerate(dict.fromkeys(claim.notebook for claim in claims.load()), start=1):
+    for number, notebook in enumerate(sorted({claim.notebook for claim in claims.load()}), start=1):
         checked = [claim.id for claim in claims.load() if claim.notebook == notebook]
         shown = dict.fromkeys(f"{e.name}-seed{seed}" for e, seed in Chapter(notebook, profile).declared())
         found = [by_name[name] for name in shown if name in by_name]

@@ -19,9 +19,12 @@ if TYPE_CHECKING:
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch starts, here and in the kernels and programs that tests start
 
 
-TOGETHER = {"test_book.py": "book", "test_browser.py": "book", "test_examples.py": "large"} | {
-    name: name for name in ("test_campaigns.py", "test_coverage.py", "test_explore.py", "test_report.py")
-}
+TOGETHER = {
+    "test_book.py": "book",
+    "test_browser.py": "book",
+    "test_examples.py": "large",
+    "test_runner.py": "large",
+} | {name: name for name in ("test_campaigns.py", "test_coverage.py", "test_explore.py", "test_report.py")}
 """Files whose tests share what takes long to make, or are large: each group goes to one worker as a whole."""
 
 
@@ -29,7 +32,7 @@ TOGETHER = {"test_book.py": "book", "test_browser.py": "book", "test_examples.py
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Deal the tests out one by one, but for the groups; and to one worker what starts processes of a gigabyte.
 
-    Those are the notebooks, which share records too, and the examples: two at once would not fit into 3 GiB.
+    Those are the notebooks, which share records too, the examples, and the runner: two at once would not fit into 3 GiB.
     """
     from xdist.scheduler import LoadScopeScheduling
 

@@ -30,8 +30,10 @@ from clearstamp.training import StampLoss
 from tests.twins import SCALE, SIZES, TWINS, Twin, images, write_sets
 
 GOLDEN = Path(__file__).parent / "golden"
-SCORE, LEVEL = 0.03, 8
-"""On another processor: by how much a score may differ, and the mean pixel of a picture, of 255 levels."""
+SCORE, ACCURACY, LEVEL = 0.03, 0.07, 8
+"""On another processor: by how much a score may differ, an accuracy (three of 48 images), and the mean of 255 levels."""
+UNSURE = {"message", "reached", "right", "steps", "steps to 0.9", "steps to 0.95", "wrong bits"}
+"""Scores that jump where others hardly differ: on another processor they are not compared."""
 CLOCK = {"seconds"}
 """Scores that are never the same."""
 
@@ -84,7 +86,7 @@ def differences(golden: dict, sheet: np.ndarray, found: dict, pictures: np.ndarr
     for label in golden.keys() & found.keys():
         for name in golden[label].keys() | found[label].keys():
             was, now = (scores.get(name, "nothing") for scores in (golden[label], found[label]))
-            if not same(was, now, exact):
+            if not same(name, was, now, exact):
                 off.append(f"{label}, {name}: {now}, not {was}")
     if sheet.shape != pictures.shape:
         return [*off, f"pictures {pictures.shape}, not {sheet.shape}"]
@@ -92,11 +94,11 @@ def differences(golden: dict, sheet: np.ndarray, found: dict, pictures: np.ndarr
     return [*off, f"pictures, {mean:.2f} levels in the mean"] if mean > (0 if exact else LEVEL) else off
 
 
-def same(was: object, now: object, exact: bool) -> bool:
+def same(name: str, was: object, now: object, exact: bool) -> bool:
     """Is a score the same, or for floating-point numbers on another processor nearly so?"""
     if exact or not (isinstance(was, float) and isinstance(now, float)):
-        return was == now or (not exact and isinstance(was, str) and isinstance(now, str))
-    return abs(was - now) <= SCORE
+        return was == now or (not exact and name in UNSURE)
+    return abs(was - now) <= (ACCURACY if name == "accuracy" else SCORE)
 
 
 def kept(twin: Twin) -> tuple[dict, np.ndarray]:
