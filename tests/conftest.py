@@ -32,7 +32,7 @@ TOGETHER = {
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Deal the tests out one by one, but for the groups; and to one worker what starts processes of a gigabyte.
 
-    Those are the notebooks, which share records too, the examples, and the runner: two at once would not fit into 3 GiB.
+    Those are the notebooks, which share records too, the examples and the runner: two would not fit into 3 GiB.
     """
     from xdist.scheduler import LoadScopeScheduling
 

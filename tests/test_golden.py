@@ -31,7 +31,7 @@ from tests.twins import SCALE, SIZES, TWINS, Twin, images, write_sets
 
 GOLDEN = Path(__file__).parent / "golden"
 SCORE, ACCURACY, LEVEL = 0.03, 0.07, 8
-"""On another processor: by how much a score may differ, an accuracy (three of 48 images), and the mean of 255 levels."""
+"""On another processor: by how much a score may differ, an accuracy (of three images), and the mean of 255 levels."""
 UNSURE = {"message", "reached", "right", "steps", "steps to 0.9", "steps to 0.95", "wrong bits"}
 """Scores that jump where others hardly differ: on another processor they are not compared."""
 CLOCK = {"seconds"}
