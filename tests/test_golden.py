@@ -80,25 +80,27 @@ def machine() -> dict[str, str]:
     return {"torch": torch.__version__, "processor": names[0] if names else platform.processor()}
 
 
-def differences(golden: dict, sheet: np.ndarray, found: dict, pictures: np.ndarray, exact: bool) -> list[str]:
+def differences(
+    golden: dict, sheet: np.ndarray, found: dict, pictures: np.ndarray, exact: bool, slack: float = 1.0
+) -> list[str]:
     """In which scores and pictures what was found is not what is kept."""
     off = [f"stages {list(found)}, not {list(golden)}"] if golden.keys() != found.keys() else []
     for label in golden.keys() & found.keys():
         for name in golden[label].keys() | found[label].keys():
             was, now = (scores.get(name, "nothing") for scores in (golden[label], found[label]))
-            if not same(name, was, now, exact):
+            if not same(name, was, now, exact, slack):
                 off.append(f"{label}, {name}: {now}, not {was}")
     if sheet.shape != pictures.shape:
         return [*off, f"pictures {pictures.shape}, not {sheet.shape}"]
     mean = np.abs(sheet.astype(float) - pictures).mean()
-    return [*off, f"pictures, {mean:.2f} levels in the mean"] if mean > (0 if exact else LEVEL) else off
+    return [*off, f"pictures, {mean:.2f} levels in the mean"] if mean > (0 if exact else slack * LEVEL) else off
 
 
-def same(name: str, was: object, now: object, exact: bool) -> bool:
+def same(name: str, was: object, now: object, exact: bool, slack: float) -> bool:
     """Is a score the same, or for floating-point numbers on another processor nearly so?"""
     if exact or not (isinstance(was, float) and isinstance(now, float)):
         return was == now or (not exact and name in UNSURE)
-    return abs(was - now) <= (ACCURACY if name == "accuracy" else SCORE)
+    return abs(was - now) <= slack * (ACCURACY if name == "accuracy" else SCORE)
 
 
 def kept(twin: Twin) -> tuple[dict, np.ndarray]:
@@ -117,7 +119,7 @@ def test_a_twin_gives_what_its_golden_holds(twin):
         pytest.fail("there was no golden of this version; it is written now: look at it, then commit it")
     golden, sheet = kept(twin)
     found = json.loads(json.dumps(stages))
-    off = differences(golden["stages"], sheet, found, pictures, exact=golden["machine"] == machine())
+    off = differences(golden["stages"], sheet, found, pictures, exact=golden["machine"] == machine(), slack=twin.slack)
     assert not off, "behaviour changed; if that is meant, raise the version of the experiment's class"
 
 
@@ -182,9 +184,9 @@ def mnist_inverted(patch: pytest.MonkeyPatch) -> None:
     experiments._load_sets.cache_clear()
 
 
-def packs_read_in_another_order(patch: pytest.MonkeyPatch) -> None:
+def packs_inverted(patch: pytest.MonkeyPatch) -> None:
     read = data.read_pack
-    patch.setattr(data, "read_pack", lambda path: (read(path)[0][::-1].copy(), read(path)[1]))
+    patch.setattr(data, "read_pack", lambda path: (255 - read(path)[0], read(path)[1]))
     experiments._load_sets.cache_clear()
 
 
@@ -195,7 +197,7 @@ EDITS: list[tuple[Callable[[pytest.MonkeyPatch], None], str]] = [
     (loss_of_a_row_overridden, "row-cifar10-resnet18"),
     (another_licence, "capacity-none"),
     (mnist_inverted, "unmarked-fc"),
-    (packs_read_in_another_order, "row-gtsrb-vit"),
+    (packs_inverted, "cross-data"),
 ]
 
 
@@ -207,7 +209,8 @@ def test_an_edit_that_changes_behaviour_is_seen_on_every_machine(edit, name, mon
         edit(patch)
         stages, pictures = measured(twin)
     experiments._load_sets.cache_clear()
-    assert differences(golden["stages"], sheet, json.loads(json.dumps(stages)), pictures, exact=False)
+    found = json.loads(json.dumps(stages))
+    assert differences(golden["stages"], sheet, found, pictures, exact=False, slack=twin.slack)
 
 
 def test_an_edit_that_changes_nothing_is_not_seen(monkeypatch):
