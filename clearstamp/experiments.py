@@ -47,6 +47,11 @@ class Profile:
     precision: Literal["float32", "bfloat16"] = "float32"
     stand_in: Literal["always", "missing", "never"] = "never"
 
+    @property
+    def images(self) -> dict[data.Split, int | None]:
+        """How many images of each split, None for all."""
+        return {"train": self.train_images, "test": self.test_images}
+
     def on(self, dataset: str | None) -> "Profile":
         """The profile with another data set, where it takes any; as it is for None."""
         return self if dataset is None or self.stand_in == "always" else replace(self, dataset=dataset)
@@ -184,9 +189,8 @@ class Experiment(ABC):
     def check(self, scale: Profile) -> Iterator[ClearStampError]:
         """What stands against running it at `scale` (its own), found without computing anything."""
         for each in self.sets(scale):
-            wanted: dict[data.Split, int | None] = {"train": each.train_images, "test": each.test_images}
             try:
-                for split, count in wanted.items():
+                for split, count in each.images.items():
                     found = data.size(each.dataset, split)
                     if count is not None and not 0 < count <= found:
                         where = f"{each.dataset}, {split}"

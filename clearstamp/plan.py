@@ -10,7 +10,7 @@ from pathlib import Path
 
 from clearstamp import data, records
 from clearstamp.errors import ClearStampError, DataError, RecordError
-from clearstamp.experiments import Experiment, find, has_weights, profile
+from clearstamp.experiments import Experiment, Profile, find, has_weights, profile
 from clearstamp.records import Record
 from clearstamp.registry import CHAPTERS, Chapter, declared
 
@@ -106,9 +106,7 @@ class Plan:
         """One experiment: name, data, seeds, state, minutes."""
         first = steps[0]
         scale = first.experiment.at(profile(self.profile))
-        sets = "; ".join(
-            images(each.dataset, each.train_images, each.test_images) for each in first.experiment.sets(scale)
-        )
+        sets = "; ".join(map(images, first.experiment.sets(scale)))
         there = sum(not step.todo for step in steps)
         states = {0: "not recorded" if self.recorded else "to run", len(steps): "recorded"}
         seeds = " ".join(str(step.seed) for step in steps)
@@ -128,19 +126,18 @@ class Plan:
         return text + (f", and {unknown} of them whose time is not known" if unknown else "")
 
 
-def images(name: str, train: int | None, test: int | None) -> str:
-    """How many images of how many."""
-    if not data.found(name):
-        return f"{name}, missing"
+def images(scale: Profile) -> str:
+    """The data set of a scale, and how many images of how many."""
+    if not data.found(scale.dataset):
+        return f"{scale.dataset}, missing"
     parts = []
-    wanted: dict[data.Split, int | None] = {"train": train, "test": test}
-    for split, count in wanted.items():
+    for split, count in scale.images.items():
         try:
-            there = f"{data.size(name, split):,}"
+            there = f"{data.size(scale.dataset, split):,}"
         except DataError:
             there = "damaged"
         parts.append(f"{there} {split}" if count is None else f"{count:,} of {there} {split}")
-    return f"{name}, {', '.join(parts)}"
+    return f"{scale.dataset}, {', '.join(parts)}"
 
 
 def minutes(steps: Iterable[Step]) -> str:
