@@ -299,7 +299,7 @@ def experiments(profile: str, made: Sequence[Record]) -> str:
     rows, by_name = [], {record.name: record for record in made}
     for number, notebook in enumerate(sorted({claim.notebook for claim in claims.load()}), start=1):
         checked = [claim.id for claim in claims.load() if claim.notebook == notebook]
-        shown = dict.fromkeys(f"{e.name}-seed{seed}" for e, seed in Chapter(notebook, profile).declared())
+        shown = dict.fromkeys(records.named(e.name, seed) for e, seed in Chapter(notebook, profile).declared())
         found = [by_name[name] for name in shown if name in by_name]
         rows.append(
             (

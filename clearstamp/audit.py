@@ -70,7 +70,7 @@ def latest(profile_name: str) -> dict[str, Audit]:
 def due(profile_name: str) -> list[str]:
     """The records that answer to an experiment of today, those never audited first, then by their last audit."""
     when, scale = {name: audit.date for name, audit in latest(profile_name).items()}, profile(profile_name)
-    names = [f"{name}-seed{seed}" for (name, seed), e in declared(profile_name).items() if find(e, scale, seed)]
+    names = [records.named(*key) for key, e in declared(profile_name).items() if find(e, scale, key[1])]
     return sorted(names, key=lambda name: (when.get(name, ""), name))
 
 
@@ -79,7 +79,10 @@ def perform(profile_name: str, names: Sequence[str]) -> Iterator[Audit]:
 
     Raises `RecordError` if there is no such record, or no experiment that it answers to.
     """
-    scale, experiments = profile(profile_name), {f"{n}-seed{s}": (e, s) for (n, s), e in declared(profile_name).items()}
+    scale, experiments = (
+        profile(profile_name),
+        {records.named(n, s): (e, s) for (n, s), e in declared(profile_name).items()},
+    )
     for name in names:
         if name not in experiments or find(experiments[name][0], scale, experiments[name][1]) is None:
             raise RecordError("no record to audit", got=name, expected="one that answers to an experiment of today")

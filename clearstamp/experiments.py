@@ -233,7 +233,7 @@ def find(experiment: Experiment, scale: Profile, seed: int) -> Record | None:
     checksums of data that are not on this machine are not compared.
     """
     scale = experiment.at(scale)
-    record = records.find(scale.name, f"{experiment.name}-seed{seed}")
+    record = records.find(scale.name, records.named(experiment.name, seed))
     if record is None or (record.kind, record.version) != (type(experiment).__name__, experiment.version):
         return None
     given = parameters(experiment, scale)

@@ -36,7 +36,7 @@ class Step:
 
     @property
     def name(self) -> str:
-        return f"{self.experiment.name}-seed{self.seed}"
+        return records.named(self.experiment.name, self.seed)
 
     @property
     def todo(self) -> bool:
@@ -77,12 +77,13 @@ class Plan:
 
     def needed(self, step: Step) -> list[Step]:
         """The steps whose trained models a step takes."""
-        return [self.steps[f"{needed.name}-seed{step.seed}"] for needed in step.experiment.needs()]
+        return [self.steps[records.named(needed.name, step.seed)] for needed in step.experiment.needs()]
 
     def of(self, chapter: str) -> list[Step]:
         """The steps that a chapter shows."""
         return [
-            self.steps[f"{e.name}-seed{seed}"] for e, seed in dict.fromkeys(Chapter(chapter, self.profile).declared())
+            self.steps[records.named(e.name, seed)]
+            for e, seed in dict.fromkeys(Chapter(chapter, self.profile).declared())
         ]
 
     def table(self) -> str:
@@ -159,7 +160,7 @@ def make(profile_name: str, chapters: Sequence[str] = tuple(CHAPTERS)) -> Plan:
             found[name, seed] = find(experiment, scale, seed)
         except ClearStampError as error:
             found[name, seed] = None
-            damaged.setdefault(str(error), []).append(f"{name}-seed{seed}")
+            damaged.setdefault(str(error), []).append(records.named(name, seed))
     lost = {
         (needed.name, seed)
         for (name, seed), experiment in pairs.items()

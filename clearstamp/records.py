@@ -160,7 +160,7 @@ class Record:
     @property
     def name(self) -> str:
         """The file name without its ending."""
-        return f"{self.experiment}-seed{self.seed}"
+        return named(self.experiment, self.seed)
 
     @property
     def results(self) -> dict[str, dict[str, Any]]:
@@ -206,6 +206,11 @@ ADAPTER = TypeAdapter(Record)
 def schema() -> dict[str, Any]:
     """The JSON schema of a record's file."""
     return ADAPTER.json_schema()
+
+
+def named(experiment: str, seed: int) -> str:
+    """The name of the record of an experiment and a seed."""
+    return f"{experiment}-seed{seed}"
 
 
 def short(values: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ import torch
 
 from clearstamp.errors import ClearStampError, RecordError
 from clearstamp.experiments import has_weights, profile, run, trained_weights
-from clearstamp.records import artifacts
+from clearstamp.records import artifacts, named
 from clearstamp.registry import declared
 from clearstamp.stamp import write_atomically
 
@@ -55,7 +55,7 @@ def main() -> None:
         except OSError as problem:
             error = str(RecordError("a file could not be read or written", got=problem))
         except Exception as problem:
-            log = artifacts() / scale.name / "failed" / f"{experiment.name}-seed{seed}.log"
+            log = artifacts() / scale.name / "failed" / f"{named(experiment.name, seed)}.log"
             write_atomically(log, traceback.format_exc().encode())
             error = str(RecordError("an error of the code", got=f"{type(problem).__name__}: {problem}", where=log))
         gc.collect()  # of models that refer to themselves, gigabytes gather otherwise

@@ -98,7 +98,7 @@ def shown(notebook: Path, profile: str) -> dict[str, str]:
     """sha256 of every record that a chapter shows and that is there, by its name."""
     if notebook.stem not in CHAPTERS:
         return {}
-    names = sorted({f"{experiment.name}-seed{seed}" for experiment, seed in Chapter(notebook.stem, profile).declared()})
+    names = sorted({records.named(e.name, seed) for e, seed in Chapter(notebook.stem, profile).declared()})
     paths = {name: records.folder(profile) / f"{name}.json" for name in names}
     return {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in paths.items() if path.is_file()}
 
