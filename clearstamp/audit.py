@@ -62,16 +62,21 @@ def load(profile_name: str) -> list[Audit]:
 
 
 def latest(profile_name: str) -> dict[str, Audit]:
-    """For each record that was audited as it is now, its last audit."""
-    made = {record.name: record.digest for record in records.load_all(profile_name)}
-    return {audit.record: audit for audit in load(profile_name) if made.get(audit.record) == audit.digest}
+    """For each record that was audited as it is now, its last audit, the oldest of them first."""
+    made, last = {record.name: record.digest for record in records.load_all(profile_name)}, {}
+    for audit in load(profile_name):
+        if made.get(audit.record) == audit.digest:
+            last.pop(audit.record, None)  # so that it takes its place at the end
+            last[audit.record] = audit
+    return last
 
 
 def due(profile_name: str) -> list[str]:
     """The records that answer to an experiment of today, those never audited first, then by their last audit."""
-    when, scale = {name: audit.date for name, audit in latest(profile_name).items()}, profile(profile_name)
+    scale = profile(profile_name)
+    place = {name: place for place, name in enumerate(latest(profile_name))}  # of its line: dates can be equal
     names = [records.named(*key) for key, e in declared(profile_name).items() if find(e, scale, key[1])]
-    return sorted(names, key=lambda name: (when.get(name, ""), name))
+    return sorted(names, key=lambda name: (place.get(name, -1), name))
 
 
 def perform(profile_name: str, names: Sequence[str]) -> Iterator[Audit]:
