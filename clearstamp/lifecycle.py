@@ -11,6 +11,7 @@ from clearstamp.errors import ClearStampError, RecordError
 from clearstamp.experiments import FEW, Experiment, Findings, Profile, device, load_sets, trained_weights
 from clearstamp.models import MODELS, build
 from clearstamp.records import READOUTS, Moment, Readout, Score, Stage
+from clearstamp.scores import similarity
 from clearstamp.stamp import PAPER_KEY, Stamp
 from clearstamp.training import OPTIMIZERS, Fit, RehearsedLoss, StampLoss, accuracy, fit, harden
 from clearstamp.transpose import Transposed, freeze, transpose
@@ -124,6 +125,28 @@ class Rehearsed(LifeCycle):
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Fingerprint(LifeCycle):
+    """Hardening alone, for its whole length, read as ever and in training mode: the mean over `WALKS` walks with dropout.
+
+    The paper does not give the rate of its dropout, nor the mode in which it reads, but what SSIM it reached by how
+    many steps on which networks: what a rate gives there tells whether it may have been the paper's.
+    """
+
+    WALKS: ClassVar[int] = 20
+
+    target: float | None = None
+    until: Literal["hardened", "finetuned"] = "hardened"
+
+    def conduct(self, scale: Profile, seed: int) -> Findings:
+        life = hardened(self, scale, seed)
+        stamp = life.stamp.to(device())
+        with torch.no_grad():
+            walks = [similarity(life.back(stamp.keys, dropout=self.dropout), stamp.secrets) for _ in range(self.WALKS)]
+        life.stages[-1].scores["ssim_training_mode"] = torch.stack(walks).mean().item()
+        return life.stages, {"secrets": stamp.secrets.cpu(), "hardened": life.arrays["hardened"]}, {}
+
+
 def trained(experiment: LifeCycle, scale: Profile, seed: int) -> nn.Module:
     """The model as it was after training, not yet fine-tuned."""
     model = fresh_model(experiment, experiment.at(scale), seed)
@@ -231,6 +254,20 @@ class Life:
 
 def marked(experiment: LifeCycle, scale: Profile, seed: int) -> Findings:
     """Hardening, constraint training and fine-tuning, read after each."""
+    life = hardened(experiment, scale, seed)
+    if experiment.until == "hardened":
+        return life.stages, life.arrays, {}
+    training = train(experiment, scale, seed, life.model, experiment.loss(life.back, life.stamp))
+    life.look("trained")
+    weights = snapshot(life.model)
+    life.arrays["training/losses"] = smooth(training.losses)
+    life.arrays["training/stamp losses"] = smooth(training.stamp_losses)
+    experiment.tune(life)
+    return life.stages, life.arrays, weights
+
+
+def hardened(experiment: LifeCycle, scale: Profile, seed: int) -> Life:
+    """A marked model after hardening."""
     life = Life(experiment, scale, seed)
     frames: dict[int, Tensor] = {}
     torch.manual_seed(seed)
@@ -253,15 +290,7 @@ def marked(experiment: LifeCycle, scale: Profile, seed: int) -> Findings:
     life.arrays["hardening/steps"] = torch.tensor(shown)
     life.arrays["hardening/frames"] = torch.stack([frames[step] for step in shown])
     life.arrays["hardening/losses"] = torch.tensor(hardening.losses)
-    if experiment.until == "hardened":
-        return life.stages, life.arrays, {}
-    training = train(experiment, scale, seed, life.model, experiment.loss(life.back, life.stamp))
-    life.look("trained")
-    weights = snapshot(life.model)
-    life.arrays["training/losses"] = smooth(training.losses)
-    life.arrays["training/stamp losses"] = smooth(training.stamp_losses)
-    experiment.tune(life)
-    return life.stages, life.arrays, weights
+    return life
 
 
 def snapshot(model: nn.Module) -> dict[str, Tensor]:

@@ -34,7 +34,7 @@ from clearstamp.coverage import HANDFUL, Coverage, Hardened, classifiers
 from clearstamp.errors import RecordError
 from clearstamp.experiments import Experiment, Profile, profile, run_all
 from clearstamp.generalizability import CrossData, Row
-from clearstamp.lifecycle import LifeCycle, Rehearsed
+from clearstamp.lifecycle import Fingerprint, LifeCycle, Rehearsed
 from clearstamp.records import READOUTS, Readout, Record
 from clearstamp.runtime import Cost
 
@@ -80,7 +80,32 @@ DEFAULT = replace(SHORT, name="11-keys-default-adjoint", every=8, joint=True)
 
 
 def hardening(scale: Profile) -> Groups:
-    return {"unmarked": Group([UNMARKED]), "one key": Group(ONE_KEY)}
+    return {
+        "unmarked": Group([UNMARKED]),
+        "one key": Group(ONE_KEY),
+        "fingerprints": Group(fingerprints(scale), FIRST),
+    }
+
+
+def fingerprints(scale: Profile) -> list[Fingerprint]:
+    """What each rate of dropout gives where the paper says what SSIM it reached by how many steps."""
+    networks: dict[str, dict[str, Any]] = {
+        "11-keys": {},
+        "1-key": {"keys": 1, "paper_key": True, "hardening_steps": 7_000},
+        "fc": {"model": "fc", "hardening_steps": 200},
+        "cnn-bn": {"model": "cnn-bn", "hardening_steps": 1_000},
+        "cifar10": {"dataset": "cifar10"},
+        "gtsrb": {"dataset": "gtsrb"},
+        "vgg11": {"model": "vgg11", "dataset": "cifar100", "hardening_steps": 1_000},
+    }
+    rates = {"tiny": (0.5,), "quick": (0.0, 0.3, 0.5)}.get(scale.name, tuple(n / 10 for n in range(8)))
+    if scale.name != "paper":
+        networks = {name: networks[name] for name in ("11-keys", "1-key")}
+    return [
+        Fingerprint(name=f"fingerprint-{name}-{rate:g}", dropout=rate, **about)
+        for name, about in networks.items()
+        for rate in rates
+    ]
 
 
 def multi_key(scale: Profile) -> Groups:
