@@ -34,6 +34,7 @@ class Profile:
 
     `precision` is that of training on the main task; stamps and accuracies are always in float32. `stand_in` says when
     the embedded digits are taken for another data set: ``"always"``, where its files are ``"missing"``, or ``"never"``.
+    With `held_out` no test image is looked at: every third training image is held out, and stands for them.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Profile:
     seeds: tuple[int, ...]
     precision: Literal["float32", "bfloat16"] = "float32"
     stand_in: Literal["always", "missing", "never"] = "never"
+    held_out: bool = False
 
     @property
     def images(self) -> dict[data.Split, int | None]:
@@ -135,12 +137,17 @@ class Sets:
 
 def load_sets(scale: Profile) -> Sets:
     """The images of a scale. Raises `DataError` if they are not there."""
-    return _load_sets(scale.dataset, scale.train_images, scale.test_images)
+    return _load_sets(scale.dataset, scale.train_images, scale.test_images, scale.held_out)
 
 
 @cache
-def _load_sets(name: str, train: int | None, test: int | None) -> Sets:
-    return Sets(data.load(name, "train").take(train), data.load(name, "test").take(test))
+def _load_sets(name: str, train: int | None, test: int | None, held_out: bool) -> Sets:
+    whole = data.load(name, "train")
+    if not held_out:
+        return Sets(whole.take(train), data.load(name, "test").take(test))
+    third = torch.arange(len(whole)) % 3 == 2
+    own, held = (replace(whole, images=whole.images[part], labels=whole.labels[part]) for part in (~third, third))
+    return Sets(own.take(train), replace(held, split="test").take(test))
 
 
 FEW = 6
@@ -191,7 +198,9 @@ class Experiment(ABC):
         for each in self.sets(scale):
             try:
                 for split, count in each.images.items():
-                    found = data.size(each.dataset, split)
+                    found = data.size(each.dataset, "train" if each.held_out else split)
+                    if each.held_out:
+                        found = found // 3 if split == "test" else found - found // 3
                     if count is not None and not 0 < count <= found:
                         where = f"{each.dataset}, {split}"
                         yield DataError("not that many images", got=count, expected=f"1 to {found:,}", where=where)
@@ -280,6 +289,8 @@ def defaults(experiment: Experiment, given: Mapping[str, Any]) -> dict[str, Any]
 def parameters(experiment: Experiment, scale: Profile) -> dict[str, Any]:
     """All that decides the result but seed, data and code."""
     about = {f.name: getattr(scale, f.name) for f in fields(scale) if f.name not in ("name", "seeds", "stand_in")}
+    if not scale.held_out:
+        del about["held_out"]
     return experiment.parameters() | about
 
 

@@ -147,6 +147,15 @@ class Fingerprint(LifeCycle):
         return life.stages, {"secrets": stamp.secrets.cpu(), "hardened": life.arrays["hardened"]}, {}
 
 
+@dataclass(frozen=True, kw_only=True)
+class Trial(LifeCycle):
+    """A setting among which one is chosen: fewer images, and none of the test images is looked at."""
+
+    def scaled(self, scale: Profile) -> Profile:
+        fewer = {"train_images": 20_000, "test_images": 4_000} if scale.name == "paper" else {}
+        return replace(super().scaled(scale), held_out=True, **fewer)
+
+
 def trained(experiment: LifeCycle, scale: Profile, seed: int) -> nn.Module:
     """The model as it was after training, not yet fine-tuned."""
     model = fresh_model(experiment, experiment.at(scale), seed)

@@ -34,7 +34,7 @@ from clearstamp.coverage import HANDFUL, Coverage, Hardened, classifiers
 from clearstamp.errors import RecordError
 from clearstamp.experiments import Experiment, Profile, profile, run_all
 from clearstamp.generalizability import CrossData, Row
-from clearstamp.lifecycle import Fingerprint, LifeCycle, Rehearsed
+from clearstamp.lifecycle import Fingerprint, LifeCycle, Rehearsed, Trial
 from clearstamp.records import READOUTS, Readout, Record
 from clearstamp.runtime import Cost
 
@@ -318,6 +318,33 @@ def capacity(scale: Profile) -> Groups:
     }
 
 
+def trials(scale: Profile) -> list[Trial]:
+    """The settings among which the library's default is chosen."""
+    about: dict[str, dict[str, Any]] = {
+        "dropout 0, every 8": {},
+        "dropout 0.1, every 8": {"dropout": 0.1},
+        "dropout 0.3, every 8": {"dropout": 0.3},
+        "dropout 0.5, every 8": {"dropout": 0.5},
+        "dropout 0.3, every 4": {"dropout": 0.3, "every": 4},
+        "dropout 0.5, every 4": {"dropout": 0.5, "every": 4},
+        "dropout 0.3, every 2": {"dropout": 0.3, "every": 2},
+        "dropout 0.3, every batch": {"dropout": 0.3, "every": 1},
+        "dropout 0.3, every 8, alternate": {"dropout": 0.3, "joint": False},
+        "dropout 0.3, every batch, alternate": {"dropout": 0.3, "every": 1, "joint": False},
+        "noise, every 8": {"noise": 0.015},
+        "noise, every batch": {"noise": 0.015, "every": 1},
+        "dropout 0.3 and noise, every 8": {"dropout": 0.3, "noise": 0.015},
+        "dropout 0.3 and noise, every 4": {"dropout": 0.3, "noise": 0.015, "every": 4},
+        "dropout 0.3 and noise, every batch": {"dropout": 0.3, "noise": 0.015, "every": 1},
+    }
+    chosen = slice(2, 3) if scale.name == "tiny" else slice(0, 3, 2) if scale.name == "quick" else slice(None)
+    common: dict[str, Any] = {"readout": "adjoint", "target": 0.95, "every": 8, "joint": True}
+    return [
+        Trial(name=f"trial {setting}".replace(",", "").replace(" ", "-"), **(common | own))
+        for setting, own in list(about.items())[chosen]
+    ]
+
+
 def runtime(scale: Profile) -> Groups:
     fewer = {"tiny": {"rounds": 2, "repeats": 1}, "quick": {"rounds": 5, "repeats": 1}}
     few: dict[str, Any] = fewer.get(scale.name, {})
@@ -343,6 +370,16 @@ def runtime(scale: Profile) -> Groups:
     lives = [noisy, *lives, SHORT, *cheap, DEFAULT]
     other: Literal["float32", "bfloat16"] = "float32" if scale.precision == "bfloat16" else "bfloat16"
     both: Attacks = {"same rate": FineTuning(epochs=scale.epochs, lr=1e-4), "pruning 80 %": Pruning(amount=0.8)}
+
+    steps = {"tiny": 5, "quick": 20}.get(scale.name, 125)
+    tried: Attacks = {"same rate": FineTuning(epochs=scale.epochs, lr=1e-4)}
+    tried |= {f"pruning {level} %": Pruning(amount=level / 100) for level in (60, 80)}
+    tried |= {f"int{bits}": Quantization(bits=bits) for bits in (8, 4)}
+    tried |= {
+        f"{keys} keys, LR {lr:g}": Erasure(keys=keys, count=None, steps=steps, lr=lr, repair=True)
+        for keys in ("random", "known")
+        for lr in (1e-4, 1e-3)
+    }
 
     defaults = [
         replace(DEFAULT, name=f"{name}-default-{readout}", readout=readout, keys=keys, paper_key=keys == 1)
@@ -379,6 +416,8 @@ def runtime(scale: Profile) -> Groups:
         "cadences, more seeds": Group(repeated, scale.seeds[1:]),
         "attacks": Group(campaigns("cadence", both, lives), FIRST),
         "attacks, more seeds": Group(campaigns("cadence", both, repeated), scale.seeds[1:]),
+        "trials": Group(trials(scale), FIRST),
+        "trials, attacked": Group(campaigns("attacked", tried, trials(scale)), FIRST),
         "default": Group(defaults),
         "default, fine-tuned": Group(campaigns("fine-tuning", tuning, defaults[2:])),
         "default, pruned": Group(campaigns("pruning", levels, defaults[2:])),
