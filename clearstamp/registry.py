@@ -34,9 +34,10 @@ from clearstamp.coverage import HANDFUL, Coverage, Hardened, classifiers
 from clearstamp.errors import RecordError
 from clearstamp.experiments import Experiment, Profile, profile, run_all
 from clearstamp.generalizability import CrossData, Row
-from clearstamp.lifecycle import Fingerprint, LifeCycle, Rehearsed, Trial
+from clearstamp.lifecycle import Fingerprint, LifeCycle, Trial
 from clearstamp.records import READOUTS, Readout, Record
 from clearstamp.runtime import Cost
+from clearstamp.training import PAPER_DROPOUT
 
 FIRST = (0,)
 """The seed of what runs once."""
@@ -55,26 +56,43 @@ Attacks = dict[str, Attack]
 
 # -------------------------------------------------------------------------------------------- models of many chapters
 
-ONE_KEY = [LifeCycle(name=f"1-key-{r}", readout=r, keys=1, paper_key=True, target=None) for r in READOUTS]
-PUBLISHED = [LifeCycle(name=f"11-keys-{r}", readout=r, target=None) for r in READOUTS]
-"""The default scenario as published, under both readouts."""
-NOISY = [LifeCycle(name=f"11-keys-noise-{r}", readout=r, noise=0.015) for r in READOUTS]
-"""Hardened no longer than needed, with noise in the stamp step, at every batch."""
-MARKED = [*PUBLISHED, NOISY[1]]
-"""The models that every attack meets."""
-SHORT = LifeCycle(name="11-keys-short-adjoint", readout="adjoint")
-"""Hardened no longer than needed."""
-EMBEDDINGS = [
-    PUBLISHED[1],
-    SHORT,
-    LifeCycle(name="11-keys-relative-noise-adjoint", readout="adjoint", noise=1.0, relative=True),
-    Rehearsed(name="11-keys-rehearsed-adjoint", readout="adjoint"),
-    NOISY[1],
-    LifeCycle(name="11-keys-strong-noise-adjoint", readout="adjoint", noise=0.04),
+PAPER: dict[str, Any] = {"target": None, "dropout": PAPER_DROPOUT}
+"""As the paper embeds: dropout in hardening, which takes all its steps, and in a stamp step after every batch's."""
+OURS: dict[str, Any] = {"target": 0.95, "dropout": 0.3, "every": 8, "joint": True}
+"""As this library embeds when told nothing."""
+ONE_KEY = [
+    LifeCycle(name=f"1-key-{r}", readout=r, keys=1, paper_key=True, hardening_steps=7_000, **PAPER) for r in READOUTS
 ]
-"""What was tried to make a stamp last: as published, less hardening, two kinds of noise, rehearsed erasure."""
-DEFAULT = replace(SHORT, name="11-keys-default-adjoint", every=8, joint=True)
-"""As `fit` trains it unless told otherwise."""
+PUBLISHED = [LifeCycle(name=f"11-keys-{r}", readout=r, **PAPER) for r in READOUTS]
+"""The default scenario as published, under both readouts."""
+DEFAULT = LifeCycle(name="11-keys-default-adjoint", readout="adjoint", **OURS)
+"""The default scenario as this library embeds when told nothing."""
+MARKED = [*PUBLISHED, DEFAULT]
+"""The models that every attack meets."""
+RATES = [
+    PUBLISHED[0] if rate == PAPER_DROPOUT else replace(PUBLISHED[0], name=f"11-keys-dropout-{rate:g}", dropout=rate)
+    for rate in (0.0, 0.1, 0.3, 0.5)
+]
+"""As published but for the rate of dropout."""
+
+
+def lasting(scale: Profile) -> Attacks:
+    """The attacks that tell settings of the embedding apart."""
+    steps = repairing(scale)
+    attacks: Attacks = {"same rate": FineTuning(epochs=scale.epochs, lr=1e-4)}
+    attacks |= {f"pruning {level} %": Pruning(amount=level / 100) for level in (60, 80, 90)}
+    attacks |= {f"int{bits}": Quantization(bits=bits) for bits in (8, 4)}
+    return attacks | {
+        f"{keys} keys, LR {lr:g}": Erasure(keys=keys, count=None, steps=steps, lr=lr, repair=True)
+        for keys in ("random", "known")
+        for lr in (1e-4, 1e-3)
+    }
+
+
+def repairing(scale: Profile) -> int:
+    """Steps of an erasure that repairs the main task meanwhile."""
+    return {"tiny": 5, "quick": 20}.get(scale.name, 125)
+
 
 # --------------------------------------------------------------------------------------------------------- chapters
 
@@ -83,6 +101,7 @@ def hardening(scale: Profile) -> Groups:
     return {
         "unmarked": Group([UNMARKED]),
         "one key": Group(ONE_KEY),
+        "default": Group([replace(DEFAULT, name="1-key-default-adjoint", keys=1, paper_key=True)]),
         "fingerprints": Group(fingerprints(scale), FIRST),
     }
 
@@ -110,30 +129,40 @@ def fingerprints(scale: Profile) -> list[Fingerprint]:
 
 def multi_key(scale: Profile) -> Groups:
     kinds = [
-        LifeCycle(name=f"{kind.replace(' ', '-')}-{readout}", readout=readout, secrets=kind, target=None)
+        LifeCycle(name=f"{kind.replace(' ', '-')}-{readout}", readout=readout, secrets=kind, **PAPER)
         for kind in ("one letter", "icons")
         for readout in READOUTS
     ]
     ranges = [
-        LifeCycle(name=f"key-range-{limit}-{readout}", readout=readout, key_range=limit, target=None, until="hardened")
-        for limit in (5, 10, 50)
+        LifeCycle(name=f"key-range-{limit}-{readout}", readout=readout, key_range=limit, until="hardened", **PAPER)
+        for limit in (5, 50)
         for readout in READOUTS
     ]
-    counts = [
-        LifeCycle(name=f"{n}-keys-{readout}", readout=readout, keys=n, target=None)
-        for n in (10, 20)
-        for readout in READOUTS
+    counts = [LifeCycle(name=f"{n}-keys-{r}", readout=r, keys=n, **PAPER) for n in (10, 20) for r in READOUTS]
+    sgd = [
+        LifeCycle(name=f"sgd-{r}", readout=r, optimizer="sgd", lr=0.01, hardening_steps=20_000, **PAPER)
+        for r in READOUTS
     ]
-    sgd = [LifeCycle(name=f"sgd-{r}", readout=r, optimizer="sgd", lr=0.01, target=None) for r in READOUTS]
     return {
         "unmarked": Group([UNMARKED]),
         "eleven keys": Group(PUBLISHED),
         "other counts": Group(counts, FIRST),
-        "noise": Group(NOISY),
+        "default": Group([replace(DEFAULT, name="10-keys-default-adjoint", keys=10), DEFAULT]),
         "kinds of secrets": Group(kinds, FIRST),
         "key ranges": Group(ranges),
         "SGD": Group(sgd, FIRST),
+        "open choices": Group(open_choices(), FIRST),
     }
+
+
+def open_choices() -> list[LifeCycle]:
+    """The default scenario as published with other choices where the paper is silent or says two things."""
+    published = PUBLISHED[0]
+    return [
+        replace(published, name="11-keys-batch-256", batch_size=256),
+        replace(published, name="11-keys-rate-0.001", lr=1e-3),
+        replace(published, name="11-keys-float32", precision="float32"),
+    ]
 
 
 def pruning(scale: Profile) -> Groups:
@@ -157,10 +186,12 @@ def pruning(scale: Profile) -> Groups:
     return {
         "fine-tuning": Group(campaigns("fine-tuning", tuning, MARKED)),
         "unseen data": Group(campaigns("unseen", unseen, MARKED, unseen=True)),
-        "variants": Group(campaigns("variants", variants, [PUBLISHED[0], NOISY[1]]), FIRST),
+        "variants": Group(campaigns("variants", variants, [PUBLISHED[0], DEFAULT]), FIRST),
         "pruning": Group(campaigns("pruning", levels, MARKED)),
         "compression": Group(campaigns("compression", types, MARKED)),
         "noise": Group(campaigns("weight-noise", noise, MARKED)),
+        "dropout": Group(RATES, FIRST),
+        "dropout, attacked": Group(campaigns("lasting", lasting(scale), RATES), FIRST),
     }
 
 
@@ -178,8 +209,8 @@ def generalizability(scale: Profile) -> Groups:
         until="hardened",
     )
     return {
-        "adjoint": Group(table4("adjoint")[chosen], FIRST),
-        "paper": Group(table4("paper")[chosen], FIRST),
+        **{r: Group(table4(f"{{name}}-{r}", r, **PAPER)[chosen], FIRST) for r in READOUTS},
+        "default": Group(table4("{name}-default-adjoint", "adjoint", **OURS)[chosen], FIRST),
         "ResNet-18": Group([resnet18]),
         "coverage": Group([Coverage(name="coverage", networks=tuple(networks))], FIRST),
         "hardened": Group(
@@ -188,8 +219,8 @@ def generalizability(scale: Profile) -> Groups:
     }
 
 
-def table4(readout: Readout) -> list[Row]:
-    """The ten rows of the paper's Table 4 in its order.
+def table4(names: str, readout: Readout, **embedding: Any) -> list[Row]:
+    """The ten rows of the paper's Table 4 in its order, named by ``{name}`` in `names`.
 
     Learning rates, and epochs where the paper's text is silent, are this library's: 1e-3 for networks with batch norm
     and 1e-4 for those without.
@@ -197,7 +228,7 @@ def table4(readout: Readout) -> list[Row]:
 
     def row(name: str, **about: Any) -> Row:
         kind: type[Row] = CrossData if "onto" in about else Row
-        return kind(name=f"{name}-{readout}", readout=readout, **about)
+        return kind(name=names.format(name=name), readout=readout, **(embedding | about))
 
     narrow: dict[str, dict[str, Any]] = {
         name: {"model": name, "small": f"{name}-narrow"} for name in ("resnet18", "resnet34", "vgg11", "vit")
@@ -228,9 +259,8 @@ def adaptive_adversary(scale: Profile) -> Groups:
         "eleven random keys": Erasure(keys="random", count=None, steps=4, looks=4),
         "overwriting": Overwriting(steps=7, looks=7),
     }
-    steps = {"tiny": 5, "quick": 20}.get(scale.name, 125)
     stronger: Attacks = {
-        f"{keys} keys, LR {lr:g}": Erasure(keys=keys, count=None, steps=steps, looks=5, lr=lr, repair=True)
+        f"{keys} keys, LR {lr:g}": Erasure(keys=keys, count=None, steps=repairing(scale), looks=5, lr=lr, repair=True)
         for keys in ("known", "random")
         for lr in (1e-4, 1e-3)
     }
@@ -250,31 +280,23 @@ def adaptive_adversary(scale: Profile) -> Groups:
     factors: Attacks = {f"factor {2**n}": Rescaling(factor=float(2**n)) for n in range(9)}
     extraction: Attacks = {"distillation": Distillation(epochs=scale.epochs)}
     extraction |= {f"average, {w:g} unmarked": Averaging(weight=w) for w in (0.25, 0.5, 0.75)}
-    embedding: Attacks = {
-        "same rate": FineTuning(epochs=scale.epochs, lr=1e-4),
-        "random keys": Erasure(keys="random", count=None, steps=steps, lr=1e-4, repair=True),
-        "known keys": Erasure(keys="known", count=None, steps=steps, lr=1e-4, repair=True),
-        "one known key": Erasure(keys="known", count=1, steps=steps, lr=1e-4, repair=True),
-        "pruning 80 %": Pruning(amount=0.8),
-    }
     return {
         "erasure": Group(campaigns("erasure", erasing, MARKED)),
-        "stronger": Group(campaigns("stronger", stronger, [PUBLISHED[1], NOISY[1]])),
+        "stronger": Group(campaigns("stronger", stronger, MARKED)),
         "preserving": Group(campaigns("preserving", preserving | cancelling, MARKED)),
         "batch norm": Group(
             campaigns("preserving-norm", {"batch-norm rescaling": BatchNormRescaling()}, batch_norm), FIRST
         ),
         "rescaling": Group(campaigns("rescaling", factors, PUBLISHED)),
         "merged": Group(campaigns("merged", cancelling, MARKED[1:], merge=True)),
-        "extraction": Group(campaigns("extraction", extraction, [PUBLISHED[0], NOISY[1]]), FIRST),
-        "embeddings": Group(campaigns("embedding", embedding, EMBEDDINGS), FIRST),
+        "extraction": Group(campaigns("extraction", extraction, [PUBLISHED[0], DEFAULT]), FIRST),
     }
 
 
 def capacity(scale: Profile) -> Groups:
     noise = 0.015
     length = {"tiny": 8, "quick": 134}.get(scale.name, len(LICENCE))  # bytes; the whole licence at the paper's scale
-    dots = [Capacity(name=f"36-bits-{r}", readout=r, length=49, code="none") for r in READOUTS]
+    dots = [Capacity(name=f"36-bits-{r}", readout=r, length=49, code="none", **PAPER) for r in READOUTS]
     noisy = Capacity(name="36-bits-noise-adjoint", readout="adjoint", length=49, code="none", noise=noise)
     texts = {
         code: Capacity(name=f"licence-{code}", readout="adjoint", length=length, code=code, patches=10, noise=noise)
@@ -353,42 +375,11 @@ def runtime(scale: Profile) -> Groups:
     def cost(name: str, subject: str, twin: str = "task", **about: Any) -> Cost:
         return Cost(name=name, subject=subject, twin=twin, **(about | few))
 
-    costs = [cost("cost-alternate-1-paper", "alternate", readout="paper")]
+    costs = [cost("cost-alternate-1-paper", "alternate", readout="paper", dropout=PAPER_DROPOUT)]
+    costs += [cost("cost-default-adjoint", "joint", every=OURS["every"], dropout=OURS["dropout"])]
     costs += [cost(f"cost-{kind}-{n}-adjoint", kind, every=n) for kind in ("alternate", "joint") for n in every]
     costs += [cost(f"cost-noise-{n}-adjoint", "joint", every=n, noise=0.015) for n in every]
     costs += [cost("cost-bfloat16-8-adjoint", "joint", every=8, precision="bfloat16")]
-
-    noisy = NOISY[1]  # a stamp step at every batch
-    lives = [
-        replace(noisy, name=f"11-keys-every-{n}-{kind}", every=n, joint=kind == "joint")
-        for kind in ("alternate", "joint")
-        for n in every
-        if (kind, n) != ("alternate", 1)
-    ]
-    cheap = [replace(DEFAULT, name=f"11-keys-published-every-{n}-joint", every=n) for n in every if 1 < n < 8]
-    repeated = [on for on in lives if on.joint and on.every == 1] + [*cheap, DEFAULT]
-    lives = [noisy, *lives, SHORT, *cheap, DEFAULT]
-    other: Literal["float32", "bfloat16"] = "float32" if scale.precision == "bfloat16" else "bfloat16"
-    both: Attacks = {"same rate": FineTuning(epochs=scale.epochs, lr=1e-4), "pruning 80 %": Pruning(amount=0.8)}
-
-    steps = {"tiny": 5, "quick": 20}.get(scale.name, 125)
-    tried: Attacks = {"same rate": FineTuning(epochs=scale.epochs, lr=1e-4)}
-    tried |= {f"pruning {level} %": Pruning(amount=level / 100) for level in (60, 80)}
-    tried |= {f"int{bits}": Quantization(bits=bits) for bits in (8, 4)}
-    tried |= {
-        f"{keys} keys, LR {lr:g}": Erasure(keys=keys, count=None, steps=steps, lr=lr, repair=True)
-        for keys in ("random", "known")
-        for lr in (1e-4, 1e-3)
-    }
-
-    defaults = [
-        replace(DEFAULT, name=f"{name}-default-{readout}", readout=readout, keys=keys, paper_key=keys == 1)
-        for name, keys in (("1-key", 1), ("11-keys", 11))
-        for readout in READOUTS
-    ]
-    tuning: Attacks = {"same rate": FineTuning(epochs=5, lr=1e-4), "LR/10": FineTuning(epochs=4, lr=1e-5)}
-    levels: Attacks = {f"{level} %": Pruning(amount=level / 100) for level in (20, 40, 60, 80, 90)}
-    levels |= {"fine-pruning 40 %": FinePruning(amount=0.4, epochs=2, lr=1e-5)}
 
     fast = LifeCycle(name="rate-0.001", readout="adjoint", lr=1e-3, until="hardened")
     variants = [replace(fast, name=f"rate-{lr:g}", lr=lr) for lr in (1e-4, 3e-4)] + [fast]
@@ -412,15 +403,8 @@ def runtime(scale: Profile) -> Groups:
         "unmarked": Group([UNMARKED]),
         "costs": Group(costs, FIRST),
         "parts": Group([cost(f"part-{part}", part) for part in ("walk", "measure", "stamp", "update")], FIRST),
-        "cadences": Group([*lives, replace(noisy, name=f"11-keys-{other}-adjoint", precision=other)], FIRST),
-        "cadences, more seeds": Group(repeated, scale.seeds[1:]),
-        "attacks": Group(campaigns("cadence", both, lives), FIRST),
-        "attacks, more seeds": Group(campaigns("cadence", both, repeated), scale.seeds[1:]),
         "trials": Group(trials(scale), FIRST),
-        "trials, attacked": Group(campaigns("attacked", tried, trials(scale)), FIRST),
-        "default": Group(defaults),
-        "default, fine-tuned": Group(campaigns("fine-tuning", tuning, defaults[2:])),
-        "default, pruned": Group(campaigns("pruning", levels, defaults[2:])),
+        "trials, attacked": Group(campaigns("lasting", lasting(scale), trials(scale)), FIRST),
         "hardening": Group(variants),
         "by hand": Group([cost("cost-by-hand", "plain", "stamp", rounds=21)], FIRST),
         "extraction": Group([cost("cost-extraction", "extract", "forward", rounds=21)], FIRST),

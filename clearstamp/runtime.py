@@ -37,7 +37,7 @@ class Workbench:
         self.labels = torch.randint(outputs, (cost.batch,), generator=generator).to(device())
         self.inputs = torch.rand(cost.keys, *shape, generator=generator).to(device())
         self.back = transpose(self.model, self.images[:1], readout=cost.readout)
-        self.loss = StampLoss(self.back, stamp, noise=cost.noise, at_once=cost.at_once)
+        self.loss = StampLoss(self.back, stamp, dropout=cost.dropout, noise=cost.noise, at_once=cost.at_once)
         self.compiled_loss: Callable[[], Tensor] | None = None
         self.descent = Descent(device())
         self.every = cost.every
@@ -154,6 +154,7 @@ class Cost(Experiment):
     batch: int = 64
     readout: str = "adjoint"
     every: int = 1
+    dropout: float = 0.0
     noise: float = 0.0
     at_once: int | None = None
     rounds: int = 7

@@ -22,6 +22,8 @@ MakeOptimizer = Callable[..., Optimizer]
 adam: MakeOptimizer = partial(Adam, fused=True)
 sgd: MakeOptimizer = partial(SGD, fused=True)
 OPTIMIZERS = {"adam": adam, "sgd": sgd}
+PAPER_DROPOUT = 0.5
+"""The rate of the paper's additional dropout layers, which it does not give: the one that fits its figures best."""
 
 
 class StampLoss:
