@@ -10,7 +10,7 @@ from clearstamp.explore import explore
 from clearstamp.models import build
 from clearstamp.scores import correlation, develop, similarity
 from clearstamp.stamp import PAPER_KEY, Stamp
-from clearstamp.training import RehearsedLoss, SampledLoss, Stamped, StampLoss, accuracy, fit, harden
+from clearstamp.training import SampledLoss, Stamped, StampLoss, accuracy, fit, harden
 from clearstamp.transpose import Transposed, freeze, public_probe, transpose
 from clearstamp.units import merge_equal_units
 from clearstamp.verification import Reading, Recovered, extract, read, read_bytes
@@ -20,7 +20,6 @@ __all__ = [
     "ClearStampError",
     "Reading",
     "Recovered",
-    "RehearsedLoss",
     "SampledLoss",
     "Stamp",
     "StampLoss",

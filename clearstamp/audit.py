@@ -63,7 +63,8 @@ def load(profile_name: str) -> list[Audit]:
 
 def latest(profile_name: str) -> dict[str, Audit]:
     """For each record that was audited as it is now, its last audit, the oldest of them first."""
-    made, last = {record.name: record.digest for record in records.load_all(profile_name)}, {}
+    made = {record.name: record.digest for record in records.load_all(profile_name)}
+    last: dict[str, Audit] = {}
     for audit in load(profile_name):
         if made.get(audit.record) == audit.digest:
             last.pop(audit.record, None)  # so that it takes its place at the end

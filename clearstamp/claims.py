@@ -1,7 +1,7 @@
 """The paper's claims and how they fare: `claims.yml` beside the records."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from statistics import mean
@@ -13,7 +13,7 @@ from pydantic import FiniteFloat, TypeAdapter, ValidationError
 
 from clearstamp import markdown
 from clearstamp.errors import RecordError
-from clearstamp.records import READOUTS, STRICT, Moment, Record, told
+from clearstamp.records import STRICT, Moment, Record, told
 
 FILE = Path(__file__).with_name("claims.yml")
 
@@ -22,10 +22,10 @@ FILE = Path(__file__).with_name("claims.yml")
 class Claim:
     """One number of the paper that the book checks.
 
-    `experiment` may hold ``{readout}``. `moment`, `attack`, `step` and `keys` say at which stage of the experiment the
-    score `metric` is taken (see `clearstamp.records.Stage`). `verdict` says how the reproduced mean has to stand to the
-    paper's value: within `tolerance` of it (``near``), no more than that below it (``least``), or no more than that
-    above it (``most``); `reason` says why.
+    `experiment` may hold ``{readout}``. `row` names the row of the paper's table that it stands in. `moment`, `attack`,
+    `step` and `keys` say at which stage of the experiment the score `metric` is taken (see `clearstamp.records.Stage`).
+    `verdict` says how the reproduced mean has to stand to the paper's value: within `tolerance` of it (``near``), no
+    more than that below it (``least``), or no more than that above it (``most``); `reason` says why.
     """
 
     id: str
@@ -38,6 +38,7 @@ class Claim:
     verdict: Literal["near", "least", "most"]
     tolerance: FiniteFloat
     reason: str
+    row: str | None = None
     moment: Moment | None = None
     attack: str | None = None
     step: int | None = None
@@ -62,9 +63,13 @@ class Claim:
         return not (below and off < -self.tolerance) and not (above and off > self.tolerance)
 
 
+EMBEDDINGS = {"published": "paper", "adjoint readout": "adjoint", "default": "default-adjoint"}
+"""What stands for ``{readout}`` in an experiment's name: as published, in the other readout, by this library's default."""
+
+
 @dataclass(frozen=True)
 class Row:
-    """A claim beside what was measured: for each readout one value per seed; below the paper's scale, on which data."""
+    """A claim beside what each embedding gave, one value a seed; below the paper's scale, on which data."""
 
     claim: Claim
     values: dict[str, list[float]]
@@ -72,21 +77,24 @@ class Row:
 
     @property
     def verdict(self) -> str:
-        """Of the readout as published; empty if the experiment was not run."""
-        values = self.values["paper"]
-        if not values:
+        """Of what was embedded and read as published; empty if the experiment was not run."""
+        held = self.holds("published")
+        if held is None:
             return ""
-        return ("holds" if self.claim.holds(mean(values)) else "FALLS") + (
-            f", reduced scale ({self.reduced})" if self.reduced else ""
-        )
+        return ("holds" if held else "FALLS") + (f", reduced scale ({self.reduced})" if self.reduced else "")
 
-    def cell(self, readout: str) -> str:
+    def holds(self, embedding: str) -> bool | None:
+        """Does an embedding bear the claim out? None if it was not run."""
+        values = self.values[embedding]
+        return self.claim.holds(mean(values)) if values else None
+
+    def cell(self, embedding: str, style: str = ".3f") -> str:
         """Mean and, over several seeds, the range; empty if not run."""
-        values = self.values[readout]
+        values = self.values[embedding]
         if not values:
             return ""
-        spread = f" ({show(min(values))} to {show(max(values))})" if len(values) > 1 else ""
-        return show(mean(values)) + spread
+        spread = f" ({min(values):{style}} to {max(values):{style}})" if len(values) > 1 else ""
+        return f"{mean(values):{style}}{spread}"
 
 
 CLAIMS = TypeAdapter(tuple[Claim, ...])
@@ -107,12 +115,6 @@ def load(path: Path = FILE) -> tuple[Claim, ...]:
     return claims
 
 
-def of_variant(variant: str) -> list[Claim]:
-    """The claims of experiments in both readouts, asked of those with `variant` before the readout in their names."""
-    both = (claim for claim in load() if "{readout}" in claim.experiment)
-    return [replace(c, experiment=c.experiment.replace("{readout}", f"{variant}-{{readout}}")) for c in both]
-
-
 def judge(claims: Iterable[Claim], records: Iterable[Record]) -> list[Row]:
     """Each claim beside the records of one profile. A claim without a record has no values: it was not run."""
     by_name: dict[str, list[Record]] = {}
@@ -121,9 +123,9 @@ def judge(claims: Iterable[Claim], records: Iterable[Record]) -> list[Row]:
     rows = []
     for claim in claims:
         values: dict[str, list[float]] = {}
-        for readout in READOUTS:
-            made = by_name.get(claim.experiment.format(readout=readout), [])
-            values[readout] = [claim.value(record, readout) for record in made]
+        for embedding, name in EMBEDDINGS.items():
+            made = by_name.get(claim.experiment.format(readout=name), [])
+            values[embedding] = [claim.value(record, name.rpartition("-")[2]) for record in made]
         reduced = [r for r in by_name.get(claim.experiment.format(readout="paper"), []) if r.profile != "paper"]
         rows.append(Row(claim, values, ", ".join(dict.fromkeys(" and ".join(r.data) or "no data" for r in reduced))))
     return rows
@@ -132,29 +134,22 @@ def judge(claims: Iterable[Claim], records: Iterable[Record]) -> list[Row]:
 def table(
     rows: Iterable[Row], style: Literal["markdown", "plain"] = "markdown", links: Mapping[str, str] | None = None
 ) -> str:
-    """The claims table: the paper's value, ours under both readouts, and the verdict; with `links` for each id."""
-    head = ["id", "claim", "paper", "reproduced", "adjoint readout", "verdict"] + (
-        ["shown in; records"] if links else []
-    )
+    """The claims table: the paper's value, that of each embedding, and the verdict; with `links` for each id."""
+    head = ["id", "claim", "paper", *EMBEDDINGS, "verdict"] + (["shown in; records"] if links else [])
     lines = [
         [
             r.claim.id,
             f"{r.claim.claim} ({r.claim.where})",
-            show(r.claim.paper),
-            r.cell("paper"),
-            r.cell("adjoint"),
+            f"{r.claim.paper:.3f}",
+            *map(r.cell, EMBEDDINGS),
             r.verdict,
             *([links[r.claim.id]] if links else []),
         ]
         for r in rows
     ]
     if style == "markdown":
-        return markdown.table(head, lines, "llrrrl")
+        return markdown.table(head, lines, "llrrrrl")
     widths = [max(len(line[i]) for line in [head, *lines]) for i in range(len(head))]
     return "\n".join(
         "  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in [head, *lines]
     )
-
-
-def show(value: float) -> str:
-    return f"{value:.3f}"

@@ -13,7 +13,7 @@ from clearstamp.models import MODELS, build
 from clearstamp.records import READOUTS, Moment, Readout, Score, Stage
 from clearstamp.scores import similarity
 from clearstamp.stamp import PAPER_KEY, Stamp
-from clearstamp.training import OPTIMIZERS, Fit, RehearsedLoss, StampLoss, accuracy, fit, harden
+from clearstamp.training import OPTIMIZERS, Fit, StampLoss, accuracy, fit, harden
 from clearstamp.transpose import Transposed, freeze, transpose
 from clearstamp.verification import Reading, read
 
@@ -112,22 +112,8 @@ class LifeCycle(Experiment):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rehearsed(LifeCycle):
-    """Constraint training with `RehearsedLoss`."""
-
-    rehearsal_steps: int = 3
-    rehearsal_rate: float = 1e-3
-    rehearsal_known: float = 0.5
-
-    def loss(self, back: Transposed, stamp: Stamp) -> StampLoss:
-        return RehearsedLoss(
-            back, stamp, steps=self.rehearsal_steps, rate=self.rehearsal_rate, known=self.rehearsal_known
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
 class Fingerprint(LifeCycle):
-    """Hardening alone, for its whole length, read as ever and in training mode: the mean over `WALKS` walks with dropout.
+    """Hardening alone, for its whole length, read as ever and in training mode: the mean of `WALKS` walks with dropout.
 
     The paper does not give the rate of its dropout, nor the mode in which it reads, but what SSIM it reached by how
     many steps on which networks: what a rate gives there tells whether it may have been the paper's.
@@ -152,8 +138,8 @@ class Trial(LifeCycle):
     """A setting among which one is chosen: fewer images, and none of the test images is looked at."""
 
     def scaled(self, scale: Profile) -> Profile:
-        fewer = {"train_images": 20_000, "test_images": 4_000} if scale.name == "paper" else {}
-        return replace(super().scaled(scale), held_out=True, **fewer)
+        scale = replace(super().scaled(scale), held_out=True)
+        return replace(scale, train_images=20_000, test_images=4_000) if scale.name == "paper" else scale
 
 
 def trained(experiment: LifeCycle, scale: Profile, seed: int) -> nn.Module:

@@ -6,7 +6,7 @@ A chapter is a function from the profile to the chapter's groups: what the noteb
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import Any, Literal
+from typing import Any
 
 from clearstamp.attacks import (
     Attack,
@@ -375,11 +375,13 @@ def runtime(scale: Profile) -> Groups:
     def cost(name: str, subject: str, twin: str = "task", **about: Any) -> Cost:
         return Cost(name=name, subject=subject, twin=twin, **(about | few))
 
-    costs = [cost("cost-alternate-1-paper", "alternate", readout="paper", dropout=PAPER_DROPOUT)]
-    costs += [cost("cost-default-adjoint", "joint", every=OURS["every"], dropout=OURS["dropout"])]
+    cadence = {name: OURS[name] for name in ("dropout", "every")}
+    costs = [cost(f"cost-{r}", "alternate", readout=r, dropout=PAPER_DROPOUT) for r in READOUTS]
+    costs += [cost("cost-default-adjoint", "joint", **cadence)]
+    costs += [cost("cost-default-bfloat16", "joint", precision="bfloat16", **cadence)]
     costs += [cost(f"cost-{kind}-{n}-adjoint", kind, every=n) for kind in ("alternate", "joint") for n in every]
+    costs += [cost(f"cost-dropout-{n}-adjoint", "joint", every=n, dropout=0.3) for n in every]
     costs += [cost(f"cost-noise-{n}-adjoint", "joint", every=n, noise=0.015) for n in every]
-    costs += [cost("cost-bfloat16-8-adjoint", "joint", every=8, precision="bfloat16")]
 
     fast = LifeCycle(name="rate-0.001", readout="adjoint", lr=1e-3, until="hardened")
     variants = [replace(fast, name=f"rate-{lr:g}", lr=lr) for lr in (1e-4, 3e-4)] + [fast]

@@ -98,17 +98,6 @@ class StampLoss:
         return self.noise * weight.detach().std(correction=0) if self.relative else self.noise
 
 
-class StampLossAt(StampLoss):
-    """The stamp loss of a model with other weights, by name, in place of its own."""
-
-    def __init__(self, back: Transposed, stamp: Stamp, weights: dict[str, Tensor]):
-        super().__init__(back, stamp)
-        self.others = weights
-
-    def weights(self) -> dict[str, Tensor]:
-        return self.others
-
-
 class SampledLoss(StampLoss):
     """The stamp loss of `count` of the keys, drawn anew at every call: a large stamp at the cost of a small one.
 
@@ -134,48 +123,6 @@ class SampledLoss(StampLoss):
         chosen = torch.randperm(len(self.whole))[: self.count].to(self.whole.keys.device)
         self.stamp = self.whole.pick(chosen)
         return super().__call__()
-
-
-class RehearsedLoss(StampLoss):
-    """The mean of the stamp loss at the weights as they are and at the weights after a rehearsed erasure.
-
-    At every call an attacker teaches noise images to keys, in 1 to `steps` steps of `rate` along the sign of the
-    gradient (as Adam's first steps are); with the chance `known` to the owner's keys, else to random ones of their
-    range. Only a copy is erased. The gradient there is taken as that at the weights themselves: the first-order form of
-    model-agnostic meta-learning (Finn, Abbeel, Levine, ICML 2017). One call costs up to ``steps + 2`` transposed walks
-    with gradients, where `StampLoss` costs one.
-
-    Raises `StampError` if the stamp does not fit the model, `TrainingError` if a setting is out of range.
-    """
-
-    def __init__(self, back: Transposed, stamp: Stamp, *, steps: int = 3, rate: float = 1e-3, known: float = 0.5):
-        super().__init__(back, stamp)
-        if steps < 1 or not 0 < rate < math.inf or not 0 <= known <= 1:
-            got = f"steps={steps}, rate={rate}, known={known}"
-            raise TrainingError("no such rehearsal", got=got, expected="steps >= 1, rate > 0, known from 0 to 1")
-        self.steps, self.rate, self.known = steps, rate, known
-
-    def __call__(self) -> Tensor:
-        own, erased = dict(self.back.model.named_parameters()), self.erase()
-        moved = {name: weight + (erased[name] - weight).detach() for name, weight in own.items()}
-        return (super().__call__() + StampLossAt(self.back, self.stamp, moved)()) / 2
-
-    def erase(self) -> dict[str, Tensor]:
-        """The weights after a rehearsed erasure."""
-        keys, secrets = self.stamp.keys, self.stamp.secrets
-        if torch.rand(()) >= self.known:
-            keys = (torch.rand_like(keys) * 2 - 1) * keys.abs().max()
-        noise = Stamp(keys, torch.rand_like(secrets), self.stamp.labels)
-        weights = {name: weight.detach().clone() for name, weight in self.back.model.named_parameters()}
-        for _ in range(int(torch.randint(1, self.steps + 1, ()))):
-            tracked = {name: weight.requires_grad_() for name, weight in weights.items()}
-            loss = StampLossAt(self.back, noise, tracked)()
-            slopes = torch.autograd.grad(loss, list(tracked.values()), materialize_grads=True)
-            weights = {
-                name: (weight - self.rate * slope.sign()).detach()
-                for (name, weight), slope in zip(tracked.items(), slopes, strict=True)
-            }
-        return weights
 
 
 class Stamped(nn.Module):

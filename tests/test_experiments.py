@@ -3,12 +3,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from clearstamp import experiments, lifecycle, records
+from clearstamp import data, experiments, lifecycle, records
 from clearstamp.attacks import LogitShift
 from clearstamp.campaigns import Campaign
 from clearstamp.errors import RecordError
-from clearstamp.experiments import PROFILES, has_weights, run_all, weights_file
-from clearstamp.lifecycle import LifeCycle, Rehearsed, trained
+from clearstamp.experiments import PROFILES, has_weights, load_sets, run_all, weights_file
+from clearstamp.lifecycle import Fingerprint, LifeCycle, Trial, trained
 from clearstamp.stamp import PAPER_KEY
 from clearstamp.transpose import transpose
 from clearstamp.verification import read
@@ -34,24 +34,36 @@ def test_a_life_cycle_is_read_after_every_stage(readout):
     assert record.results["hardened"]["ssim"] > 0.1
 
 
-def test_a_rehearsed_stamp_goes_through_the_same_life(monkeypatch):
-    given: list[dict] = []
-    original = lifecycle.RehearsedLoss
-
-    def note(*args, **kwargs):
-        given.append(kwargs)
-        return original(*args, **kwargs)
-
-    monkeypatch.setattr(lifecycle, "RehearsedLoss", note)
-    experiment = Rehearsed(name="one", lr=1e-3, rehearsal_steps=2, rehearsal_rate=1e-4, rehearsal_known=1.0, **SMALL)
+def test_the_trained_model_is_that_of_the_record():
+    experiment = LifeCycle(name="one", lr=1e-3, dropout=0.3, **SMALL)
     (record,) = run_all([experiment], "tiny")
-    assert list(record.results) == ["hardened", "trained", "finetuned"]
-    assert given == [{"steps": 2, "rate": 1e-4, "known": 1.0}]
-    assert record.results["trained"]["ssim"] > 0.1
-    assert record.parameters["rehearsal_steps"] == 2
     stamp = experiment.stamp((1, 28, 28), 10, 0)
     found = read(transpose(trained(experiment, PROFILES["tiny"], 0), stamp.secrets[:1]), stamp)
     assert found.summary()["ssim"] == pytest.approx(record.results["trained"]["ssim"], abs=1e-6)
+
+
+def test_a_fingerprint_is_read_in_training_mode_too():
+    plain, thinned = (Fingerprint(name=f"rate {rate}", dropout=rate, lr=1e-3, **SMALL) for rate in (0.0, 0.5))
+    for experiment, alike in ((plain, True), (thinned, False)):
+        (record,) = run_all([experiment], "tiny")
+        (stage,) = record.stages
+        assert stage.moment == "hardened" and not stage.scores["reached"]
+        assert (stage.scores["ssim_training_mode"] == pytest.approx(stage.scores["ssim"], abs=1e-6)) is alike
+
+
+def test_a_trial_sees_no_test_image():
+    """Every third training image is held out and stands for the test images; the others are trained on."""
+    scale = Trial(name="trial", **SMALL).at(PROFILES["tiny"])
+    sets, whole = load_sets(scale), data.load("digits", "train")
+    assert (len(sets.train), len(sets.test), sets.test.split) == (scale.train_images, scale.test_images, "test")
+    pictures = {image.numpy().tobytes() for image in whole.images}
+    own, held = ({image.numpy().tobytes() for image in part.images} for part in (sets.train, sets.test))
+    assert own | held <= pictures and not own & held
+    (record,) = run_all([Trial(name="trial", lr=1e-3, **SMALL)], "tiny")
+    assert record.parameters["held_out"] is True
+    most = len(whole) - len(whole) // 3
+    for count, problems in ((most, 0), (most + 1, 1)):
+        assert len(list(Trial(name="trial", **SMALL).check(replace(scale, train_images=count)))) == problems
 
 
 def test_learning_rates_are_those_of_the_paper(monkeypatch):

@@ -15,7 +15,7 @@ from clearstamp.models import build
 from clearstamp.rules import READOUTS
 from clearstamp.scores import structural_similarity
 from clearstamp.stamp import Stamp
-from clearstamp.training import Descent, RehearsedLoss, Stamped, StampLoss, accuracy, fit, harden, sgd
+from clearstamp.training import Descent, Stamped, StampLoss, accuracy, fit, harden, sgd
 from clearstamp.transpose import Transposed, transpose
 from clearstamp.verification import read
 
@@ -215,74 +215,6 @@ def test_noise_reads_the_stamp_from_weights_nearby_and_leaves_the_weights_alone(
 def test_noise_is_drawn_anew_at_every_call(model, stamp):
     loss = StampLoss(backwards(model), stamp, noise=0.1)
     assert loss().item() != loss().item()
-
-
-@both_readouts
-def test_a_rehearsed_loss_is_the_mean_of_two_and_so_is_its_gradient(model, stamp, readout, monkeypatch):
-    back, before = backwards(model, readout), weights(model)
-    loss = RehearsedLoss(back, stamp)
-    erased = copy.deepcopy(model)
-    with torch.no_grad():
-        for p in erased.parameters():
-            p += 0.02 * torch.randn_like(p)
-    monkeypatch.setattr(loss, "erase", lambda: dict(erased.named_parameters()))
-    loss().backward()
-    assert unchanged(model, before)
-    terms = [StampLoss(backwards(m, readout), stamp)() for m in (copy.deepcopy(model), erased)]
-    torch.testing.assert_close(loss(), sum(terms) / 2)
-    own = copy.deepcopy(model)
-    own.zero_grad()
-    for m in (own, erased):
-        StampLoss(backwards(m, readout), stamp)().backward()
-    for p, a, b in zip(model.parameters(), own.parameters(), erased.parameters(), strict=True):
-        if p.grad is not None and a.grad is not None:
-            torch.testing.assert_close(p.grad, (a.grad + b.grad) / 2)
-
-
-@pytest.mark.parametrize(("known", "owners"), [(1.0, True), (0.0, False)])
-def test_a_rehearsed_erasure_teaches_noise_to_keys_in_steps_of_its_rate(model, stamp, known, owners, monkeypatch):
-    taught: list[Stamp] = []
-
-    class Noted(training.StampLossAt):
-        def __init__(self, back, stamp, weights):
-            taught.append(stamp)
-            super().__init__(back, stamp, weights)
-
-    monkeypatch.setattr(training, "StampLossAt", Noted)
-    erased = RehearsedLoss(backwards(model), stamp, steps=1, rate=1e-2, known=known).erase()
-    (noise,) = taught
-    assert torch.equal(noise.keys, stamp.keys) is owners
-    assert noise.keys.abs().max() <= stamp.keys.abs().max()
-    moves = [(erased[name] - p).abs() for name, p in model.named_parameters()]
-    assert all(torch.all((move < 1e-6) | ((move - 1e-2).abs() < 1e-6)) for move in moves)
-    assert moves[0].max() > 0
-    other = copy.deepcopy(model)
-    other.load_state_dict(erased)
-    assert StampLoss(backwards(other), noise)() < StampLoss(backwards(model), noise)()
-
-
-def test_a_rehearsed_stamp_outlasts_erasure_longer(model, stamp):
-    left = []
-    for make in (StampLoss, partial(RehearsedLoss, steps=4, rate=2e-3, known=1.0)):
-        marked = copy.deepcopy(model)
-        back = backwards(marked, "adjoint")
-        harden(back, stamp, steps=100, target=None, lr=1e-3, progress=False)
-        loss, optimizer = make(back, stamp), torch.optim.Adam(marked.parameters(), lr=1e-3)
-        for _ in range(150):
-            optimizer.zero_grad()
-            loss().backward()
-            optimizer.step()
-        noise = Stamp(stamp.keys, torch.rand_like(stamp.secrets), stamp.labels)
-        harden(back, noise, steps=12, target=None, lr=2e-3, progress=False)
-        left.append(read(back, stamp).ssim.mean().item())
-    plain, rehearsed = left
-    assert rehearsed > plain + 0.2
-
-
-@pytest.mark.parametrize("given", [{"steps": 0}, {"rate": 0.0}, {"known": 1.5}], ids=repr)
-def test_rehearsals_out_of_range(model, stamp, given):
-    with pytest.raises(TrainingError, match="no such rehearsal"):
-        RehearsedLoss(backwards(model), stamp, **given)
 
 
 # -------------------------------------------------------------------------------------------------------- hardening

@@ -17,7 +17,7 @@ from clearstamp.coverage import Coverage, Hardened
 from clearstamp.data import MNIST_FILES, Data, Split, load
 from clearstamp.experiments import Experiment, Profile
 from clearstamp.generalizability import CrossData, Row
-from clearstamp.lifecycle import LifeCycle, Rehearsed
+from clearstamp.lifecycle import Fingerprint, LifeCycle, Trial
 from clearstamp.packs import write_pack
 from clearstamp.runtime import Cost
 
@@ -96,7 +96,8 @@ TWINS = [
     Twin(LifeCycle(name="life-paper-key", readout="paper", **SMALL | {"keys": 1, "paper_key": True})),
     Twin(LifeCycle(name="life-digits", dataset="digits", readout="adjoint", **SMALL)),
     Twin(NORMED),
-    Twin(Rehearsed(name="rehearsed", readout="adjoint", rehearsal_steps=1, **SMALL)),
+    Twin(Fingerprint(name="fingerprint", dropout=0.5, **SMALL)),
+    Twin(Trial(name="trial", readout="adjoint", dropout=0.3, every=2, joint=True, **SMALL)),
     Twin(
         Row(name="row-cifar10-resnet18", readout="paper", dataset="cifar10", model="resnet18-narrow", **FAST), slack=3
     ),

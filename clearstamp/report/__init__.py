@@ -14,7 +14,7 @@ from clearstamp.report.figures import (
     walk_figure,
 )
 from clearstamp.report.sliders import Slider, attack_slider, hardening_slider, patches_slider
-from clearstamp.report.stages import pictured
+from clearstamp.report.stages import by_model, pictured
 from clearstamp.report.tables import (
     attacks_table,
     capacity_table,
@@ -22,33 +22,39 @@ from clearstamp.report.tables import (
     control_table,
     cost_table,
     coverage_table,
+    fingerprint_table,
     hardened_table,
+    lasting_table,
     message_html,
+    paper_table,
     payload_table,
     provenance,
     runtime_table,
     score_table,
     steps_table,
-    variant_table,
 )
 
 __all__ = [
     "Slider",
     "attack_slider",
     "attacks_table",
+    "by_model",
     "capacity_table",
     "claims_table",
     "control_table",
     "cost_table",
     "coverage_table",
     "errors_figure",
+    "fingerprint_table",
     "gallery_figure",
     "hardened_table",
     "hardening_figure",
     "hardening_slider",
     "images_figure",
+    "lasting_table",
     "life_figure",
     "message_html",
+    "paper_table",
     "parts_figure",
     "patches_slider",
     "payload_table",
@@ -61,6 +67,5 @@ __all__ = [
     "stages_figure",
     "stamp_figure",
     "steps_table",
-    "variant_table",
     "walk_figure",
 ]

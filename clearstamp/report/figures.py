@@ -13,7 +13,7 @@ from torch import Tensor
 
 from clearstamp.records import Record
 from clearstamp.report.exhibits import finished
-from clearstamp.report.stages import READOUTS, SCORES, STAGES
+from clearstamp.report.stages import READOUTS, SCORES, STAGES, in_words
 from clearstamp.scores import develop, montage
 from clearstamp.transpose import Transposed
 
@@ -28,7 +28,7 @@ def stages_figure(record: Record, stages: Mapping[str, str]) -> Figure:
     rows = {"secret": record.arrays["secrets"]}
     for stage, title in stages.items():
         rows |= {f"{title}: raw": record.arrays[stage], f"{title}: developed": develop(record.arrays[stage])}
-    return images_figure(rows, "The secrets and what is read", [record])
+    return images_figure(rows, f"The secrets and what is read: {in_words(record)}", [record])
 
 
 def life_figure(record: Record, count: int = 4) -> Figure:
@@ -50,12 +50,12 @@ def life_figure(record: Record, count: int = 4) -> Figure:
     for axis in axes[:-1]:
         arrow = {"arrowstyle": "->", "lw": 1.5}
         axis.annotate("", (1.4, 0.5), (1.05, 0.5), xycoords="axes fraction", arrowprops=arrow, annotation_clip=False)
-    return finished(figure, f"The life of a stamp, {record.experiment}", [record])
+    return finished(figure, f"The life of a stamp: {in_words(record)}", [record])
 
 
 def gallery_figure(records: Sequence[Record], stage: str = "finetuned") -> Figure:
     """One line of pictures a record: the raw signal at `stage`."""
-    rows = {f"{r.experiment}, SSIM {r.results[stage]['ssim']:.3f}": r.arrays[stage] for r in records}
+    rows = {f"{in_words(r)}, SSIM {r.results[stage]['ssim']:.3f}": r.arrays[stage] for r in records}
     return images_figure(rows, f"The raw signal {STAGES[stage]}", records)
 
 

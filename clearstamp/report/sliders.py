@@ -18,7 +18,7 @@ from clearstamp.errors import RecordError
 from clearstamp.experiments import FEW
 from clearstamp.records import Record
 from clearstamp.report.exhibits import about
-from clearstamp.report.stages import STAGES, stages_of
+from clearstamp.report.stages import STAGES, in_words, stages_of
 from clearstamp.scores import develop, montage, similarity
 
 HOLDS = 0.02
@@ -158,7 +158,7 @@ def hardening_slider(record: Record) -> Slider:
         frames.append(frame(secrets, images))
         labels.append(f"step {step}, mean SSIM of these {len(images)} {similarity(images, secrets).mean():.3f}")
     labels[-1] += f", accuracy before any training {record.results['hardened']['accuracy']:.3f}"
-    alt = f"{record.experiment}, stamp during hardening"
+    alt = f"{in_words(record)}: the stamp during hardening"
     return Slider(frames, labels, "step", alt, [record], STAMP_ROWS, start=len(frames) - 1)
 
 
@@ -174,7 +174,7 @@ def attack_slider(record: Record, attack: str = "", *, name: str = "attack") -> 
         f"mean SSIM {found['ssim']:.3f}, developed {found['developed_ssim']:.3f}"
         for stage, found in ((stage, record.results[stage]) for stage in stages)
     ]
-    alt = f"{record.experiment}, stamp under {attack or 'every attack'}"
+    alt = f"{in_words(record)}: the stamp under {attack or 'every attack'}"
     # Of growing strengths this is the strongest that leaves a model worth having. Attacks side by side have no order:
     # any that spares the model would do there, so the rule is the same.
     start = still_accurate([record.results[stage]["accuracy"] for stage in stages])

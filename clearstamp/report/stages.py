@@ -1,9 +1,14 @@
 """The stages of a record, and the scores that are shown of each."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
+from typing import Any
 
 from clearstamp.errors import RecordError
+from clearstamp.experiments import profile
+from clearstamp.lifecycle import LifeCycle
 from clearstamp.records import Record
+from clearstamp.registry import OURS, PAPER
 
 STAGES = {
     "hardened": "after hardening",
@@ -43,3 +48,59 @@ def by_experiment(records: Sequence[Record]) -> dict[str, list[Record]]:
     """The records of each experiment, one a seed."""
     names = dict.fromkeys(record.experiment for record in records)
     return {name: [record for record in records if record.experiment == name] for name in names}
+
+
+def by_model(records: Sequence[Record]) -> dict[str, list[Record]]:
+    """The records of each way to mark a model, in words."""
+    names = dict.fromkeys(map(in_words, records))
+    return {name: [record for record in records if in_words(record) == name] for name in names}
+
+
+NETWORKS = {"cnn-bn": "CNN with batch norm", "fc": "three FC layers"}
+NETWORKS |= {"resnet18": "ResNet-18", "resnet34": "ResNet-34", "vgg11": "VGG11", "vit": "ViT"}
+SETS = {"mnist": "MNIST", "cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "gtsrb": "GTSRB"}
+WORDS: dict[str, Callable[[Any], str]] = {
+    "readout": "{} readout".format,
+    "model": lambda name: NETWORKS.get(name.removesuffix("-narrow"), name),
+    "dataset": lambda name: SETS.get(name, name),
+    "keys": lambda count: {0: "no stamp", 1: "1 key"}.get(count, f"{count} keys"),
+    "secrets": str,
+    "key_range": "keys within ±{:g}".format,
+    "optimizer": str.upper,
+    "lr": "LR {:g}".format,
+    "noise": "noise {:g}".format,
+    "batch_size": "batches of {}".format,
+    "precision": str,
+    "length": "{:,} bytes".format,
+    "code": "code {}".format,
+}
+"""How a setting is told that is not that of the default scenario."""
+
+
+def in_words(record: Record) -> str:
+    """How the model of a record was marked: as published, by default or how else, and what is particular to it."""
+    given: Mapping[str, Any] = record.parameters.get("on", record.parameters)
+    if "keys" not in given or "readout" not in given or "secrets" not in given:
+        return record.experiment
+    scale = profile(record.profile)
+    usual = {f.name: f.default for f in fields(LifeCycle)} | {"dataset": scale.dataset, "precision": scale.precision}
+    if record.parameters is not given:  # a campaign's model has its settings, not yet those of the scale
+        usual |= {"dataset": None, "precision": None}
+
+    def embedded_as(settings: Mapping[str, Any]) -> bool:
+        return all(given[name] == settings.get(name, usual[name]) for name in ("dropout", "noise", "every", "joint"))
+
+    if not given["keys"]:
+        parts = []
+    elif embedded_as(OURS):
+        parts, usual["readout"] = ["default"], "adjoint"
+    elif embedded_as(PAPER):
+        parts = ["published"]
+    elif given["until"] == "hardened":
+        parts = [f"dropout {given['dropout']:g}"]
+    else:
+        cadence = "every batch" if given["every"] == 1 else f"every {given['every']} batches"
+        parts = [f"dropout {given['dropout']:g}", cadence, "joint" if given["joint"] else "alternate"]
+    return ", ".join(
+        [*parts, *(say(given[name]) for name, say in WORDS.items() if name in given and given[name] != usual.get(name))]
+    )

@@ -1,7 +1,7 @@
 """Tables of records. Numbers over several seeds are means with their standard deviation."""
 
 import html
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from statistics import mean, stdev
 from typing import Any
@@ -12,7 +12,7 @@ from clearstamp import claims, markdown
 from clearstamp.capacity import Capacity
 from clearstamp.records import Provenance, Record, Split, Stage, load_all
 from clearstamp.report.exhibits import about
-from clearstamp.report.stages import READOUTS, SCORES, STAGES, by_experiment, ends
+from clearstamp.report.stages import SCORES, STAGES, by_experiment, ends, in_words
 
 
 def shown(
@@ -38,13 +38,33 @@ def claims_table(notebook: str, profile: str) -> Markdown:
     return Markdown(claims.table(rows), metadata=about("Table", "Paper beside reproduced", ()))
 
 
-def variant_table(variant: str, profile: str) -> Markdown:
-    """*Paper* beside what the experiments of its claims gave with `variant` before the readout in their names."""
+def paper_table(where: str, profile: str) -> Markdown:
+    """A table of the paper, its rows in its order: *paper*, *published* and *default* side by side."""
+    found: dict[str, dict[str, claims.Row]] = {}
     made = load_all(profile)
-    rows = [row for row in claims.judge(claims.of_variant(variant), made) if row.verdict]
-    names = {row.claim.experiment.format(readout=readout) for row in rows for readout in READOUTS}
-    shown_here = [record for record in made if record.experiment in names]
-    return Markdown(claims.table(rows), metadata=about("Table", f"Paper beside {variant}", shown_here))
+    for row in claims.judge((claim for claim in claims.load() if claim.where == where and claim.row), made):
+        found.setdefault(str(row.claim.row), {})[row.claim.metric] = row
+    shapes = {"accuracy": ".2%", "ssim": ".3f"}
+    sides = ("published", "default")
+
+    def cells(by_metric: Mapping[str, claims.Row]) -> Iterator[str]:
+        for metric, style in shapes.items():
+            row = by_metric.get(metric)
+            yield f"{row.claim.paper:{style}}" if row else ""
+            yield from (row.cell(side, style) if row else "" for side in sides)
+
+    names = {
+        row.claim.experiment.format(readout=claims.EMBEDDINGS[side])
+        for by_metric in found.values()
+        for row in by_metric.values()
+        for side in sides
+    }
+    return shown(
+        f"{where} of the paper",
+        [record for record in made if record.experiment in names],
+        ("", "accuracy: paper", *sides, "SSIM: paper", *sides),
+        ((name, *cells(by_metric)) for name, by_metric in found.items()),
+    )
 
 
 def score_table(records: Sequence[Record], stage: str) -> Markdown:
@@ -53,10 +73,10 @@ def score_table(records: Sequence[Record], stage: str) -> Markdown:
     return shown(
         f"Scores {STAGES.get(stage, f'in the stage {stage}')}",
         records,
-        ("experiment", "seeds", *(SCORES[column] for column in columns)),
+        ("model", "seeds", *(SCORES[column] for column in columns)),
         (
-            (name, str(len(made)), *(spread([r.results[stage][column] for r in made]) for column in columns))
-            for name, made in by_experiment(records).items()
+            (in_words(made[0]), str(len(made)), *(spread([r.results[stage][c] for r in made]) for c in columns))
+            for made in by_experiment(records).values()
         ),
     )
 
@@ -76,13 +96,13 @@ def attacks_table(records: Sequence[Record]) -> Markdown:
 
         return [*(spread(values(score)) for score in scores), "".join(f"{steps}" for steps in values("steps")[:1])]
 
-    families = dict.fromkeys(r.experiment.removesuffix(f"-{model(r)}").replace("-", " ") for r in records)
+    families = dict.fromkeys(map(family, records))
     return shown(
         f"Scores after each attack: {', '.join(families)}",
         records,
         ("model", "attack", "seeds", *scores.values(), "steps"),
         (
-            (model(made[0]), stage, str(len(made)), *cells(made, stage))
+            (in_words(made[0]), stage, str(len(made)), *cells(made, stage))
             for made in by_experiment(records).values()
             for stage in ends(made[0])
         ),
@@ -90,9 +110,32 @@ def attacks_table(records: Sequence[Record]) -> Markdown:
     )
 
 
-def model(record: Record) -> str:
-    """The marked model of a campaign, as its name has it."""
-    return str(record.parameters["on"]["name"]).removeprefix("11-keys-")
+def lasting_table(lives: Sequence[Record], attacked: Sequence[Record], score: str) -> Markdown:
+    """One line a setting: accuracy after training, and `score` after training, after fine-tuning and after each attack.
+
+    `lives` are the life cycles, `attacked` the campaigns on their models.
+    """
+    by_name = {r.parameters["on"]["name"]: r for r in attacked}
+    attacks = list(dict.fromkeys(label for r in attacked for label in ends(r) if label != "before"))
+
+    def cells(life: Record) -> Iterator[str]:
+        yield f"{life.results['trained']['accuracy']:.4f}"
+        yield from (f"{life.results[stage][score]:.3f}" for stage in ("trained", "finetuned"))
+        left = by_name[life.experiment].results if life.experiment in by_name else {}
+        yield from (f"{left[label][score]:.3f}" if label in left else "" for label in attacks)
+
+    return shown(
+        f"What is left: {SCORES[score]}",
+        (*lives, *attacked),
+        ("model", "accuracy", "trained", "fine-tuned, LR/10", *attacks),
+        ((in_words(life), *cells(life)) for life in lives),
+    )
+
+
+def family(record: Record) -> str:
+    """What the attacks of a campaign have in common, as its name has it before that of the model."""
+    on = str(record.parameters["on"]["name"]).removeprefix("11-keys-")
+    return record.experiment.removesuffix(f"-{on}").replace("-", " ")
 
 
 def steps_table(records: Sequence[Record]) -> Markdown:
@@ -106,8 +149,58 @@ def steps_table(records: Sequence[Record]) -> Markdown:
     return shown(
         "Steps of hardening",
         records,
-        ("experiment", "seed", "steps taken", "to SSIM 0.90", "to SSIM 0.95", "to the target", "target"),
-        ((r.experiment, str(r.seed), str(r.results["hardened"]["steps"]), *cells(r)) for r in records),
+        ("model", "seed", "steps taken", "to SSIM 0.90", "to SSIM 0.95", "to the target", "target"),
+        ((in_words(r), str(r.seed), str(r.results["hardened"]["steps"]), *cells(r)) for r in records),
+    )
+
+
+FINGERPRINTS = {
+    "1-key": "1-key",
+    "11-keys": "11-keys",
+    "cifar10": "cifar10-cnn",
+    "gtsrb": "gtsrb-cnn",
+    "fc": "mnist-fc",
+    "cnn-bn": "mnist-cnn-bn",
+    "vgg11": "cifar100-vgg11",
+}
+"""Of each fingerprint, the experiment whose SSIM after hardening the paper gives."""
+
+
+def fingerprint_table(records: Sequence[Record]) -> Markdown:
+    """Each rate of dropout a line: SSIM after hardening, in evaluation mode and in training mode, beside the paper's.
+
+    The last two columns have the mean distance to the paper over the networks that were run with that rate.
+    """
+    wanted = {
+        name: claim
+        for name, experiment in FINGERPRINTS.items()
+        for claim in claims.load()
+        if (claim.experiment, claim.moment, claim.metric) == (f"{experiment}-{{readout}}", "hardened", "ssim")
+        and claim.where != "study of key ranges"
+    }
+    found: dict[float, dict[str, tuple[float, float]]] = {}
+    for record in records:
+        name = record.experiment.removeprefix("fingerprint-").rpartition("-")[0]
+        scores = record.results["hardened"]
+        read = scores["ssim"], scores["ssim_training_mode"]
+        found.setdefault(record.parameters["dropout"], {})[name] = read
+    networks = [name for name in wanted if any(name in by_network for by_network in found.values())]
+
+    def cells(by_network: Mapping[str, tuple[float, float]]) -> Iterator[str]:
+        for name in networks:
+            yield " / ".join(f"{value:.3f}" for value in by_network[name]) if name in by_network else ""
+        for mode in range(2):
+            yield f"{mean(abs(read[mode] - wanted[name].paper) for name, read in by_network.items()):.3f}"
+
+    head = [str(wanted[name].row).removesuffix(", after hardening") for name in networks]
+    paper = [f"{wanted[name].paper:.2f}" for name in networks]
+    return shown(
+        "SSIM after hardening by the rate of dropout, in evaluation mode / in training mode",
+        records,
+        ("dropout", *head, "off, evaluation", "off, training"),
+        [("the paper", *paper, "", ""), *((f"{rate:g}", *cells(found[rate])) for rate in sorted(found))]
+        if found
+        else [],
     )
 
 
@@ -118,9 +211,9 @@ def cost_table(marked: Sequence[Record], unmarked: Sequence[Record]) -> Markdown
     return shown(
         "Accuracy of marked models beside that of their unmarked twins",
         (*marked, *unmarked),
-        ("experiment", "seed", "marked", "unmarked twin", "difference in points"),
+        ("model", "seed", "marked", "unmarked twin", "difference in points"),
         (
-            (r.experiment, str(r.seed), f"{own:.4f}", f"{twin:.4f}", f"{100 * (own - twin):+.2f}")
+            (in_words(r), str(r.seed), f"{own:.4f}", f"{twin:.4f}", f"{100 * (own - twin):+.2f}")
             for r, own, twin in pairs
         ),
     )
@@ -162,10 +255,10 @@ def capacity_table(records: Sequence[Record], stages: Sequence[str] = tuple(STAG
     return shown(
         "Bit errors before and after correction",
         records,
-        ("experiment", "stage", *head),
+        ("model", "stage", *head),
         (
-            (name, stage, *cells([r.results[stage] for r in made]))
-            for name, made in by_experiment(records).items()
+            (in_words(made[0]), stage, *cells([r.results[stage] for r in made]))
+            for made in by_experiment(records).values()
             for stage in stages
             if stage in made[0].results
         ),
@@ -194,7 +287,7 @@ def message_html(experiment: Capacity, record: Record, stage: str) -> HTML:
         character = html.escape(read if read.isprintable() or read == "\n" else "\N{REPLACEMENT CHARACTER}")
         wrong = '<span style="color:#c00;font-weight:bold" title="wrong">'
         parts.append(character if read == meant else f"{wrong}{character}</span>")
-    title = html.escape(f"{record.experiment}, {STAGES[stage]}")
+    title = html.escape(f"{in_words(record)}, {STAGES[stage]}")
     text = f'<pre style="white-space: pre-wrap">{"".join(parts)}</pre>'
     caption = f"The message as it is read back {STAGES[stage]}, wrong characters in red"
     return HTML(f"<figure><figcaption>{title}</figcaption>{text}</figure>", metadata=about("Figure", caption, [record]))
@@ -253,12 +346,14 @@ def runtime_table(records: Sequence[Record], caption: str) -> Markdown:
 
     *Pixels* is the images' height and width, *every* how many task steps there are to a stamp step.
     """
-    columns = {"network": "model", "pixels": "size"} | {name: name for name in ("keys", "every", "noise", "precision")}
+    columns = {"network": "model", "pixels": "size"} | {
+        name: name for name in ("keys", "every", "dropout", "noise", "precision")
+    }
 
     def cells(record: Record) -> list[str]:
         found, given = record.results["cost"], record.parameters
         time = f"{found['time']:.2f} ({found['quartile 1']:.2f} to {found['quartile 3']:.2f})"
-        about = (str(given[name]) for name in columns.values())
+        about = (str(given.get(name, 0.0)) for name in columns.values())
         floors = (f"{found[name]:.2f}" for name in ("operations", "memory"))
         return [f"{given['subject']} / {given['twin']}", *about, time, *floors]
 
