@@ -64,7 +64,7 @@ class Claim:
 
 
 EMBEDDINGS = {"published": "paper", "adjoint readout": "adjoint", "default": "default-adjoint"}
-"""What stands for ``{readout}`` in an experiment's name: as published, in the other readout, by this library's default."""
+"""What stands for ``{readout}`` in an experiment's name: as published, in the other readout, by default."""
 
 
 @dataclass(frozen=True)

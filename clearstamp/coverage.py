@@ -130,7 +130,7 @@ class Hardened(Networks):
             back = transpose(model, torch.zeros(1, *shape, device=device()), readout=self.readout)
             before = read(back, stamp)
             steps = self.steps if scale.name == "paper" else scale.hardening_steps // 10
-            done = harden(back, stamp, steps=steps, target=0.95, lr=self.lr, progress=False)
+            done = harden(back, stamp, steps=steps, target=0.95, lr=self.lr, dropout=0.0, progress=False)
             after = read(back, stamp)
             scores = {"steps": done.steps, "ssim before": before.ssim.mean().item(), "ssim": after.ssim.mean().item()}
             stages.append(Stage(label=name, network=name, scores=scores))

@@ -135,11 +135,13 @@ class Fingerprint(LifeCycle):
 
 @dataclass(frozen=True, kw_only=True)
 class Trial(LifeCycle):
-    """A setting among which one is chosen: fewer images, and none of the test images is looked at."""
+    """A setting among which one is chosen: on two thirds of the images at most, and never looking at the test images."""
 
     def scaled(self, scale: Profile) -> Profile:
         scale = replace(super().scaled(scale), held_out=True)
-        return replace(scale, train_images=20_000, test_images=4_000) if scale.name == "paper" else scale
+        if scale.train_images is None:
+            return replace(scale, train_images=20_000, test_images=4_000)
+        return replace(scale, train_images=scale.train_images * 2 // 3)
 
 
 def trained(experiment: LifeCycle, scale: Profile, seed: int) -> nn.Module:

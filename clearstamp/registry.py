@@ -402,7 +402,6 @@ def runtime(scale: Profile) -> Groups:
         ],
     }
     return {
-        "unmarked": Group([UNMARKED]),
         "costs": Group(costs, FIRST),
         "parts": Group([cost(f"part-{part}", part) for part in ("walk", "measure", "stamp", "update")], FIRST),
         "trials": Group(trials(scale), FIRST),

@@ -33,12 +33,14 @@ class StampLoss:
     >>> loss().backward()                    # doctest: +SKIP
 
     SSIM is taken of the unclamped signal (as in the paper). `dropout` is the rate after every transposed convolution
-    and linear layer but the last. `noise` reads the stamp from weights that are off by a normal error, drawn anew at
-    every call: a stamp that shows there also shows after somebody moves the weights. The weights themselves stay as
-    they are. Its standard deviation is `noise` for every weight alike, as Adam moves every weight alike, or with
-    `relative` that many times the standard deviation of each tensor. `at_once` bounds the memory of a large stamp: the
-    walk is taken for that many keys at a time, and once more in the backward pass (gradient checkpointing); the loss is
-    the same.
+    and linear layer but the last, as in the paper, whose own rate is taken to be `PAPER_DROPOUT`: it is what makes a
+    stamp last when others train on or prune. It makes the loss another at every call.
+
+    `noise` reads the stamp from weights that are off by a normal error, drawn anew at every call, which serves the same
+    end at more cost. The weights themselves stay as they are. Its standard deviation is `noise` for every weight alike,
+    as Adam moves every weight alike, or with `relative` that many times the standard deviation of each tensor.
+    `at_once` bounds the memory of a large stamp: the walk is taken for that many keys at a time, and once more in the
+    backward pass (gradient checkpointing); the loss is the same.
 
     Raises `StampError` if the stamp does not fit the model, `TrainingError` if a rate is out of range.
     """
@@ -48,7 +50,7 @@ class StampLoss:
         back: Transposed,
         stamp: Stamp,
         *,
-        dropout: float = 0.0,
+        dropout: float = 0.3,
         noise: float = 0.0,
         relative: bool = False,
         at_once: int | None = None,
@@ -110,8 +112,8 @@ class SampledLoss(StampLoss):
         stamp: Stamp,
         *,
         count: int,
+        dropout: float = 0.3,
         noise: float = 0.0,
-        dropout: float = 0.0,
         relative: bool = False,
     ):
         super().__init__(back, stamp, noise=noise, dropout=dropout, relative=relative)
@@ -188,7 +190,7 @@ def harden(
     steps: int = 10_000,
     target: float | None = 0.95,
     lr: float = 1e-4,
-    dropout: float = 0.0,
+    dropout: float = 0.3,
     noise: float = 0.0,
     optimizer: MakeOptimizer = adam,
     check_every: int = 10,

@@ -276,16 +276,16 @@ def test_the_front_page_s_code_fits_its_column():
     assert code.startswith("import clearstamp") and max(map(len, code.splitlines())) <= 76
 
 
-def test_the_numbers_that_fall_are_counted_and_listed_with_what_the_default_makes_of_them():
+def test_the_numbers_that_fall_are_counted_and_listed_and_what_the_default_makes_of_all():
     claim = next(claim for claim in claims.load() if claim.verdict == "least")
-    right, wrong = (claims.Row(claim, {"paper": [value], "adjoint": []}) for value in (claim.paper, claim.paper - 9))
-    empty = claims.Row(claim, {"paper": [], "adjoint": []})
-    assert (
-        book_build.falls([right, empty], {}, [right])
-        == "Of 2 numbers of the paper, 1 were run in this profile: 1 hold, 0 fall.\n\n"
+
+    def row(published: float | None, default: float | None = None) -> claims.Row:
+        given = {"published": published, "adjoint readout": None, "default": default}
+        return claims.Row(claim, {name: [] if off is None else [claim.paper + off] for name, off in given.items()})
+
+    assert book_build.falls([row(0), row(None)], {}) == (
+        "Of 2 numbers of the paper, 1 were run in this profile, embedded and read as published: 1 hold, 0 fall.\n\n"
     )
-    told = book_build.falls([right, wrong, empty], {}, [empty])
-    assert "2 were run in this profile: 1 hold, 1 fall.\n\n|" in told and told.count(claim.id) == 1
-    for again, held in ((right, 1), (wrong, 0)):
-        told = book_build.falls([wrong], {}, [again])
-        assert "1 were run once more" in told and f"eighth batch: {held} hold (" in told
+    told = book_build.falls([row(0), row(-9, 0), row(None, -9)], {})
+    assert "2 were run in this profile, embedded and read as published: 1 hold, 1 fall. By default" in told
+    assert "2 were run: 1 hold.\n\n|" in told and told.count(claim.id) == 1

@@ -14,6 +14,7 @@ from clearstamp.errors import TrainingError
 from clearstamp.experiments import PROFILES, run_all
 from clearstamp.models import build
 from clearstamp.records import Stage
+from clearstamp.report.stages import in_words
 from clearstamp.stamp import Stamp
 from clearstamp.training import SampledLoss, StampLoss
 from clearstamp.transpose import transpose
@@ -70,7 +71,7 @@ def test_tables_and_figures_tell_what_the_records_hold():
     experiment = Capacity(name="one", length=9, code="none", **SMALL)
     (record,) = run_all([experiment], "tiny")
     found = record.results["finetuned"]
-    row = f"| one | finetuned | 2 | 72 | {found['accuracy']:.3f} | {found['bit errors']:.2%} |"
+    row = f"| {in_words(record)} | finetuned | 2 | 72 | {found['accuracy']:.3f} | {found['bit errors']:.2%} |"
     assert row in report.capacity_table([record]).data
     assert f"{int(found['right'])} of 1" in report.capacity_table([record]).data
     axis = report.errors_figure({"adjoint": [record]}, "keys").axes[0]
@@ -121,7 +122,9 @@ def test_a_payload_is_judged_after_attacks():
     (record,) = run_all(campaigns("payload", {"int8": Quantization(bits=8)}, [experiment]), "tiny", (0,))
     assert len(record.arrays["int8"]) == 7, "all, to read the message from"
     table = report.payload_table(experiment, [record]).data
-    assert "| payload-one | before | 7 | 252 |" in table and "| payload-one | int8 | 7 | 252 |" in table
+    assert (
+        "18 bytes, code hamming | before | 7 | 252 |" in table and "18 bytes, code hamming | int8 | 7 | 252 |" in table
+    )
 
 
 # ------------------------------------------------------------------------------------------------- some of the keys
@@ -135,16 +138,16 @@ def stamped(count: int) -> tuple:
 def test_a_sampled_loss_is_that_of_the_keys_it_draws():
     back, stamp = stamped(5)
     torch.manual_seed(1)
-    loss = SampledLoss(back, stamp, count=2)()
+    loss = SampledLoss(back, stamp, count=2, dropout=0.0)()
     torch.manual_seed(1)
     chosen = torch.randperm(5)[:2]
-    torch.testing.assert_close(loss, StampLoss(back, stamp.pick(chosen))())
+    torch.testing.assert_close(loss, StampLoss(back, stamp.pick(chosen), dropout=0.0)())
 
 
 def test_a_sampled_loss_draws_anew_and_all_keys_at_most():
     back, stamp = stamped(5)
-    few, all_of_them = SampledLoss(back, stamp, count=2), SampledLoss(back, stamp, count=9)
+    few, all_of_them = (SampledLoss(back, stamp, count=count, dropout=0.0) for count in (2, 9))
     assert len({few().item() for _ in range(6)}) > 1
-    torch.testing.assert_close(all_of_them(), StampLoss(back, stamp)())
+    torch.testing.assert_close(all_of_them(), StampLoss(back, stamp, dropout=0.0)())
     with pytest.raises(TrainingError, match="no such number of keys; got: 0"):
         SampledLoss(back, stamp, count=0)

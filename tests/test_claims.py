@@ -48,15 +48,22 @@ def test_a_verdict_is_the_tolerance_of_its_claim(verdict, value, holds):
 
 def test_a_row_shows_mean_and_range_and_judges_the_published_readout():
     (row,) = claims.judge([claim()], [record("paper", 0, 0.90), record("paper", 1, 0.94), record("adjoint", 0, 0.1)])
-    assert row.cell("paper") == "0.920 (0.900 to 0.940)"
-    assert row.cell("adjoint") == "0.100"
-    assert row.verdict == "holds"
+    assert row.cell("published") == "0.920 (0.900 to 0.940)"
+    assert row.cell("published", ".1%") == "92.0% (90.0% to 94.0%)"
+    assert row.cell("adjoint readout") == "0.100"
+    assert row.verdict == "holds" and row.holds("published") and row.holds("adjoint readout") is False
+
+
+def test_the_default_is_judged_beside_what_was_published():
+    (row,) = claims.judge([claim()], [record("paper", 0, 0.5), record("default-adjoint", 0, 0.9)])
+    assert (row.cell("default"), row.holds("default"), row.verdict) == ("0.900", True, "FALLS")
 
 
 def test_what_was_not_run_is_an_empty_cell():
     (row,) = claims.judge([claim()], [])
-    assert (row.cell("paper"), row.cell("adjoint"), row.verdict) == ("", "", "")
-    assert claims.table([row]).splitlines()[-1] == "| C1 | it shows (Table 2) | 0.900 |  |  |  |"
+    assert [row.cell(embedding) for embedding in claims.EMBEDDINGS] == ["", "", ""] and row.verdict == ""
+    assert row.holds("default") is None
+    assert claims.table([row]).splitlines()[-1] == "| C1 | it shows (Table 2) | 0.900 |  |  |  |  |"
 
 
 def test_a_falling_claim_says_so_in_the_plain_table():

@@ -1,6 +1,8 @@
 """The registry: every notebook has its experiments, each name means one, and every claim leads to one of them."""
 
+import inspect
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +12,8 @@ import pytest
 from clearstamp import claims, registry
 from clearstamp.errors import RecordError
 from clearstamp.experiments import PROFILES
-from clearstamp.registry import CHAPTERS, Chapter, Group, declared
+from clearstamp.registry import CHAPTERS, Chapter, Group, declared, table4
+from clearstamp.training import PAPER_DROPOUT, SampledLoss, StampLoss, fit, harden
 
 NOTEBOOKS = {path.stem: path for path in (Path(__file__).parent.parent / "notebooks").glob("*.ipynb")}
 every_profile = pytest.mark.parametrize("profile", PROFILES)
@@ -26,7 +29,7 @@ def test_a_notebook_runs_every_group_of_its_chapter_and_declares_nothing_itself(
     code = "\n".join(cell.source for cell in cells)
     chapter = Chapter(name, "quick")
     asked: list[str] = []
-    words = {"report": Anything(), "display": lambda *_: None, "profile": "quick", "MARKED": registry.MARKED}
+    words = {"report": Anything(), "display": lambda *_: None, "profile": "quick"}
     words["chapter"] = Asked(chapter, asked)
     lines = "\n".join(c.source for c in cells if "Chapter(" not in c.source and "profile =" not in c.source)
     exec(lines, words)
@@ -35,10 +38,17 @@ def test_a_notebook_runs_every_group_of_its_chapter_and_declares_nothing_itself(
 
 
 class Anything:
-    """Answers to every name and call with something that is empty, or with itself."""
+    """Answers to every name and call with something that is empty."""
 
     def __getattr__(self, _):
-        return lambda *args, **kwargs: []
+        return lambda *args, **kwargs: Empty()
+
+
+class Empty(list):
+    """A list, and a mapping, of nothing."""
+
+    def items(self) -> tuple:
+        return ()
 
 
 class Asked:
@@ -77,7 +87,7 @@ def test_unknown_chapters_groups_and_profiles_are_errors():
     with pytest.raises(RecordError, match="unknown chapter; got: '09-more'; expected: '00-your-own-model' or"):
         Chapter("09-more", "tiny")
     with pytest.raises(
-        RecordError, match="unknown group; got: 'more'; expected: unmarked, one key; where: 01-hardening"
+        RecordError, match="unknown group; got: 'more'; expected: unmarked, one key, default, fingerprints; where: 01"
     ):
         Chapter("01-hardening", "tiny").run("more")
     with pytest.raises(RecordError, match="unknown profile"):
@@ -87,12 +97,31 @@ def test_unknown_chapters_groups_and_profiles_are_errors():
 def test_every_claim_is_about_an_experiment_of_its_chapter():
     for claim in claims.load():
         names = {experiment.name for experiment, _ in Chapter(claim.notebook, "paper").declared()}
-        assert names & {claim.experiment.format(readout=readout) for readout in claims.READOUTS}, claim.id
+        assert names & {claim.experiment.format(readout=name) for name in claims.EMBEDDINGS.values()}, claim.id
 
 
 def test_a_chapter_runs_the_groups_that_are_asked_for(monkeypatch):
     ran = []
     monkeypatch.setattr(registry, "run_all", lambda experiments, profile, seeds: ran.append((profile, seeds)) or ["r"])
     chapter = Chapter("02-multi-key", "paper")
-    assert chapter.run("other counts", "noise") == ["r", "r"]
+    assert chapter.run("other counts", "key ranges") == ["r", "r"]
     assert ran == [("paper", (0,)), ("paper", None)]
+
+
+def test_the_default_scenario_is_embedded_as_the_library_does_when_told_nothing():
+    def default(of: Callable, name: str) -> object:
+        return inspect.signature(of).parameters[name].default
+
+    assert {"dropout": default(StampLoss, "dropout"), "target": default(harden, "target")} | {
+        name: default(fit, name) for name in ("every", "joint")
+    } == registry.OURS
+    assert default(harden, "dropout") == default(SampledLoss, "dropout") == registry.OURS["dropout"]
+    assert default(StampLoss, "noise") == default(harden, "noise") == 0.0
+
+
+def test_published_is_the_paper_s_dropout_at_every_step_and_two_optimizers():
+    for experiment in (*registry.ONE_KEY, *registry.PUBLISHED, *table4("{name}", "paper", **registry.PAPER)):
+        assert (experiment.dropout, experiment.target) == (PAPER_DROPOUT, None)
+        assert (experiment.every, experiment.joint, experiment.noise) == (1, False, 0.0)
+    steps = {e.name: e.at(PROFILES["paper"]).hardening_steps for e in (*registry.ONE_KEY, *registry.PUBLISHED)}
+    assert steps == {"1-key-paper": 7_000, "1-key-adjoint": 7_000, "11-keys-paper": 10_000, "11-keys-adjoint": 10_000}

@@ -8,12 +8,16 @@ import pytest
 import torch
 from PIL import Image
 
-from clearstamp import report
+from clearstamp import experiments, report
+from clearstamp.attacks import Pruning
+from clearstamp.campaigns import campaigns
 from clearstamp.errors import RecordError
-from clearstamp.experiments import run_all
-from clearstamp.lifecycle import LifeCycle
+from clearstamp.experiments import PROFILES, run_all
+from clearstamp.lifecycle import Fingerprint, LifeCycle, Trial
 from clearstamp.models import build
-from clearstamp.report import Slider
+from clearstamp.registry import OURS, PAPER
+from clearstamp.report import Slider, by_model
+from clearstamp.report.stages import in_words
 from clearstamp.scores import develop, montage
 from clearstamp.transpose import transpose
 from tests.books import record
@@ -156,12 +160,66 @@ def test_provenance_is_a_line_and_a_toggle(made):
     )
 
 
-def test_a_variant_stands_beside_the_paper(made):
-    (first,) = run_all([LifeCycle(name="11-keys-quick-paper", keys=2)], "tiny")
-    shown = report.variant_table("quick", "tiny")
-    assert f"{first.results['trained']['ssim']:.3f}" in shown.data
-    assert shown.metadata["clearstamp"]["records"] == [first.name]
-    assert ", 1 key" not in shown.data, "was not run"
+def test_a_table_of_the_paper_has_its_rows_and_both_embeddings_side_by_side(made):
+    default = LifeCycle(name="11-keys-default-adjoint", readout="adjoint", keys=2, **OURS)
+    sides = [made["marked"][0], *run_all([default], "tiny")]
+    shown = report.paper_table("Table 2", "tiny")
+    head, _, *rows = shown.data.splitlines()
+    assert head.count("published") == head.count("default") == 2
+    (row,) = (row for row in rows if row.startswith("| 11 keys, after constraint training"))
+    found = [r.results["trained"] for r in sides]
+    accuracies, scores = ([side[score] for side in found] for score in ("accuracy", "ssim"))
+    expected = "| 89.10% | {:.2%} | {:.2%} | 0.910 | {:.3f} | {:.3f} |"
+    assert row.endswith(expected.format(*accuracies, *scores))
+    assert {r.name for r in (*sides, *made["unmarked"])} == set(shown.metadata["clearstamp"]["records"])
+    assert [row.split(",")[0] for row in rows][:3] == ["| no stamp", "| no stamp", "| 1 key"]
+
+
+def test_fingerprints_stand_beside_the_paper_s_numbers():
+    names = {"11-keys": {"keys": 3}, "fc": {"model": "fc", "keys": 2}}
+    rates = [Fingerprint(name=f"fingerprint-{n}-0.5", dropout=0.5, **about) for n, about in names.items()]
+    found = run_all([*rates, Fingerprint(name="fingerprint-11-keys-0", keys=3)], "tiny")
+    head, _, paper, without, half = report.fingerprint_table(found).data.splitlines()
+    assert head == "| dropout | 11 keys | three FC layers, MNIST | off, evaluation | off, training |"
+    assert paper == "| the paper | 0.92 | 0.99 |  |  |"
+    read = [tuple(r.results["hardened"][s] for s in ("ssim", "ssim_training_mode")) for r in found]
+    assert half.startswith("| 0.5 | {:.3f} / {:.3f} | {:.3f} / {:.3f} |".format(*read[0], *read[1]))
+    assert half.endswith(f"| {(abs(read[0][1] - 0.92) + abs(read[1][1] - 0.99)) / 2:.3f} |")
+    assert without.startswith("| 0 | {:.3f} / {:.3f} |  | {:.3f} |".format(*read[2], 0.92 - read[2][0]))
+
+
+def test_what_lasts_is_one_line_a_setting():
+    on = Trial(name="trial", model="fc", keys=2, readout="adjoint", dropout=0.2, every=2, joint=True)
+    (attacked,) = campaigns("lasting", {"pruned": Pruning(amount=0.5)}, [on])
+    lives, campaign = run_all([on], "tiny"), run_all([attacked], "tiny")
+    head, _, line = report.lasting_table(lives, campaign, "developed_ssim").data.splitlines()
+    assert head == "| model | accuracy | trained | fine-tuned, LR/10 | pruned |"
+    cells = [line.strip() for line in line.strip("|").split("|")]
+    assert cells[0] == "dropout 0.2, every 2 batches, joint, adjoint readout, three FC layers, 2 keys"
+    assert cells[-1] == f"{campaign[0].results['pruned']['developed_ssim']:.3f}"
+    assert cells[2] == f"{lives[0].results['trained']['developed_ssim']:.3f}"
+
+
+@pytest.mark.parametrize(
+    ("about", "words"),
+    [
+        (PAPER, "published"),
+        (PAPER | {"readout": "adjoint", "keys": 1}, "published, adjoint readout, 1 key"),
+        (OURS | {"readout": "adjoint"}, "default"),
+        ({"dropout": 0.1, "noise": 0.015}, "dropout 0.1, every batch, alternate, noise 0.015"),
+        ({"until": "hardened", "lr": 1e-3}, "dropout 0, LR 0.001"),
+        (PAPER | {"secrets": "icons", "optimizer": "sgd"}, "published, icons, SGD"),
+        ({"keys": 0}, "no stamp"),
+    ],
+)
+def test_a_model_is_told_in_words(made, about, words):
+    experiment = LifeCycle(name="any", **about)
+    scale = experiment.at(PROFILES["tiny"])
+    told = replace(made["marked"][0], parameters=experiments.parameters(experiment, scale))
+    assert in_words(told) == words
+    (attacked,) = campaigns("attack", {}, [experiment])
+    assert in_words(replace(told, parameters=attacked.parameters())) == words
+    assert by_model([told]) == {words: [told]}
 
 
 def test_a_stage_of_an_experiment_s_own_has_a_table_too(made):
@@ -208,10 +266,11 @@ def test_pictures_are_those_of_the_first_seed(made):
 
 
 def test_a_gallery_has_a_line_of_pictures_for_each_record(made):
-    records = [*made["marked"], replace(made["marked"][0], experiment="another")]
+    (record,) = made["marked"]
+    records = [record, replace(record, parameters=record.parameters | {"dropout": 0.1})]
     figure = report.gallery_figure(records)
     titles = [axis.get_title(loc="left") for axis in figure.axes]
-    assert titles == [f"{r.experiment}, SSIM {r.results['finetuned']['ssim']:.3f}" for r in records]
+    assert titles == [f"{in_words(r)}, SSIM {r.results['finetuned']['ssim']:.3f}" for r in records]
 
 
 def test_a_walk_is_pictured_from_the_key_to_the_image():

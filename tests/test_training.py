@@ -20,6 +20,8 @@ from clearstamp.transpose import Transposed, transpose
 from clearstamp.verification import read
 
 SHAPE = (1, 12, 12)
+steady = partial(StampLoss, dropout=0.0)
+"""A stamp loss that is the same at every call."""
 both_readouts = pytest.mark.parametrize("readout", READOUTS)
 
 
@@ -62,7 +64,7 @@ def unchanged(model: nn.Module, before: list[Tensor]) -> bool:
 def test_a_stamp_loss_is_one_graph_for_a_compiler(readout):
     cnn = build("cnn", (1, 28, 28), 10, seed=0)
     keys = Stamp.from_texts(["A", "B"], outputs=10, shape=(1, 28, 28), seed=0)
-    loss = StampLoss(transpose(cnn, torch.zeros(1, 1, 28, 28), readout=readout), keys)
+    loss = steady(transpose(cnn, torch.zeros(1, 1, 28, 28), readout=readout), keys)
     compiled = torch.compile(loss, backend="aot_eager", fullgraph=True)
     torch.testing.assert_close(compiled(), loss())
     with torch.no_grad():
@@ -73,8 +75,9 @@ def test_a_stamp_loss_is_one_graph_for_a_compiler(readout):
 def test_hardening_compiled_and_not(model, stamp, monkeypatch):
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     twin = copy.deepcopy(model)
-    plain = harden(backwards(twin), stamp, steps=5, target=None, progress=False)
-    done = harden(backwards(model), stamp, steps=5, target=None, compiled=True, progress=False)
+    about = {"steps": 5, "target": None, "dropout": 0.0, "progress": False}
+    plain = harden(backwards(twin), stamp, **about)
+    done = harden(backwards(model), stamp, compiled=True, **about)
     assert done.losses == pytest.approx(plain.losses, rel=1e-4)
 
 
@@ -83,10 +86,10 @@ def test_stamp_loss_is_its_formula(model, stamp, readout):
     back = backwards(model, readout)
     images = back(stamp.keys)
     expected = 1 - structural_similarity(images, stamp.secrets).mean() + (images - stamp.secrets).square().mean()
-    torch.testing.assert_close(StampLoss(back, stamp)(), expected, rtol=1e-6, atol=0)
+    torch.testing.assert_close(steady(back, stamp)(), expected, rtol=1e-6, atol=0)
 
 
-@pytest.mark.parametrize("settings", [{}, {"noise": 0.1}, {"dropout": 0.5}], ids=["plain", "noise", "dropout"])
+@pytest.mark.parametrize("settings", [{"dropout": 0.0}, {"dropout": 0.0, "noise": 0.1}, {"dropout": 0.5}], ids=str)
 def test_a_loss_of_a_few_keys_at_once_is_that_of_all_and_walks_no_more_of_them_together(settings):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(144, 16), nn.ReLU(), nn.Linear(16, 4))
@@ -105,7 +108,7 @@ def test_a_loss_of_a_few_keys_at_once_is_that_of_all_and_walks_no_more_of_them_t
 
     whole, parts = gradients(), gradients(at_once=2)
     assert walked == [5, 2, 2, 1, 1, 2, 2], "once forward, once more backward"
-    if "dropout" not in settings:  # masks are drawn for each part by itself
+    if not settings["dropout"]:  # masks are drawn for each part by itself
         for one, other in zip(whole, parts, strict=True):
             torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-7)
     assert all(bool(gradient.any()) for gradient in parts)
@@ -118,12 +121,12 @@ def test_a_joint_step_descends_the_sum_of_both_losses_with_one_optimizer(model, 
         batches,
         epochs=1,
         lr=0.1,
-        stamp_loss=StampLoss(backwards(model), stamp),
+        stamp_loss=steady(backwards(model), stamp),
         every=2,
         joint=True,
         optimizer=sgd,
     )
-    loss = StampLoss(backwards(twin), stamp)
+    loss = steady(backwards(twin), stamp)
     terms: list[list[float]] = [[], []]
     for step, (inputs, labels) in enumerate(batches, start=1):
         task = F.cross_entropy(twin(inputs), labels)
@@ -144,11 +147,11 @@ def test_a_joint_step_descends_the_sum_of_both_losses_with_one_optimizer(model, 
 
 def test_a_joint_step_has_one_learning_rate(model, stamp, batches):
     with pytest.raises(TrainingError, match="one learning rate"):
-        fit(model, batches, stamp_loss=StampLoss(backwards(model), stamp), joint=True, stamp_lr=1e-3)
+        fit(model, batches, stamp_loss=steady(backwards(model), stamp), joint=True, stamp_lr=1e-3)
 
 
 def test_a_model_and_its_loss_in_one_call(model, stamp):
-    loss = StampLoss(backwards(model), stamp)
+    loss = steady(backwards(model), stamp)
     inputs = torch.rand(3, *SHAPE)
     outputs, stamp_loss = Stamped(model, loss)(inputs)
     assert torch.equal(outputs, model(inputs)) and torch.equal(stamp_loss, loss())
@@ -158,7 +161,7 @@ def test_a_model_and_its_loss_in_one_call(model, stamp):
 
 
 def test_a_loss_follows_its_model_to_another_device(model, stamp, monkeypatch):
-    loss = StampLoss(backwards(model), stamp)
+    loss = steady(backwards(model), stamp)
     asked: list[torch.device] = []
     monkeypatch.setattr(Stamp, "to", lambda self, device: asked.append(device) or self)
     monkeypatch.setattr(Transposed, "device", "the model's device")
@@ -170,9 +173,9 @@ def test_a_loss_follows_its_model_to_another_device(model, stamp, monkeypatch):
 
 def test_stamp_loss_in_a_loop_written_by_hand_is_what_fit_does(model, stamp, batches):
     twin = copy.deepcopy(model)
-    about = {"stamp_loss": StampLoss(backwards(model), stamp), "every": 1, "joint": False}
+    about = {"stamp_loss": steady(backwards(model), stamp), "every": 1, "joint": False}
     fit(model, batches, epochs=2, lr=0.1, stamp_lr=0.01, optimizer=sgd, **about)
-    loss = StampLoss(backwards(twin), stamp)
+    loss = steady(backwards(twin), stamp)
     for inputs, labels in batches * 2:
         for lr, term in ((0.1, lambda x=inputs, y=labels: F.cross_entropy(twin(x), y)), (0.01, loss)):
             twin.zero_grad()
@@ -197,7 +200,7 @@ def test_stamp_loss_drops_at_its_rate(model, stamp):
 def test_noise_reads_the_stamp_from_weights_nearby_and_leaves_the_weights_alone(model, stamp, relative):
     before, back = weights(model), backwards(model)
     torch.manual_seed(1)
-    loss = StampLoss(back, stamp, noise=0.1, relative=relative)()
+    loss = steady(back, stamp, noise=0.1, relative=relative)()
     loss.backward()
     assert unchanged(model, before)
     moved = copy.deepcopy(model)
@@ -205,7 +208,7 @@ def test_noise_reads_the_stamp_from_weights_nearby_and_leaves_the_weights_alone(
     with torch.no_grad():
         for p in moved.parameters():
             p += 0.1 * (p.std(correction=0) if relative else 1) * torch.randn_like(p)
-    expected = StampLoss(backwards(moved), stamp)()
+    expected = steady(backwards(moved), stamp)()
     expected.backward()
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=0)
     for p, other in zip(model.parameters(), moved.parameters(), strict=True):
@@ -213,7 +216,7 @@ def test_noise_reads_the_stamp_from_weights_nearby_and_leaves_the_weights_alone(
 
 
 def test_noise_is_drawn_anew_at_every_call(model, stamp):
-    loss = StampLoss(backwards(model), stamp, noise=0.1)
+    loss = steady(backwards(model), stamp, noise=0.1)
     assert loss().item() != loss().item()
 
 
@@ -230,6 +233,7 @@ def test_hardening_reaches_its_target_and_stops(model, stamp, readout):
         steps=2000,
         target=0.9,
         lr=3e-3,
+        dropout=0.0,
         check_every=7,
         on_check=lambda step, images: seen.append((step, tuple(images.shape))),
         progress=False,
@@ -261,7 +265,7 @@ def test_hardening_refuses_numbers_of_steps(model, stamp, given):
 def test_marked_training_lowers_both_losses(model, stamp, batches):
     back, epochs = backwards(model), []
     outcome = fit(
-        model, batches, epochs=30, lr=3e-3, stamp_loss=StampLoss(back, stamp), on_epoch=epochs.append, progress=False
+        model, batches, epochs=30, lr=3e-3, stamp_loss=steady(back, stamp), on_epoch=epochs.append, progress=False
     )
     assert epochs == list(range(1, 31))
     assert (len(outcome.losses), len(outcome.stamp_losses)) == (120, 15), "a joint step at every eighth batch"
@@ -390,15 +394,15 @@ def test_training_within_autocast_sees_the_weights_of_every_step(model, batches)
 @pytest.mark.parametrize("joint", [False, True])
 @pytest.mark.parametrize(("every", "count"), [(1, 4), (2, 2), (3, 1), (5, 0)])
 def test_stamp_steps_keep_their_cadence(model, stamp, batches, every, count, joint):
-    loss = StampLoss(backwards(model), stamp)
+    loss = steady(backwards(model), stamp)
     done = fit(model, batches[:4], epochs=1, stamp_loss=loss, every=every, joint=joint, progress=False)
     assert (len(done.losses), len(done.stamp_losses)) == (4, count)
 
 
 def test_a_joint_step_is_down_the_weighted_sum_of_both_losses(model, stamp, batches):
-    twin, loss = copy.deepcopy(model), StampLoss(backwards(model), stamp)
+    twin, loss = copy.deepcopy(model), steady(backwards(model), stamp)
     done = fit(model, batches[:1], epochs=1, lr=0.1, stamp_loss=loss, every=1, weight=3.0, optimizer=sgd)
-    by_hand = StampLoss(backwards(twin), stamp)()
+    by_hand = steady(backwards(twin), stamp)()
     (F.cross_entropy(twin(batches[0][0]), batches[0][1]) + 3 * by_hand).backward()
     for moved, weight in zip(model.parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(moved, weight - 0.1 * weight.grad)
@@ -417,7 +421,7 @@ def test_a_cadence_of_nothing(model, batches):
 
 
 def test_a_stamp_loss_is_the_same_under_autocast(model, stamp):
-    loss = StampLoss(backwards(model), stamp)
+    loss = steady(backwards(model), stamp)
     expected = loss()
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(loss(), expected)
