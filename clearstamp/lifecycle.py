@@ -135,13 +135,13 @@ class Fingerprint(LifeCycle):
 
 @dataclass(frozen=True, kw_only=True)
 class Trial(LifeCycle):
-    """A setting among which one is chosen: on two thirds of the images at most, and never looking at the test images."""
+    """A setting among which one is chosen: with two thirds of the images at most, and no look at the test images."""
 
     def scaled(self, scale: Profile) -> Profile:
         scale = replace(super().scaled(scale), held_out=True)
-        if scale.train_images is None:
+        if scale.train_images is None or scale.test_images is None:
             return replace(scale, train_images=20_000, test_images=4_000)
-        return replace(scale, train_images=scale.train_images * 2 // 3)
+        return replace(scale, train_images=scale.train_images * 2 // 3, test_images=scale.test_images * 2 // 3)
 
 
 def trained(experiment: LifeCycle, scale: Profile, seed: int) -> nn.Module:
