@@ -349,15 +349,11 @@ def trials(scale: Profile) -> list[Trial]:
         "dropout 0.5, every 8": {"dropout": 0.5},
         "dropout 0.3, every 4": {"dropout": 0.3, "every": 4},
         "dropout 0.5, every 4": {"dropout": 0.5, "every": 4},
-        "dropout 0.3, every 2": {"dropout": 0.3, "every": 2},
         "dropout 0.3, every batch": {"dropout": 0.3, "every": 1},
         "dropout 0.3, every 8, alternate": {"dropout": 0.3, "joint": False},
         "dropout 0.3, every batch, alternate": {"dropout": 0.3, "every": 1, "joint": False},
         "noise, every 8": {"noise": 0.015},
-        "noise, every batch": {"noise": 0.015, "every": 1},
         "dropout 0.3 and noise, every 8": {"dropout": 0.3, "noise": 0.015},
-        "dropout 0.3 and noise, every 4": {"dropout": 0.3, "noise": 0.015, "every": 4},
-        "dropout 0.3 and noise, every batch": {"dropout": 0.3, "noise": 0.015, "every": 1},
     }
     chosen = slice(2, 3) if scale.name == "tiny" else slice(0, 3, 2) if scale.name == "quick" else slice(None)
     common: dict[str, Any] = {"readout": "adjoint", "target": 0.95, "every": 8, "joint": True}

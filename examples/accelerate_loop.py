@@ -13,9 +13,9 @@ data = cs.load("digits", "train")
 model = cs.build("cnn", data.shape, data.classes, seed=0)
 stamp = cs.Stamp.from_texts(["AB", "CD", "EF"], outputs=data.classes, shape=data.shape, seed=0)
 back = cs.transpose(model, stamp.secrets[:1], readout="adjoint")
-cs.harden(back, stamp, target=0.95, lr=1e-3)
+cs.harden(back, stamp)
 
-stamped = cs.Stamped(model, cs.StampLoss(back, stamp, noise=0.015))
+stamped = cs.Stamped(model, cs.StampLoss(back, stamp))
 loader = torch.utils.data.DataLoader(data, batch_size=64, shuffle=True)
 engine, optimizer, loader = accelerator.prepare(stamped, torch.optim.Adam(model.parameters(), lr=1e-3), loader)
 for _ in range(2):

@@ -18,12 +18,12 @@ data = cs.load("digits", "train")
 model = cs.build("cnn", data.shape, data.classes, seed=0).to(device)
 stamp = cs.Stamp.from_texts(["AB", "CD", "EF"], outputs=data.classes, shape=data.shape, seed=0)
 back = cs.transpose(model, stamp.secrets[:1].to(device), readout="adjoint")
-cs.harden(back, stamp, target=0.95, lr=1e-3, progress=False)
+cs.harden(back, stamp, progress=False)
 
-stamped = cs.Stamped(model, cs.StampLoss(back, stamp, noise=0.015))
+stamped = cs.Stamped(model, cs.StampLoss(back, stamp))
 engine = fully_shard(stamped, mesh=mesh) if "fsdp" in sys.argv else DistributedDataParallel(stamped)
 optimizer = torch.optim.Adam(engine.parameters(), lr=1e-3)
-torch.manual_seed(rank)  # every process draws images and noise of its own
+torch.manual_seed(rank)  # every process draws images and dropout of its own
 for epoch in range(2):
     for images, labels in data.loader(32, seed=100 * epoch + rank):
         outputs, stamp_loss = engine(images.to(device))

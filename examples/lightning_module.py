@@ -25,10 +25,10 @@ data = cs.load("digits", "train")
 model = cs.build("cnn", data.shape, data.classes, seed=0)
 stamp = cs.Stamp.from_texts(["AB", "CD", "EF"], outputs=data.classes, shape=data.shape, seed=0)
 back = cs.transpose(model, stamp.secrets[:1], readout="adjoint")
-cs.harden(back, stamp, target=0.95, lr=1e-3)
+cs.harden(back, stamp)
 
 trainer = L.Trainer(max_epochs=2, logger=False, enable_checkpointing=False, enable_progress_bar=False)
-trainer.fit(Classifier(model, cs.StampLoss(back, stamp, noise=0.015)), data.loader(64, seed=0))
+trainer.fit(Classifier(model, cs.StampLoss(back, stamp)), data.loader(64, seed=0))
 
 accuracy = cs.accuracy(model, cs.load("digits", "test").loader(250))
 print(f"accuracy {accuracy:.3f}, SSIM {cs.read(back, stamp).ssim.mean():.3f}")

@@ -11,8 +11,8 @@ model = cs.build("cnn", data.shape, data.classes, seed=0)
 stamp = cs.Stamp.from_texts(["AB", "CD", "EF"], outputs=data.classes, shape=data.shape, seed=0)
 back = cs.transpose(model, stamp.secrets[:1], readout="adjoint")
 
-cs.harden(back, stamp, target=0.95, lr=1e-3)
-stamp_loss = cs.StampLoss(back, stamp, noise=0.015)
+cs.harden(back, stamp)
+stamp_loss = cs.StampLoss(back, stamp)
 optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
 for epoch in range(2):
     for images, labels in data.loader(64, seed=epoch):
