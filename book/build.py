@@ -285,7 +285,23 @@ def falls(judged: Sequence[claims.Row], links: Mapping[str, str]) -> str:
     held = [row.holds("default") for row in judged if row.holds("default") is not None]
     if held:
         text += f" By default of this library {len(held)} were run: {sum(map(bool, held))} hold."
-    return f"{text}\n\n" + (claims.table(fallen, links=links) if fallen else "")
+    untold = [row.claim.id for row in fallen if not row.reduced and not row.claim.tried]
+    if untold:
+        raise RecordError("nothing says what was tried to make a claim hold", got=", ".join(untold), where=claims.FILE)
+    head = ("id", "claim", "paper", "published", "default", "what was tried to make it hold", "shown in; records")
+    rows = (
+        (
+            row.claim.id,
+            f"{row.claim.claim} ({row.claim.where})",
+            f"{row.claim.paper:.3f}",
+            row.cell("published"),
+            row.cell("default"),
+            row.claim.tried or "",
+            links.get(row.claim.id, ""),
+        )
+        for row in fallen
+    )
+    return f"{text}\n\n" + (markdown.table(head, rows, "llrrrll") if fallen else "")
 
 
 def experiments(profile: str, made: Sequence[Record]) -> str:

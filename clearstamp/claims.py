@@ -25,7 +25,8 @@ class Claim:
     `experiment` may hold ``{readout}``. `row` names the row of the paper's table that it stands in. `moment`, `attack`,
     `step` and `keys` say at which stage of the experiment the score `metric` is taken (see `clearstamp.records.Stage`).
     `verdict` says how the reproduced mean has to stand to the paper's value: within `tolerance` of it (``near``), no
-    more than that below it (``least``), or no more than that above it (``most``); `reason` says why.
+    more than that below it (``least``), or no more than that above it (``most``); `reason` says why. Of a claim that
+    falls, `tried` says what was tried to make it hold.
     """
 
     id: str
@@ -38,6 +39,7 @@ class Claim:
     verdict: Literal["near", "least", "most"]
     tolerance: FiniteFloat
     reason: str
+    tried: str | None = None
     row: str | None = None
     moment: Moment | None = None
     attack: str | None = None

@@ -4,6 +4,7 @@ import json
 import re
 import zipfile
 from collections.abc import Iterator
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
@@ -277,7 +278,7 @@ def test_the_front_page_s_code_fits_its_column():
 
 
 def test_the_numbers_that_fall_are_counted_and_listed_and_what_the_default_makes_of_all():
-    claim = next(claim for claim in claims.load() if claim.verdict == "least")
+    claim = replace(next(claim for claim in claims.load() if claim.verdict == "least"), tried=None)
 
     def row(published: float | None, default: float | None = None) -> claims.Row:
         given = {"published": published, "adjoint readout": None, "default": default}
@@ -286,6 +287,10 @@ def test_the_numbers_that_fall_are_counted_and_listed_and_what_the_default_makes
     assert book_build.falls([row(0), row(None)], {}) == (
         "Of 2 numbers of the paper, 1 were run in this profile, embedded and read as published: 1 hold, 0 fall.\n\n"
     )
-    told = book_build.falls([row(0), row(-9, 0), row(None, -9)], {})
+    with pytest.raises(RecordError, match=f"nothing says what was tried to make a claim hold; got: {claim.id}"):
+        book_build.falls([row(-9)], {})
+    claim = replace(claim, tried="another rate")
+    told = book_build.falls([row(0), row(-9, 0), row(None, -9)], {claim.id: "Table 2.1"})
+    assert "| another rate | Table 2.1 |" in told
     assert "2 were run in this profile, embedded and read as published: 1 hold, 1 fall. By default" in told
     assert "2 were run: 1 hold.\n\n|" in told and told.count(claim.id) == 1
