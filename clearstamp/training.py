@@ -256,7 +256,7 @@ def fit(
     lr: float = 1e-4,
     stamp_loss: Callable[[], Tensor] | None = None,
     stamp_lr: float | None = None,
-    every: int = 4,
+    every: int = 3,
     joint: bool = True,
     weight: float = 1.0,
     optimizer: MakeOptimizer = adam,

@@ -268,7 +268,7 @@ def test_marked_training_lowers_both_losses(model, stamp, batches):
         model, batches, epochs=30, lr=3e-3, stamp_loss=steady(back, stamp), on_epoch=epochs.append, progress=False
     )
     assert epochs == list(range(1, 31))
-    assert (len(outcome.losses), len(outcome.stamp_losses)) == (120, 30), "a joint step at every fourth batch"
+    assert (len(outcome.losses), len(outcome.stamp_losses)) == (120, 40), "a joint step at every third batch"
     assert outcome.losses[-1] < 0.5 * outcome.losses[0]
     assert outcome.stamp_losses[-1] < 0.5 * outcome.stamp_losses[0]
     assert accuracy(model, batches) == 1
