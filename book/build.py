@@ -253,7 +253,7 @@ def front(folder: Path, made: Sequence[Record]) -> str:
         stages = [stage for stage in pruned.stages if stage.attack in (None, *whole)]
         bundle, _ = report.attack_slider(replace(pruned, stages=stages), name="weights pruned")._repr_mimebundle_()
         about = (
-            "A stamp embedded by default of this library, after pruning; it opens at the most that costs "
+            "A stamp embedded with this library's defaults, after pruning; it opens at the most that costs "
             f"no more than {100 * report.sliders.HOLDS:g} points of accuracy"
         )
         below = f'<div class="cs-caption">{about}; record {download(pruned.name, pruned.name)}.</div>'
@@ -282,9 +282,10 @@ def falls(judged: Sequence[claims.Row], links: Mapping[str, str]) -> str:
         f"Of {len(judged)} numbers of the paper, {len(run)} were run in this profile, embedded and read as published: "
         f"{len(run) - len(fallen)} hold, {len(fallen)} fall."
     )
-    held = [row.holds("default") for row in judged if row.holds("default") is not None]
+    asked = (row for row in judged if "{readout}" in row.claim.experiment)
+    held = [row.holds("default") for row in asked if row.values["default"]]
     if held:
-        text += f" By default of this library {len(held)} were run: {sum(map(bool, held))} hold."
+        text += f" With this library's defaults {len(held)} were run: {sum(map(bool, held))} hold."
     untold = [row.claim.id for row in fallen if not row.reduced and not row.claim.tried]
     if untold:
         raise RecordError("nothing says what was tried to make a claim hold", got=", ".join(untold), where=claims.FILE)

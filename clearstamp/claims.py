@@ -22,11 +22,11 @@ FILE = Path(__file__).with_name("claims.yml")
 class Claim:
     """One number of the paper that the book checks.
 
-    `experiment` may hold ``{readout}``. `row` names the row of the paper's table that it stands in. `moment`, `attack`,
-    `step` and `keys` say at which stage of the experiment the score `metric` is taken (see `clearstamp.records.Stage`).
-    `verdict` says how the reproduced mean has to stand to the paper's value: within `tolerance` of it (``near``), no
-    more than that below it (``least``), or no more than that above it (``most``); `reason` says why. Of a claim that
-    falls, `tried` says what was tried to make it hold.
+    `experiment` may hold ``{readout}``, for which `EMBEDDINGS` has what stands there. `row` names the row of the
+    paper's table that it stands in. `moment`, `attack`, `step` and `keys` say at which stage of the experiment the
+    score `metric` is taken (see `clearstamp.records.Stage`). `verdict` says how the reproduced mean has to stand to the
+    paper's value: within `tolerance` of it (``near``), no more than that below it (``least``), or no more than that
+    above it (``most``); `reason` says why. Of a claim that falls, `tried` says what was tried to make it hold.
     """
 
     id: str

@@ -54,6 +54,13 @@ class Profile:
         """How many images of each split, None for all."""
         return {"train": self.train_images, "test": self.test_images}
 
+    def size(self, split: data.Split) -> int:
+        """How many images there are to take from. Raises `DataError` if they are not there, or damaged."""
+        if not self.held_out:
+            return data.size(self.dataset, split)
+        whole = data.size(self.dataset, "train")
+        return whole // 3 if split == "test" else whole - whole // 3
+
     def on(self, dataset: str | None) -> "Profile":
         """The profile with another data set, where it takes any; as it is for None."""
         return self if dataset is None or self.stand_in == "always" else replace(self, dataset=dataset)
@@ -147,7 +154,7 @@ def _load_sets(name: str, train: int | None, test: int | None, held_out: bool) -
         return Sets(whole.take(train), data.load(name, "test").take(test))
     third = torch.arange(len(whole)) % 3 == 2
     own, held = (replace(whole, images=whole.images[part], labels=whole.labels[part]) for part in (~third, third))
-    return Sets(own.take(train), replace(held, split="test").take(test))
+    return Sets(own.take(train), replace(held, split="test", official=None).take(test))
 
 
 FEW = 6
@@ -198,9 +205,7 @@ class Experiment(ABC):
         for each in self.sets(scale):
             try:
                 for split, count in each.images.items():
-                    found = data.size(each.dataset, "train" if each.held_out else split)
-                    if each.held_out:
-                        found = found // 3 if split == "test" else found - found // 3
+                    found = each.size(split)
                     if count is not None and not 0 < count <= found:
                         where = f"{each.dataset}, {split}"
                         yield DataError("not that many images", got=count, expected=f"1 to {found:,}", where=where)

@@ -134,10 +134,11 @@ def images(scale: Profile) -> str:
     parts = []
     for split, count in scale.images.items():
         try:
-            there = f"{data.size(scale.dataset, split):,}"
+            there = f"{scale.size(split):,}"
         except DataError:
             there = "damaged"
-        parts.append(f"{there} {split}" if count is None else f"{count:,} of {there} {split}")
+        name = "held-out" if scale.held_out and split == "test" else split
+        parts.append(f"{there} {name}" if count is None else f"{count:,} of {there} {name}")
     return f"{scale.dataset}, {', '.join(parts)}"
 
 

@@ -4,7 +4,7 @@ A chapter is a function from the profile to the chapter's groups: what the noteb
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from itertools import product
 from typing import Any
 
@@ -106,25 +106,30 @@ def hardening(scale: Profile) -> Groups:
     }
 
 
+FINGERPRINTS = {
+    "1-key": "1-key",
+    "11-keys": "11-keys",
+    "cifar10": "cifar10-cnn",
+    "gtsrb": "gtsrb-cnn",
+    "fc": "mnist-fc",
+    "cnn-bn": "mnist-cnn-bn",
+    "vgg11": "cifar100-vgg11",
+}
+"""Of each fingerprint, the published experiment whose SSIM after hardening the paper gives."""
+
+
 def fingerprints(scale: Profile) -> list[Fingerprint]:
     """What each rate of dropout gives where the paper says what SSIM it reached by how many steps."""
-    networks: dict[str, dict[str, Any]] = {
-        "11-keys": {},
-        "1-key": {"keys": 1, "paper_key": True, "hardening_steps": 7_000},
-        "fc": {"model": "fc", "hardening_steps": 200},
-        "cnn-bn": {"model": "cnn-bn", "hardening_steps": 1_000},
-        "cifar10": {"dataset": "cifar10"},
-        "gtsrb": {"dataset": "gtsrb"},
-        "vgg11": {"model": "vgg11", "dataset": "cifar100", "hardening_steps": 1_000},
-    }
+    published = {e.name: e for e in (ONE_KEY[0], PUBLISHED[0], *table4("{name}-paper", "paper", **PAPER))}
+    names = FINGERPRINTS if scale.name == "paper" else ("11-keys", "1-key")
     rates = {"tiny": (0.5,), "quick": (0.0, 0.3, 0.5)}.get(scale.name, tuple(n / 10 for n in range(8)))
-    if scale.name != "paper":
-        networks = {name: networks[name] for name in ("11-keys", "1-key")}
-    return [
-        Fingerprint(name=f"fingerprint-{name}-{rate:g}", dropout=rate, **about)
-        for name, about in networks.items()
-        for rate in rates
-    ]
+    settings = [f.name for f in fields(LifeCycle) if f.name not in ("name", "dropout", "until")]
+    found = []
+    for name in names:
+        of = published[f"{FINGERPRINTS[name]}-paper"]
+        about = {setting: getattr(of, setting) for setting in settings}
+        found += [Fingerprint(name=f"fingerprint-{name}-{rate:g}", dropout=rate, **about) for rate in rates]
+    return found
 
 
 def multi_key(scale: Profile) -> Groups:
@@ -139,6 +144,7 @@ def multi_key(scale: Profile) -> Groups:
         for readout in READOUTS
     ]
     counts = [LifeCycle(name=f"{n}-keys-{r}", readout=r, keys=n, **PAPER) for n in (10, 20) for r in READOUTS]
+    counts.insert(2, replace(DEFAULT, name="10-keys-default-adjoint", keys=10))
     sgd = [
         LifeCycle(name=f"sgd-{r}", readout=r, optimizer="sgd", lr=0.01, hardening_steps=20_000, **PAPER)
         for r in READOUTS
@@ -146,23 +152,21 @@ def multi_key(scale: Profile) -> Groups:
     return {
         "unmarked": Group([UNMARKED]),
         "eleven keys": Group(PUBLISHED),
-        "other counts": Group(counts, FIRST),
-        "default": Group([replace(DEFAULT, name="10-keys-default-adjoint", keys=10), DEFAULT]),
-        "kinds of secrets": Group(kinds, FIRST),
+        "default": Group([DEFAULT]),
+        "other counts": Group(counts),
+        "kinds of secrets": Group(kinds),
         "key ranges": Group(ranges),
-        "SGD": Group(sgd, FIRST),
-        "open choices": Group(open_choices(), FIRST),
+        "SGD": Group(sgd),
+        "open choices": Group(open_choices(scale), FIRST),
     }
 
 
-def open_choices() -> list[LifeCycle]:
+def open_choices(scale: Profile) -> list[LifeCycle]:
     """The default scenario as published with other choices where the paper is silent or says two things."""
-    published = PUBLISHED[0]
-    return [
-        replace(published, name="11-keys-batch-256", batch_size=256),
-        replace(published, name="11-keys-rate-0.001", lr=1e-3),
-        replace(published, name="11-keys-float32", precision="float32"),
-    ]
+    others: dict[str, dict[str, Any]] = {"batch-256": {"batch_size": 256}, "rate-0.001": {"lr": 1e-3}}
+    if scale.precision != "float32":
+        others["float32"] = {"precision": "float32"}
+    return [replace(PUBLISHED[0], name=f"11-keys-{name}", **other) for name, other in others.items()]
 
 
 def pruning(scale: Profile) -> Groups:
@@ -186,7 +190,7 @@ def pruning(scale: Profile) -> Groups:
     return {
         "fine-tuning": Group(campaigns("fine-tuning", tuning, MARKED)),
         "unseen data": Group(campaigns("unseen", unseen, MARKED, unseen=True)),
-        "variants": Group(campaigns("variants", variants, [PUBLISHED[0], DEFAULT]), FIRST),
+        "variants": Group(campaigns("variants", variants, [PUBLISHED[0], DEFAULT])),
         "pruning": Group(campaigns("pruning", levels, MARKED)),
         "compression": Group(campaigns("compression", types, MARKED)),
         "noise": Group(campaigns("weight-noise", noise, MARKED)),
@@ -196,7 +200,6 @@ def pruning(scale: Profile) -> Groups:
 
 
 def generalizability(scale: Profile) -> Groups:
-    chosen = slice(4, None, 3) if scale.name == "tiny" else slice(None)
     networks = classifiers() if scale.name == "paper" else HANDFUL if scale.name == "quick" else HANDFUL[-3:-1]
     resnet18 = Row(
         name="resnet18-hardening",
@@ -208,10 +211,14 @@ def generalizability(scale: Profile) -> Groups:
         lr=1e-3,
         until="hardened",
     )
-    default = table4("{name}-default-adjoint", "adjoint", **OURS)[slice(4) if scale.name == "quick" else chosen]
+    rows: dict[str, list[Row]] = {r: table4(f"{{name}}-{r}", r, **PAPER) for r in READOUTS}
+    rows["default"] = table4("{name}-default-adjoint", "adjoint", **OURS)
+    shallow, deep = (slice(4), slice(4, None)) if scale.name != "tiny" else (slice(0), slice(4, None, 3))
+    if scale.name == "quick":
+        rows["default"] = rows["default"][shallow]
     return {
-        **{r: Group(table4(f"{{name}}-{r}", r, **PAPER)[chosen], FIRST) for r in READOUTS},
-        "default": Group(default, FIRST),
+        **{name: Group(found[shallow]) for name, found in rows.items()},
+        **{f"{name}, deep": Group(found[deep], FIRST) for name, found in rows.items()},
         "ResNet-18": Group([resnet18]),
         "coverage": Group([Coverage(name="coverage", networks=tuple(networks))], FIRST),
         "hardened": Group(
@@ -223,8 +230,7 @@ def generalizability(scale: Profile) -> Groups:
 def table4(names: str, readout: Readout, **embedding: Any) -> list[Row]:
     """The ten rows of the paper's Table 4 in its order, named by ``{name}`` in `names`.
 
-    Learning rates, and epochs where the paper's text is silent, are this library's: 1e-3 for networks with batch norm
-    and 1e-4 for those without.
+    Learning rates, and epochs where the paper's text is silent, are this library's: 1e-3 for ResNets, 1e-4 for others.
     """
 
     def row(name: str, **about: Any) -> Row:
@@ -290,7 +296,7 @@ def adaptive_adversary(scale: Profile) -> Groups:
         ),
         "rescaling": Group(campaigns("rescaling", factors, PUBLISHED)),
         "merged": Group(campaigns("merged", cancelling, MARKED[1:], merge=True)),
-        "extraction": Group(campaigns("extraction", extraction, [PUBLISHED[0], DEFAULT]), FIRST),
+        "extraction": Group(campaigns("extraction", extraction, [PUBLISHED[0], DEFAULT])),
     }
 
 
@@ -303,13 +309,8 @@ def capacity(scale: Profile) -> Groups:
         code: Capacity(name=f"licence-{code}", readout="adjoint", length=length, code=code, patches=10, noise=noise)
         for code in ("none", "hamming", "reed-solomon", "ldpc")
     }
-    deep: dict[str, Any] = {
-        "model": "resnet18",
-        "small": "resnet18-narrow",
-        "dataset": "cifar10",
-        "lr": 1e-3,
-        "noise": noise,
-    }
+    deep = PAPER | {"model": "resnet18", "small": "resnet18-narrow", "dataset": "cifar10", "lr": 1e-3}
+    deep["hardening_steps"] = 4_000
     resnet = [
         Capacity(name=f"licence-{c}-resnet18-adjoint", readout="adjoint", length=length, code=c, patches=10, **deep)
         for c in (("none", "hamming", "ldpc") if scale.name == "paper" else ("ldpc",))
@@ -329,7 +330,7 @@ def capacity(scale: Profile) -> Groups:
     attacks |= {"int8": Quantization(bits=8)}
     return {
         "unmarked": Group([UNMARKED], FIRST),
-        "dots": Group(dots, FIRST),
+        "dots": Group(dots),
         "dots, noise": Group([noisy]),
         "licence": Group(list(texts.values()), FIRST),
         "licence, more seeds": Group([texts["ldpc"]], scale.seeds[1:]),
@@ -369,18 +370,17 @@ def trials(scale: Profile) -> list[Trial]:
 def runtime(scale: Profile) -> Groups:
     fewer = {"tiny": {"rounds": 2, "repeats": 1}, "quick": {"rounds": 5, "repeats": 1}}
     few: dict[str, Any] = fewer.get(scale.name, {})
-    every = (1, 4, 8) if scale.name == "paper" else (1, 8)
 
     def cost(name: str, subject: str, twin: str = "task", **about: Any) -> Cost:
         return Cost(name=name, subject=subject, twin=twin, **(about | few))
 
-    cadence = {name: OURS[name] for name in ("dropout", "every")}
-    costs = [cost(f"cost-{r}", "alternate", readout=r, dropout=PAPER_DROPOUT) for r in READOUTS]
-    costs += [cost("cost-default-adjoint", "joint", **cadence)]
-    costs += [cost("cost-default-bfloat16", "joint", precision="bfloat16", **cadence)]
-    costs += [cost(f"cost-{kind}-{n}-adjoint", kind, every=n) for kind in ("alternate", "joint") for n in every]
-    costs += [cost(f"cost-dropout-{n}-adjoint", "joint", every=n, dropout=0.3) for n in every]
-    costs += [cost(f"cost-noise-{n}-adjoint", "joint", every=n, noise=0.015) for n in every]
+    def training(name: str, on: LifeCycle, **about: Any) -> Cost:
+        about |= {"readout": on.readout, "every": on.every, "dropout": on.dropout, "noise": on.noise}
+        return cost(name, "joint" if on.joint else "alternate", **about)
+
+    costs = [training(f"cost-{on.readout}", on) for on in PUBLISHED]
+    costs += [training("cost-default-adjoint", DEFAULT), training("cost-bfloat16", DEFAULT, precision="bfloat16")]
+    costs += [training(f"cost-{on.name}", on) for on in trials(scale)]
 
     fast = LifeCycle(name="rate-0.001", readout="adjoint", lr=1e-3, until="hardened")
     variants = [replace(fast, name=f"rate-{lr:g}", lr=lr) for lr in (1e-4, 3e-4)] + [fast]

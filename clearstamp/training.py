@@ -23,7 +23,7 @@ adam: MakeOptimizer = partial(Adam, fused=True)
 sgd: MakeOptimizer = partial(SGD, fused=True)
 OPTIMIZERS = {"adam": adam, "sgd": sgd}
 PAPER_DROPOUT = 0.5
-"""The rate of the paper's additional dropout layers, which it does not give: the one that fits its figures best."""
+"""The rate of the paper's additional dropout layers, which it does not give: that which fits its default network."""
 
 
 class StampLoss:
@@ -32,9 +32,9 @@ class StampLoss:
     >>> loss = StampLoss(back, stamp)        # doctest: +SKIP
     >>> loss().backward()                    # doctest: +SKIP
 
-    SSIM is taken of the unclamped signal (as in the paper). `dropout` is the rate after every transposed convolution
+    SSIM is taken of the unclamped signal. `dropout` is the rate after every transposed convolution
     and linear layer but the last, as in the paper, whose own rate is taken to be `PAPER_DROPOUT`: it is what makes a
-    stamp last when others train on or prune. It makes the loss another at every call.
+    stamp last when others train on or prune. The loss then differs from call to call.
 
     `noise` reads the stamp from weights that are off by a normal error, drawn anew at every call, which serves the same
     end at more cost. The weights themselves stay as they are. Its standard deviation is `noise` for every weight alike,
@@ -135,8 +135,8 @@ class Stamped(nn.Module):
     >>> (F.cross_entropy(outputs, labels) + stamp_loss).backward()  # doctest: +SKIP
 
     `DistributedDataParallel` averages the gradients of both over all processes, so the weights stay the same everywhere
-    even though each process draws noise and keys of its own. `fully_shard` has to be given the whole, not its layers:
-    the walk reads weights outside of their layers' calls. Raises `TrainingError` if the loss is another model's.
+    even though each process draws dropout, noise and keys of its own. `fully_shard` has to be given the whole, not its
+    layers: the walk reads weights outside of their calls. Raises `TrainingError` if the loss is another model's.
     """
 
     def __init__(self, model: nn.Module, loss: StampLoss):
@@ -201,10 +201,10 @@ def harden(
     """Step 1: over-fit the transposed model to the stamp, and to nothing else.
 
     Stops as soon as the mean SSIM of the plain readout reaches `target` (looked at every `check_every` steps), or after
-    `steps`; with ``target=None`` always after `steps`. `on_check(step, images)` is called at every look, beginning with
-    step 0. A higher `lr` takes fewer steps, but moves the weights farther, which the main task may suffer from.
-    `compiled` runs the loss through `torch.compile`, which takes half a minute or more of compiling; ``make bench``
-    shows whether it pays on a machine.
+    `steps`; with ``target=None`` always after `steps`. `dropout` and `noise` act in the steps, as in `StampLoss`, and
+    never in a look. `on_check(step, images)` is called at every look, beginning with step 0. A higher `lr` takes fewer
+    steps, but moves the weights farther, which the main task may suffer from. `compiled` runs the loss through
+    `torch.compile`, which takes half a minute or more of compiling; ``make bench`` shows whether it pays on a machine.
 
     Raises `StampError` if the stamp does not fit, `TrainingError` if the loss is not finite: the weights are then those
     before the bad step.

@@ -68,8 +68,8 @@ def record(name: str, stages: Sequence[str]) -> Record:
 def write_notebooks(root: Path) -> list[Record]:
     """Minimal executed notebooks for every chapter, each with a slider, and the records that they show."""
     made = [
-        record("11-keys-noise-adjoint", ("hardened", "trained", "finetuned")),
-        record("pruning-noise-adjoint", ("before", "10 %", "80 %", "channels 20 %")),
+        record("11-keys-default-adjoint", ("hardened", "trained", "finetuned")),
+        record("pruning-default-adjoint", ("before", "10 %", "80 %", "channels 20 %")),
     ]
     for each in made:
         each.save()

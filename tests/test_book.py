@@ -16,6 +16,8 @@ from nbformat.v4 import new_code_cell, new_notebook, new_output
 
 from clearstamp import claims
 from clearstamp.errors import RecordError
+from clearstamp.records import named
+from clearstamp.registry import declared
 from tests.books import SOURCES, archive, book_build, chapters, copy_sources, record, write_notebooks
 
 NOTEBOOKS = SOURCES.parent / "notebooks"
@@ -104,8 +106,8 @@ def naming_a_claim(path: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "file", "message"),
     [
-        (half, "artifacts/tiny/records/11-keys-noise-adjoint-seed0.json", "11-keys-noise-adjoint-seed0.json"),
-        (half, "artifacts/tiny/records/11-keys-noise-adjoint-seed0.safetensors", "11-keys-noise-adjoint-seed0"),
+        (half, "artifacts/tiny/records/11-keys-default-adjoint-seed0.json", "11-keys-default-adjoint-seed0.json"),
+        (half, "artifacts/tiny/records/11-keys-default-adjoint-seed0.safetensors", "11-keys-default-adjoint-seed0"),
         (half, "artifacts/tiny/03-pruning.ipynb", "not a notebook.*03-pruning.ipynb"),
         (with_an_error, "artifacts/tiny/03-pruning.ipynb", "a cell of a notebook failed.*03-pruning.ipynb"),
         (Path.touch, "artifacts/tiny/03-pruning.failed.ipynb", "failed when it last ran.*03-pruning.failed.ipynb"),
@@ -122,9 +124,15 @@ def test_bad_input_stops_the_build_in_one_line_that_names_the_file(bad, capsys, 
 def test_every_exhibit_is_numbered_and_its_records_can_be_downloaded(built: Path) -> None:
     page = (built / "_generated" / "03-pruning.html").read_text(encoding="utf-8")
     assert '<div class="cs-caption" id="figure-3-1"><a href="#figure-3-1">Figure 3.1</a>. a stamp.' in page
-    assert 'href="../records/pruning-noise-adjoint-seed0.json" download' in page
-    stored = json.loads((built / "records" / "pruning-noise-adjoint-seed0.json").read_text(encoding="utf-8"))
-    assert stored["experiment"] == "pruning-noise-adjoint"
+    assert 'href="../records/pruning-default-adjoint-seed0.json" download' in page
+    stored = json.loads((built / "records" / "pruning-default-adjoint-seed0.json").read_text(encoding="utf-8"))
+    assert stored["experiment"] == "pruning-default-adjoint"
+
+
+def test_the_front_page_has_a_stamp_s_life_and_a_stamp_under_pruning(built: Path) -> None:
+    front = (built / "index.html").read_text(encoding="utf-8")
+    assert "life.png" in front and front.count('class="cs-slider"') == 1
+    assert {book_build.LIFE, book_build.PRUNED} <= {named(*key) for key in declared("paper")}
 
 
 def test_prose_refers_to_an_exhibit_by_its_number_and_says_where_there_is_none(built: Path) -> None:
@@ -145,7 +153,7 @@ def test_exhibits_that_prose_refers_to_are_code_cells_of_the_notebooks() -> None
     texts += [cell.source for n in notebooks.values() for cell in n.cells if cell.cell_type == "markdown"]
     named = {name for text in texts for name in re.findall(r"\{exhibit\}`([^`]+)`", text)}
     cells = {f"{stem}/{c.id}" for stem, n in notebooks.items() for c in n.cells if c.cell_type == "code"}
-    assert named and named | {book_build.DEFAULT, f"{book_build.TUTORIAL}/{book_build.WALK}"} <= cells
+    assert named and named | {f"{book_build.TUTORIAL}/{book_build.WALK}"} <= cells
 
 
 def test_a_claim_leads_to_its_exhibit_and_its_records():
@@ -158,7 +166,7 @@ def test_a_claim_leads_to_its_exhibit_and_its_records():
     told = book_build.evidence(claim, [elsewhere, figure, other, exhibit], made)
     assert told == (
         '<a href="_generated/03-pruning.html#table-3-2">Table 3.2</a>; '
-        f'paper <a href="records/{made[0].name}.json" download>0</a>'
+        f'published <a href="records/{made[0].name}.json" download>0</a>'
     )
     assert "Figure 3.1" in book_build.evidence(claim, [figure, other], made)
     assert book_build.evidence(claim, [other], []) == ""
@@ -292,5 +300,5 @@ def test_the_numbers_that_fall_are_counted_and_listed_and_what_the_default_makes
     claim = replace(claim, tried="another rate")
     told = book_build.falls([row(0), row(-9, 0), row(None, -9)], {claim.id: "Table 2.1"})
     assert "| another rate | Table 2.1 |" in told
-    assert "2 were run in this profile, embedded and read as published: 1 hold, 1 fall. By default" in told
+    assert "2 were run in this profile, embedded and read as published: 1 hold, 1 fall. With this" in told
     assert "2 were run: 1 hold.\n\n|" in told and told.count(claim.id) == 1

@@ -9,7 +9,7 @@ from clearstamp.experiments import PROFILES, load_sets, run_all
 from clearstamp.generalizability import CrossData, Row
 from clearstamp.lifecycle import Life, LifeCycle
 from clearstamp.models import MODELS
-from clearstamp.registry import Chapter, table4
+from clearstamp.registry import PAPER, Chapter, table4
 from clearstamp.transpose import freeze, public_probe
 
 TINY = PROFILES["tiny"]
@@ -22,15 +22,16 @@ def artifacts(tmp_path, monkeypatch):
 
 
 def test_table_4_has_ten_rows_of_known_networks():
-    rows = table4("adjoint")
+    rows = table4("{name}-adjoint", "adjoint", **PAPER)
     assert len({row.name for row in rows}) == 10
     assert {row.model for row in rows} | {row.small for row in rows if row.small} <= set(MODELS)
     assert all(row.readout == "adjoint" and row.name.endswith("-adjoint") for row in rows)
-    assert {row.name.replace("adjoint", "paper") for row in rows} == {row.name for row in table4("paper")}
+    others = table4("{name}-paper", "paper", **PAPER)
+    assert {row.name.replace("adjoint", "paper") for row in rows} == {row.name for row in others}
 
 
 def test_a_row_is_whole_in_the_paper_s_profile_and_small_in_the_others():
-    row = next(row for row in table4("paper") if row.name == "cifar100-vit-paper")
+    row = next(row for row in table4("{name}-paper", "paper", **PAPER) if row.name == "cifar100-vit-paper")
     paper = row.scaled(PROFILES["paper"])
     assert (paper.dataset, paper.epochs, paper.hardening_steps, paper.train_images) == ("cifar100", 200, 1_000, None)
     quick = row.scaled(PROFILES["quick"])

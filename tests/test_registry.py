@@ -3,7 +3,7 @@
 import inspect
 import re
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import nbformat
@@ -12,10 +12,13 @@ import pytest
 from clearstamp import claims, registry
 from clearstamp.errors import RecordError
 from clearstamp.experiments import PROFILES
-from clearstamp.registry import CHAPTERS, Chapter, Group, declared, table4
+from clearstamp.lifecycle import LifeCycle
+from clearstamp.records import READOUTS
+from clearstamp.registry import CHAPTERS, Chapter, Group, declared
 from clearstamp.training import PAPER_DROPOUT, SampledLoss, StampLoss, fit, harden
 
-NOTEBOOKS = {path.stem: path for path in (Path(__file__).parent.parent / "notebooks").glob("*.ipynb")}
+ROOT = Path(__file__).parent.parent
+NOTEBOOKS = {path.stem: path for path in (ROOT / "notebooks").glob("*.ipynb")}
 every_profile = pytest.mark.parametrize("profile", PROFILES)
 
 
@@ -104,7 +107,7 @@ def test_a_chapter_runs_the_groups_that_are_asked_for(monkeypatch):
     ran = []
     monkeypatch.setattr(registry, "run_all", lambda experiments, profile, seeds: ran.append((profile, seeds)) or ["r"])
     chapter = Chapter("02-multi-key", "paper")
-    assert chapter.run("other counts", "key ranges") == ["r", "r"]
+    assert chapter.run("open choices", "key ranges") == ["r", "r"]
     assert ran == [("paper", (0,)), ("paper", None)]
 
 
@@ -120,8 +123,37 @@ def test_the_default_scenario_is_embedded_as_the_library_does_when_told_nothing(
 
 
 def test_published_is_the_paper_s_dropout_at_every_step_and_two_optimizers():
-    for experiment in (*registry.ONE_KEY, *registry.PUBLISHED, *table4("{name}", "paper", **registry.PAPER)):
-        assert (experiment.dropout, experiment.target) == (PAPER_DROPOUT, None)
-        assert (experiment.every, experiment.joint, experiment.noise) == (1, False, 0.0)
-    steps = {e.name: e.at(PROFILES["paper"]).hardening_steps for e in (*registry.ONE_KEY, *registry.PUBLISHED)}
-    assert steps == {"1-key-paper": 7_000, "1-key-adjoint": 7_000, "11-keys-paper": 10_000, "11-keys-adjoint": 10_000}
+    """Whatever stands in the column *published*, attacked models among it."""
+    asked = {claim.experiment.format(readout=r) for claim in claims.load() for r in READOUTS} - {"unmarked"}
+    found = {name: e for (name, _), e in declared("paper").items() if name in asked}
+    assert len(found) > 40
+    for experiment in found.values():
+        on = getattr(experiment, "on", experiment)
+        assert on.dropout == PAPER_DROPOUT and on.noise == 0.0
+        if isinstance(on, LifeCycle):
+            assert on.target is None and (on.every, on.joint) == (1, False)
+    assert found["cost-paper"].subject == "alternate" and found["cost-paper"].every == 1
+    steps = {name: found[name].at(PROFILES["paper"]).hardening_steps for name in ("1-key-paper", "10-keys-adjoint")}
+    steps |= {name: found[name].at(PROFILES["paper"]).hardening_steps for name in ("sgd-paper", "mnist-fc-paper")}
+    assert steps == {"1-key-paper": 7_000, "10-keys-adjoint": 10_000, "sgd-paper": 20_000, "mnist-fc-paper": 200}
+
+
+def test_what_prose_says_of_the_default_is_so():
+    words = {2: "second", 3: "third", 4: "fourth", 8: "eighth"}
+    texts = [path.read_text(encoding="utf-8") for path in (ROOT / "README.md", ROOT / "book" / "index.md")]
+    texts += [cell.source for cell in nbformat.read(NOTEBOOKS["07-runtime"], as_version=4).cells]
+    told = " ".join(texts)
+    assert set(re.findall(r"every (second|third|fourth|eighth) (?:batch|step)", told)) == {
+        words[registry.OURS["every"]]
+    }
+    assert f"default is dropout at {registry.OURS['dropout']}" in " ".join(told.split())
+    assert f"a mean SSIM of {registry.OURS['target']}" in " ".join(told.split())
+
+
+def test_a_fingerprint_is_of_a_published_experiment_but_for_its_rate():
+    made = {name: e for (name, _), e in declared("paper").items()}
+    for name, of in registry.FINGERPRINTS.items():
+        found, published = made[f"fingerprint-{name}-0.5"], made[f"{of}-paper"]
+        ours, theirs = ({**asdict(e), "name": "", "until": "", "onto": ""} for e in (found, published))
+        assert ours == theirs
+        assert made[f"fingerprint-{name}-0.1"].dropout == 0.1

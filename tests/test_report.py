@@ -15,7 +15,7 @@ from clearstamp.errors import RecordError
 from clearstamp.experiments import PROFILES, run_all
 from clearstamp.lifecycle import Fingerprint, LifeCycle, Trial
 from clearstamp.models import build
-from clearstamp.registry import OURS, PAPER
+from clearstamp.registry import OURS, PAPER, table4
 from clearstamp.report import Slider, by_model
 from clearstamp.report.stages import in_words
 from clearstamp.scores import develop, montage
@@ -180,11 +180,11 @@ def test_fingerprints_stand_beside_the_paper_s_numbers():
     rates = [Fingerprint(name=f"fingerprint-{n}-0.5", dropout=0.5, **about) for n, about in names.items()]
     found = run_all([*rates, Fingerprint(name="fingerprint-11-keys-0", keys=3)], "tiny")
     head, _, paper, without, half = report.fingerprint_table(found).data.splitlines()
-    assert head == "| dropout | 11 keys | three FC layers, MNIST | off, evaluation | off, training |"
+    assert head == "| dropout | 11 keys | three FC layers, MNIST | CNN off, evaluation | CNN off, training |"
     assert paper == "| the paper | 0.92 | 0.99 |  |  |"
     read = [tuple(r.results["hardened"][s] for s in ("ssim", "ssim_training_mode")) for r in found]
     assert half.startswith("| 0.5 | {:.3f} / {:.3f} | {:.3f} / {:.3f} |".format(*read[0], *read[1]))
-    assert half.endswith(f"| {(abs(read[0][1] - 0.92) + abs(read[1][1] - 0.99)) / 2:.3f} |")
+    assert half.endswith("| {:.3f} | {:.3f} |".format(*(abs(value - 0.92) for value in read[0])))
     assert without.startswith("| 0 | {:.3f} / {:.3f} |  | {:.3f} |".format(*read[2], 0.92 - read[2][0]))
 
 
@@ -210,6 +210,7 @@ def test_what_lasts_is_one_line_a_setting():
         ({"until": "hardened", "lr": 1e-3}, "dropout 0, LR 0.001"),
         (PAPER | {"secrets": "icons", "optimizer": "sgd"}, "published, icons, SGD"),
         ({"keys": 0}, "no stamp"),
+        (PAPER | {"dataset": "cifar10"}, "published"),
     ],
 )
 def test_a_model_is_told_in_words(made, about, words):
@@ -220,6 +221,21 @@ def test_a_model_is_told_in_words(made, about, words):
     (attacked,) = campaigns("attack", {}, [experiment])
     assert in_words(replace(told, parameters=attacked.parameters())) == words
     assert by_model([told]) == {words: [told]}
+
+
+def test_rows_of_table_4_are_told_apart_where_one_set_stands_in_for_all(made):
+    rows = [*table4("{name}-paper", "paper", **PAPER), *table4("{name}-adjoint", "adjoint", **PAPER)]
+    rows += table4("{name}-default-adjoint", "adjoint", **OURS)
+    scale = PROFILES["tiny"]
+    told = [
+        replace(made["marked"][0], experiment=e.name, kind="Row", parameters=experiments.parameters(e, e.at(scale)))
+        for e in rows
+    ]
+    words = list(map(in_words, told))
+    assert len(set(words)) == 30
+    assert {"published, CNN, CIFAR-10", "published, CNN, GTSRB, adjoint readout", "default, ViT, CIFAR-100"} <= set(
+        words
+    )
 
 
 def test_a_stage_of_an_experiment_s_own_has_a_table_too(made):

@@ -72,6 +72,17 @@ def test_a_stamp_loss_is_one_graph_for_a_compiler(readout):
     torch.testing.assert_close(compiled(), loss())
 
 
+def test_dropout_stays_in_that_one_graph():
+    cnn = build("cnn", (1, 28, 28), 10, seed=0)
+    keys = Stamp.from_texts(["A", "B"], outputs=10, shape=(1, 28, 28), seed=0)
+    loss = StampLoss(transpose(cnn, torch.zeros(1, 1, 28, 28)), keys, dropout=0.3)
+    compiled = torch.compile(loss, backend="aot_eager", fullgraph=True)
+    assert compiled().isfinite() and compiled() != compiled(), "masks are drawn anew"
+    torch.testing.assert_close(
+        *(torch.stack([f() for _ in range(30)]).mean() for f in (compiled, loss)), rtol=0.02, atol=0
+    )
+
+
 def test_hardening_compiled_and_not(model, stamp, monkeypatch):
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     twin = copy.deepcopy(model)

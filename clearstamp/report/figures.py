@@ -13,7 +13,7 @@ from torch import Tensor
 
 from clearstamp.records import Record
 from clearstamp.report.exhibits import finished
-from clearstamp.report.stages import READOUTS, SCORES, STAGES, in_words
+from clearstamp.report.stages import SCORES, STAGES, by_model, in_words
 from clearstamp.scores import develop, montage
 from clearstamp.transpose import Transposed
 
@@ -100,19 +100,20 @@ def hardening_figure(records: Sequence[Record]) -> Figure:
     figure, axes = plt.subplots(1, 3, figsize=(9, 2.8))
     names = ("hardening/losses", "training/losses", "training/stamp losses")
     titles = ("hardening: stamp loss", "constraint training: task loss", "constraint training: stamp loss")
+    colours = {words: f"C{place}" for place, words in enumerate(by_model(records))}
     for record in records:
         for axis, name in zip(axes, names, strict=True):
             if name in record.arrays:
                 losses = record.arrays[name]
                 place = np.arange(len(losses)) if name == names[0] else np.linspace(0, 100, len(losses))
-                readout = record.parameters["readout"]
-                axis.plot(place, losses, color=READOUTS[readout], lw=1, label=readout)
+                words = in_words(record)
+                axis.plot(place, losses, color=colours[words], lw=1, label=words)
     for axis, title in zip(axes, titles, strict=True):
         axis.set_title(title, fontsize=9)
         axis.set_yscale("log")
         axis.set_xlabel("step" if axis is axes[0] else "% of the training")
     handles = dict(zip(*reversed(axes[0].get_legend_handles_labels()), strict=True))
-    axes[0].legend(handles.values(), handles.keys(), fontsize=8, title="readout", title_fontsize=8)
+    axes[0].legend(handles.values(), handles.keys(), fontsize=7)
     figure.tight_layout()
     return finished(figure, "Losses of hardening and of constraint training", records)
 

@@ -4,8 +4,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
+from clearstamp import claims
 from clearstamp.errors import RecordError
-from clearstamp.experiments import profile
+from clearstamp.experiments import STAND_IN, profile
 from clearstamp.lifecycle import LifeCycle
 from clearstamp.records import Record
 from clearstamp.registry import OURS, PAPER
@@ -101,6 +102,26 @@ def in_words(record: Record) -> str:
     else:
         cadence = "every batch" if given["every"] == 1 else f"every {given['every']} batches"
         parts = [f"dropout {given['dropout']:g}", cadence, "joint" if given["joint"] else "alternate"]
+    if row := table_row(record):
+        parts, particular = [*parts, row], {"readout", "keys"}
+    else:
+        particular = {name for name in WORDS if (name, given.get(name)) != ("dataset", STAND_IN)}
     return ", ".join(
-        [*parts, *(say(given[name]) for name, say in WORDS.items() if name in given and given[name] != usual.get(name))]
+        [
+            *parts,
+            *(
+                say(given[name])
+                for name, say in WORDS.items()
+                if name in particular & given.keys() and given[name] != usual.get(name)
+            ),
+        ]
     )
+
+
+def table_row(record: Record) -> str:
+    """The network and data set of a row of the paper's Table 4, as the paper has them, whatever stands in for these."""
+    for claim in claims.load():
+        names = (claim.experiment.format(readout=name) for name in claims.EMBEDDINGS.values())
+        if claim.where == "Table 4" and claim.moment == "hardened" and record.experiment in names:
+            return str(claim.row).removesuffix(", after hardening")
+    return ""

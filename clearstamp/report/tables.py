@@ -11,6 +11,7 @@ from IPython.display import HTML, Markdown
 from clearstamp import claims, markdown
 from clearstamp.capacity import Capacity
 from clearstamp.records import Provenance, Record, Split, Stage, load_all
+from clearstamp.registry import FINGERPRINTS
 from clearstamp.report.exhibits import about
 from clearstamp.report.stages import SCORES, STAGES, by_experiment, ends, in_words
 
@@ -33,16 +34,20 @@ def spread(values: Sequence[float], style: str = ".3f") -> str:
 
 
 def claims_table(notebook: str, profile: str) -> Markdown:
-    """*Paper* beside *reproduced* for every claim that `notebook` checks."""
+    """The paper's number beside ours for every claim that `notebook` checks."""
     rows = claims.judge([c for c in claims.load() if c.notebook == notebook], load_all(profile))
     return Markdown(claims.table(rows), metadata=about("Table", "Paper beside reproduced", ()))
 
 
-def paper_table(where: str, profile: str) -> Markdown:
-    """A table of the paper, its rows in its order: *paper*, *published* and *default* side by side."""
+def paper_table(where: str, profile: str, notebook: str | None = None) -> Markdown:
+    """A table of the paper, its rows in its order: *paper*, *published* and *default* side by side.
+
+    With a `notebook`, only the rows that this one checks.
+    """
     found: dict[str, dict[str, claims.Row]] = {}
     made = load_all(profile)
-    for row in claims.judge((claim for claim in claims.load() if claim.where == where and claim.row), made):
+    chosen = (c for c in claims.load() if c.where == where and c.row and notebook in (None, c.notebook))
+    for row in claims.judge(chosen, made):
         found.setdefault(str(row.claim.row), {})[row.claim.metric] = row
     shapes = {"accuracy": ".2%", "ssim": ".3f"}
     sides = ("published", "default")
@@ -110,24 +115,29 @@ def attacks_table(records: Sequence[Record]) -> Markdown:
     )
 
 
-def lasting_table(lives: Sequence[Record], attacked: Sequence[Record], score: str) -> Markdown:
+def lasting_table(
+    lives: Sequence[Record], attacked: Sequence[Record], score: str, costs: Sequence[Record] = ()
+) -> Markdown:
     """One line a setting: accuracy after training, and `score` after training, after fine-tuning and after each attack.
 
-    `lives` are the life cycles, `attacked` the campaigns on their models.
+    `lives` are the life cycles, `attacked` the campaigns on their models, `costs` what training each of them costs.
     """
     by_name = {r.parameters["on"]["name"]: r for r in attacked}
     attacks = list(dict.fromkeys(label for r in attacked for label in ends(r) if label != "before"))
+    times = {r.experiment.removeprefix("cost-"): r.results["cost"]["time"] for r in costs}
 
     def cells(life: Record) -> Iterator[str]:
         yield f"{life.results['trained']['accuracy']:.4f}"
         yield from (f"{life.results[stage][score]:.3f}" for stage in ("trained", "finetuned"))
         left = by_name[life.experiment].results if life.experiment in by_name else {}
         yield from (f"{left[label][score]:.3f}" if label in left else "" for label in attacks)
+        if costs:
+            yield f"{times[life.experiment]:.2f}" if life.experiment in times else ""
 
     return shown(
         f"What is left: {SCORES[score]}",
-        (*lives, *attacked),
-        ("model", "accuracy", "trained", "fine-tuned, LR/10", *attacks),
+        (*lives, *attacked, *costs),
+        ("model", "accuracy", "trained", "fine-tuned, LR/10", *attacks, *(["time"] if costs else [])),
         ((in_words(life), *cells(life)) for life in lives),
     )
 
@@ -154,50 +164,42 @@ def steps_table(records: Sequence[Record]) -> Markdown:
     )
 
 
-FINGERPRINTS = {
-    "1-key": "1-key",
-    "11-keys": "11-keys",
-    "cifar10": "cifar10-cnn",
-    "gtsrb": "gtsrb-cnn",
-    "fc": "mnist-fc",
-    "cnn-bn": "mnist-cnn-bn",
-    "vgg11": "cifar100-vgg11",
-}
-"""Of each fingerprint, the experiment whose SSIM after hardening the paper gives."""
-
-
 def fingerprint_table(records: Sequence[Record]) -> Markdown:
     """Each rate of dropout a line: SSIM after hardening, in evaluation mode and in training mode, beside the paper's.
 
-    The last two columns have the mean distance to the paper over the networks that were run with that rate.
+    The last two columns have the mean distance to the paper over the default network's cells in that line.
     """
     wanted = {
         name: claim
         for name, experiment in FINGERPRINTS.items()
         for claim in claims.load()
         if (claim.experiment, claim.moment, claim.metric) == (f"{experiment}-{{readout}}", "hardened", "ssim")
-        and claim.where != "study of key ranges"
+        and claim.row
     }
     found: dict[float, dict[str, tuple[float, float]]] = {}
+    default = set()
     for record in records:
         name = record.experiment.removeprefix("fingerprint-").rpartition("-")[0]
         scores = record.results["hardened"]
         read = scores["ssim"], scores["ssim_training_mode"]
         found.setdefault(record.parameters["dropout"], {})[name] = read
+        if record.parameters["model"] == "cnn":
+            default.add(name)
     networks = [name for name in wanted if any(name in by_network for by_network in found.values())]
 
     def cells(by_network: Mapping[str, tuple[float, float]]) -> Iterator[str]:
         for name in networks:
             yield " / ".join(f"{value:.3f}" for value in by_network[name]) if name in by_network else ""
         for mode in range(2):
-            yield f"{mean(abs(read[mode] - wanted[name].paper) for name, read in by_network.items()):.3f}"
+            off = [abs(read[mode] - wanted[name].paper) for name, read in by_network.items() if name in default]
+            yield f"{mean(off):.3f}" if off else ""
 
     head = [str(wanted[name].row).removesuffix(", after hardening") for name in networks]
     paper = [f"{wanted[name].paper:.2f}" for name in networks]
     return shown(
         "SSIM after hardening by the rate of dropout, in evaluation mode / in training mode",
         records,
-        ("dropout", *head, "off, evaluation", "off, training"),
+        ("dropout", *head, "CNN off, evaluation", "CNN off, training"),
         [("the paper", *paper, "", ""), *((f"{rate:g}", *cells(found[rate])) for rate in sorted(found))]
         if found
         else [],
@@ -353,7 +355,7 @@ def runtime_table(records: Sequence[Record], caption: str) -> Markdown:
     def cells(record: Record) -> list[str]:
         found, given = record.results["cost"], record.parameters
         time = f"{found['time']:.2f} ({found['quartile 1']:.2f} to {found['quartile 3']:.2f})"
-        about = (str(given.get(name, 0.0)) for name in columns.values())
+        about = (str(given.get(name, 0.0) if name == "dropout" else given[name]) for name in columns.values())
         floors = (f"{found[name]:.2f}" for name in ("operations", "memory"))
         return [f"{given['subject']} / {given['twin']}", *about, time, *floors]
 
