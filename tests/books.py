@@ -56,12 +56,18 @@ def record(name: str, stages: Sequence[str]) -> Record:
     arrays = {stage: torch.rand(4, 1, 9, 9) for stage in (*stages, "secrets")}
     about["parameters"] = {
         "attacks": {
-            label: {"attack": "pruning", "scope": "channels" if label.startswith("channels") else "global"}
+            label: {"attack": "pruning", "scope": "global" if label[0].isdigit() else "other"}
             for label in stages
             if "%" in label
         }
     }
-    seen = [Stage(label=label, attack=None if label == "before" else label, scores=dict(found)) for label in stages]
+    moments = {"hardened", "trained", "finetuned"}
+    seen = [
+        Stage(label=label, moment=label, scores=dict(found))
+        if label in moments
+        else Stage(label=label, attack=None if label == "before" else label, scores=dict(found))
+        for label in stages
+    ]
     return Record(**about, stages=seen, data={"dots": {}}, arrays=arrays)
 
 
@@ -69,7 +75,7 @@ def write_notebooks(root: Path) -> list[Record]:
     """Minimal executed notebooks for every chapter, each with a slider, and the records that they show."""
     made = [
         record("11-keys-default-adjoint", ("hardened", "trained", "finetuned")),
-        record("pruning-default-adjoint", ("before", "10 %", "80 %", "channels 20 %")),
+        record("pruning-default-adjoint", ("before", "60 %", "80 %", "90 %", "channels 20 %", "fine-pruning 40 %")),
     ]
     for each in made:
         each.save()

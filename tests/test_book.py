@@ -286,7 +286,8 @@ def test_the_front_page_s_code_fits_its_column():
 
 
 def test_the_numbers_that_fall_are_counted_and_listed_and_what_the_default_makes_of_all():
-    claim = replace(next(claim for claim in claims.load() if claim.verdict == "least"), tried=None)
+    asked = (c for c in claims.load() if c.verdict == "least" and "{readout}" in c.experiment)
+    claim = replace(next(asked), tried=None)
 
     def row(published: float | None, default: float | None = None) -> claims.Row:
         given = {"published": published, "adjoint readout": None, "default": default}

@@ -210,7 +210,6 @@ def test_what_lasts_is_one_line_a_setting():
         ({"until": "hardened", "lr": 1e-3}, "dropout 0, LR 0.001"),
         (PAPER | {"secrets": "icons", "optimizer": "sgd"}, "published, icons, SGD"),
         ({"keys": 0}, "no stamp"),
-        (PAPER | {"dataset": "cifar10"}, "published"),
     ],
 )
 def test_a_model_is_told_in_words(made, about, words):
