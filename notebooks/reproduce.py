@@ -107,7 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--launch", default="", help="a command that starts another one elsewhere, such as srun")
     options = parser.parse_args(arguments)
     for name in ("CLEARSTAMP_ARTIFACTS", "CLEARSTAMP_DATA"):
-        if name in os.environ:
+        if os.environ.get(name):
             os.environ[name] = os.path.abspath(os.environ[name])  # before the folder changes
     os.chdir(ROOT)
     jobs = options.jobs or (1 if torch.cuda.is_available() else min(os.cpu_count() or 1, 8))

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from clearstamp import experiments, report
-from clearstamp.attacks import Pruning
+from clearstamp.attacks import Erasure, Pruning
 from clearstamp.campaigns import campaigns
 from clearstamp.errors import RecordError
 from clearstamp.experiments import PROFILES, run_all
@@ -18,6 +18,7 @@ from clearstamp.models import build
 from clearstamp.registry import OURS, PAPER, table4
 from clearstamp.report import Slider, by_model
 from clearstamp.report.stages import in_words
+from clearstamp.runtime import Cost
 from clearstamp.scores import develop, montage
 from clearstamp.transpose import transpose
 from tests.books import record
@@ -190,14 +191,21 @@ def test_fingerprints_stand_beside_the_paper_s_numbers():
 
 def test_what_lasts_is_one_line_a_setting():
     on = Trial(name="trial", model="fc", keys=2, readout="adjoint", dropout=0.2, every=2, joint=True)
-    (attacked,) = campaigns("lasting", {"pruned": Pruning(amount=0.5)}, [on])
-    lives, campaign = run_all([on], "tiny"), run_all([attacked], "tiny")
-    head, _, line = report.lasting_table(lives, campaign, "developed_ssim").data.splitlines()
-    assert head == "| model | accuracy | trained | fine-tuned, LR/10 | pruned |"
-    cells = [line.strip() for line in line.strip("|").split("|")]
-    assert cells[0] == "dropout 0.2, every 2 batches, joint, adjoint readout, three FC layers, 2 keys"
-    assert cells[-1] == f"{campaign[0].results['pruned']['developed_ssim']:.3f}"
-    assert cells[2] == f"{lives[0].results['trained']['developed_ssim']:.3f}"
+    attacks = {"pruned": Pruning(amount=0.5), "erased": Erasure(steps=1)}
+    lives, campaign = (run_all([e], "tiny") for e in (on, *campaigns("lasting", attacks, [on])))
+    cost = run_all([Cost(name="cost-trial", subject="joint", twin="task", model="fc", rounds=2, repeats=1)], "tiny")
+    tables = report.lasting_tables(lives, campaign, "developed_ssim", cost)
+    heads, lines = zip(*((table.data.splitlines()[0], table.data.splitlines()[2]) for table in tables), strict=True)
+    assert heads == (
+        "| model | accuracy | trained | fine-tuned, LR/10 | pruned | time |",
+        "| model | trained | erased |",
+    )
+    words = "dropout 0.2, joint every 2, three FC layers, 2 keys"
+    life, left = lives[0].results, campaign[0].results
+    scores = [f"{found['developed_ssim']:.3f}" for found in (life["trained"], life["finetuned"], left["pruned"])]
+    time = cost[0].results["cost"]["time"]
+    assert lines[0] == f"| {words} | {life['trained']['accuracy']:.4f} | {' | '.join(scores)} | {time:.2f} |"
+    assert lines[1] == f"| {words} | {scores[0]} | {left['erased']['developed_ssim']:.3f} |"
 
 
 @pytest.mark.parametrize(
@@ -206,7 +214,7 @@ def test_what_lasts_is_one_line_a_setting():
         (PAPER, "published"),
         (PAPER | {"readout": "adjoint", "keys": 1}, "published, adjoint readout, 1 key"),
         (OURS | {"readout": "adjoint"}, "default"),
-        ({"dropout": 0.1, "noise": 0.015}, "dropout 0.1, every batch, alternate, noise 0.015"),
+        ({"dropout": 0.1, "noise": 0.015}, "dropout 0.1, alternate every 1, noise 0.015"),
         ({"until": "hardened", "lr": 1e-3}, "dropout 0, LR 0.001"),
         (PAPER | {"secrets": "icons", "optimizer": "sgd"}, "published, icons, SGD"),
         ({"keys": 0}, "no stamp"),
@@ -248,6 +256,7 @@ def test_a_stage_of_an_experiment_s_own_has_a_table_too(made):
         lambda: report.score_table([], "trained"),
         lambda: report.attacks_table([]),
         lambda: report.steps_table([]),
+        lambda: report.hardening_figure([]),
         lambda: report.cost_table([], []),
         lambda: report.capacity_table([]),
         lambda: report.coverage_table([]),

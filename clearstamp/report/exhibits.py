@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from clearstamp.records import Record
 
 KEY = "clearstamp"
+NOT_RUN = "*Not run in this profile.*"
 
 
 def about(kind: Literal["Figure", "Table"], caption: str, records: Iterable[Record]) -> dict[str, Any]:

@@ -7,12 +7,13 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 import torch.nn.functional as F
+from IPython.display import Markdown
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, PercentFormatter
 from torch import Tensor
 
 from clearstamp.records import Record
-from clearstamp.report.exhibits import finished
+from clearstamp.report.exhibits import NOT_RUN, finished
 from clearstamp.report.stages import SCORES, STAGES, by_model, in_words
 from clearstamp.scores import develop, montage
 from clearstamp.transpose import Transposed
@@ -95,8 +96,10 @@ def plane_figure(groups: Mapping[str, Sequence[Record]], *, metric: str = "devel
     return finished(figure, caption, chain.from_iterable(groups.values()))
 
 
-def hardening_figure(records: Sequence[Record]) -> Figure:
+def hardening_figure(records: Sequence[Record]) -> Figure | Markdown:
     """Stamp loss during hardening, then task and stamp loss during constraint training, one line a record."""
+    if not records:
+        return Markdown(NOT_RUN)
     figure, axes = plt.subplots(1, 3, figsize=(9, 2.8))
     names = ("hardening/losses", "training/losses", "training/stamp losses")
     titles = ("hardening: stamp loss", "constraint training: task loss", "constraint training: stamp loss")

@@ -7,7 +7,7 @@ from typing import Any
 from clearstamp import claims
 from clearstamp.errors import RecordError
 from clearstamp.experiments import STAND_IN, profile
-from clearstamp.lifecycle import LifeCycle
+from clearstamp.lifecycle import LifeCycle, Trial
 from clearstamp.records import Record
 from clearstamp.registry import OURS, PAPER
 
@@ -100,8 +100,12 @@ def in_words(record: Record) -> str:
     elif given["until"] == "hardened":
         parts = [f"dropout {given['dropout']:g}"]
     else:
-        cadence = "every batch" if given["every"] == 1 else f"every {given['every']} batches"
-        parts = [f"dropout {given['dropout']:g}", cadence, "joint" if given["joint"] else "alternate"]
+        parts = [
+            f"dropout {given['dropout']:g}",
+            f"{'joint' if given['joint'] else 'alternate'} every {given['every']}",
+        ]
+    if record.kind == Trial.__name__:
+        usual["readout"] = "adjoint"  # of them all
     if row := table_row(record):
         parts, particular = [*parts, row], {"readout", "keys"}
     else:

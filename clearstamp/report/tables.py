@@ -12,7 +12,7 @@ from clearstamp import claims, markdown
 from clearstamp.capacity import Capacity
 from clearstamp.records import Provenance, Record, Split, Stage, load_all
 from clearstamp.registry import FINGERPRINTS
-from clearstamp.report.exhibits import about
+from clearstamp.report.exhibits import NOT_RUN, about
 from clearstamp.report.stages import SCORES, STAGES, by_experiment, ends, in_words
 
 
@@ -22,7 +22,7 @@ def shown(
     """A table, or that there is none."""
     rows = list(rows)
     if not rows:
-        return Markdown("*Not run in this profile.*")
+        return Markdown(NOT_RUN)
     return Markdown(markdown.table(head, rows, align), metadata=about("Table", caption, records))
 
 
@@ -115,31 +115,44 @@ def attacks_table(records: Sequence[Record]) -> Markdown:
     )
 
 
-def lasting_table(
+def lasting_tables(
     lives: Sequence[Record], attacked: Sequence[Record], score: str, costs: Sequence[Record] = ()
-) -> Markdown:
-    """One line a setting: accuracy after training, and `score` after training, after fine-tuning and after each attack.
+) -> list[Markdown]:
+    """One line a setting: `score` after training and after each attack, in one table, and after erasures, in another.
 
     `lives` are the life cycles, `attacked` the campaigns on their models, `costs` what training each of them costs.
     """
     by_name = {r.parameters["on"]["name"]: r for r in attacked}
-    attacks = list(dict.fromkeys(label for r in attacked for label in ends(r) if label != "before"))
+    attacks = {label: about["attack"] for r in attacked for label, about in r.parameters["attacks"].items()}
+    erasures = [label for label, attack in attacks.items() if attack == "erasure"]
+    others = [label for label in attacks if label not in erasures]
     times = {r.experiment.removeprefix("cost-"): r.results["cost"]["time"] for r in costs}
+
+    def after(life: Record, labels: Sequence[str]) -> Iterator[str]:
+        left = by_name[life.experiment].results if life.experiment in by_name else {}
+        yield from (f"{left[label][score]:.3f}" if label in left else "" for label in labels)
 
     def cells(life: Record) -> Iterator[str]:
         yield f"{life.results['trained']['accuracy']:.4f}"
         yield from (f"{life.results[stage][score]:.3f}" for stage in ("trained", "finetuned"))
-        left = by_name[life.experiment].results if life.experiment in by_name else {}
-        yield from (f"{left[label][score]:.3f}" if label in left else "" for label in attacks)
+        yield from after(life, others)
         if costs:
             yield f"{times[life.experiment]:.2f}" if life.experiment in times else ""
 
-    return shown(
-        f"What is left: {SCORES[score]}",
-        (*lives, *attacked, *costs),
-        ("model", "accuracy", "trained", "fine-tuned, LR/10", *attacks, *(["time"] if costs else [])),
-        ((in_words(life), *cells(life)) for life in lives),
-    )
+    return [
+        shown(
+            f"{SCORES[score]} that is left after training on, pruning and compression",
+            (*lives, *attacked, *costs),
+            ("model", "accuracy", "trained", "fine-tuned, LR/10", *others, *(["time"] if costs else [])),
+            ((in_words(life), *cells(life)) for life in lives),
+        ),
+        shown(
+            f"{SCORES[score]} that is left after erasure by an attacker with data",
+            (*lives, *attacked),
+            ("model", "trained", *erasures),
+            ((in_words(r), f"{r.results['trained'][score]:.3f}", *after(r, erasures)) for r in lives),
+        ),
+    ]
 
 
 def family(record: Record) -> str:
@@ -396,7 +409,7 @@ def computed(records: Sequence[Record], *more: str) -> str:
 def provenance(records: Sequence[Record]) -> Markdown:
     """Where the numbers of a page come from, in a line; how they were computed, behind a toggle."""
     if not records:
-        return Markdown("*Not run in this profile.*")
+        return Markdown(NOT_RUN)
     sets = dict.fromkeys(
         f"{name}, {amount(used['train'])} train images and {amount(used['test'])} test images"
         for r in records
