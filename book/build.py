@@ -277,15 +277,18 @@ def walk(folder: Path, notebooks: Mapping[Path, nbformat.NotebookNode]) -> str:
 def falls(judged: Sequence[claims.Row], links: Mapping[str, str]) -> str:
     """How many claims were run and hold, what the library's default makes of them, and the table of those that fall."""
     run = [row for row in judged if row.verdict]
-    fallen = [row for row in run if not row.holds("published")]
+    fallen = [row for row in run if row.holds("published") is False]
+    open_ = [row for row in run if row.holds("published") is None]
     text = (
         f"Of {len(judged)} numbers of the paper, {len(run)} were run in this profile, embedded and read as published: "
-        f"{len(run) - len(fallen)} hold, {len(fallen)} fall."
+        f"{len(run) - len(fallen) - len(open_)} hold, {len(fallen)} fall."
     )
+    if open_:
+        text += f" {len(open_)} stay open: prices of erasing more than the attack had erased by that step."
     asked = (row for row in judged if "{readout}" in row.claim.experiment)
-    held = [row.holds("default") for row in asked if row.values["default"]]
+    held = [held for row in asked if (held := row.holds("default")) is not None]
     if held:
-        text += f" With this library's defaults {len(held)} were run: {sum(map(bool, held))} hold."
+        text += f" With this library's defaults {len(held)} were run: {sum(held)} hold."
     untold = [row.claim.id for row in fallen if not row.reduced and not row.claim.tried]
     if untold:
         raise RecordError("nothing says what was tried to make a claim hold", got=", ".join(untold), where=claims.FILE)

@@ -1,7 +1,7 @@
 """The paper's claims and how they fare: `claims.yml` beside the records."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from statistics import mean
@@ -27,6 +27,7 @@ class Claim:
     score `metric` is taken (see `clearstamp.records.Stage`). `verdict` says how the reproduced mean has to stand to the
     paper's value: within `tolerance` of it (``near``), no more than that below it (``least``), or no more than that
     above it (``most``); `reason` says why. Of a claim that falls, `tried` says what was tried to make it hold.
+    `beside` names the claim of how much was erased at that price: a price says nothing as long as less was erased.
     """
 
     id: str
@@ -40,6 +41,7 @@ class Claim:
     tolerance: FiniteFloat
     reason: str
     tried: str | None = None
+    beside: str | None = None
     row: str | None = None
     moment: Moment | None = None
     attack: str | None = None
@@ -76,19 +78,25 @@ class Row:
     claim: Claim
     values: dict[str, list[float]]
     reduced: str = ""
+    beside: "Row | None" = None
 
     @property
     def verdict(self) -> str:
         """Of what was embedded and read as published; empty if the experiment was not run."""
-        held = self.holds("published")
-        if held is None:
+        if not self.values["published"]:
             return ""
-        return ("holds" if held else "FALLS") + (f", reduced scale ({self.reduced})" if self.reduced else "")
+        text = {True: "holds", False: "FALLS", None: "open: less was erased"}[self.holds("published")]
+        return text + (f", reduced scale ({self.reduced})" if self.reduced else "")
 
     def holds(self, embedding: str) -> bool | None:
-        """Does an embedding bear the claim out? None if it was not run."""
-        values = self.values[embedding]
-        return self.claim.holds(mean(values)) if values else None
+        """Does an embedding bear the claim out? None if it was not run, or if it does not come to that."""
+        if not self.values[embedding]:
+            return None
+        held = self.claim.holds(mean(self.values[embedding]))
+        if held or self.beside is None:
+            return held
+        left, paper = mean(self.beside.values[embedding]), self.beside.claim
+        return None if left > paper.paper + paper.tolerance else held
 
     def cell(self, embedding: str, style: str = ".3f") -> str:
         """Mean and, over several seeds, the range; empty if not run."""
@@ -130,7 +138,8 @@ def judge(claims: Iterable[Claim], records: Iterable[Record]) -> list[Row]:
             values[embedding] = [claim.value(record, name.rpartition("-")[2]) for record in made]
         reduced = [r for r in by_name.get(claim.experiment.format(readout="paper"), []) if r.profile != "paper"]
         rows.append(Row(claim, values, ", ".join(dict.fromkeys(" and ".join(r.data) or "no data" for r in reduced))))
-    return rows
+    by_id = {row.claim.id: row for row in rows}
+    return [replace(row, beside=by_id[row.claim.beside]) if row.claim.beside else row for row in rows]
 
 
 def table(

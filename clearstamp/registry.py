@@ -266,6 +266,7 @@ def adaptive_adversary(scale: Profile) -> Groups:
         "eleven random keys": Erasure(keys="random", count=None, steps=4, looks=4),
         "overwriting": Overwriting(steps=7, looks=7),
     }
+    rates: Attacks = {f"LR {lr:g}": Erasure(steps=11, looks=11, lr=lr) for lr in (2e-3, 4e-3, 8e-3)}
     stronger: Attacks = {
         f"{keys} keys, LR {lr:g}": Erasure(keys=keys, count=None, steps=repairing(scale), looks=5, lr=lr, repair=True)
         for keys in ("known", "random")
@@ -289,6 +290,7 @@ def adaptive_adversary(scale: Profile) -> Groups:
     extraction |= {f"average, {w:g} unmarked": Averaging(weight=w) for w in (0.25, 0.5, 0.75)}
     return {
         "erasure": Group(campaigns("erasure", erasing, MARKED)),
+        "rates": Group(campaigns("rates", rates, PUBLISHED[:1])),
         "stronger": Group(campaigns("stronger", stronger, MARKED)),
         "preserving": Group(campaigns("preserving", preserving | cancelling, MARKED)),
         "batch norm": Group(

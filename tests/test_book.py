@@ -298,6 +298,11 @@ def test_the_numbers_that_fall_are_counted_and_listed_and_what_the_default_makes
     )
     with pytest.raises(RecordError, match=f"nothing says what was tried to make a claim hold; got: {claim.id}"):
         book_build.falls([row(-9)], {})
+    price, erased = row(-9), row(0)
+    price = replace(
+        price, claim=replace(claim, verdict="least"), beside=replace(erased, claim=replace(claim, paper=-9))
+    )
+    assert "0 hold, 0 fall. 1 stay open" in book_build.falls([price], {})
     claim = replace(claim, tried="another rate")
     told = book_build.falls([row(0), row(-9, 0), row(None, -9)], {claim.id: "Table 2.1"})
     assert "| another rate | Table 2.1 |" in told

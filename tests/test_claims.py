@@ -59,6 +59,30 @@ def test_the_default_is_judged_beside_what_was_published():
     assert (row.cell("default"), row.holds("default"), row.verdict) == ("0.900", True, "FALLS")
 
 
+@pytest.mark.parametrize(
+    ("accuracy", "ssim", "verdict"),
+    [(0.7, 0.9, "holds"), (0.9, 0.9, "open: less was erased"), (0.9, 0.1, "FALLS"), (0.9, 0.14, "FALLS")],
+)
+def test_a_price_says_nothing_as_long_as_less_was_erased(accuracy, ssim, verdict):
+    price = claim(id="C1", metric="accuracy", paper=0.7, verdict="most", beside="C2")
+    erased = claim(id="C2", paper=0.1, tolerance=0.05)
+    made = record("paper", 0, ssim)
+    made.stages[0].scores["accuracy"] = accuracy
+    row, _ = claims.judge([price, erased], [made])
+    assert row.verdict == verdict
+    assert row.holds("published") is {"holds": True, "FALLS": False}.get(verdict)
+
+
+def test_every_price_names_what_was_erased_for_it():
+    by_id = {entry.id: entry for entry in claims.load()}
+    prices = [entry for entry in by_id.values() if entry.verdict == "most" and entry.experiment.startswith("erasure")]
+    assert len(prices) == 17
+    for price in prices:
+        erased = by_id[price.beside]
+        assert erased.metric.startswith("ssim") and erased.notebook == price.notebook
+        assert (erased.experiment, erased.attack, erased.step) == (price.experiment, price.attack, price.step)
+
+
 def test_what_was_not_run_is_an_empty_cell():
     (row,) = claims.judge([claim()], [])
     assert [row.cell(embedding) for embedding in claims.EMBEDDINGS] == ["", "", ""] and row.verdict == ""

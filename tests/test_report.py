@@ -208,6 +208,26 @@ def test_what_lasts_is_one_line_a_setting():
     assert lines[1] == f"| {words} | {scores[0]} | {left['erased']['developed_ssim']:.3f} |"
 
 
+def test_a_price_is_told_step_by_step():
+    on = LifeCycle(name="on", model="fc", keys=2, **PAPER)
+    attacks = {"LR 0.1": Erasure(steps=2, looks=2, lr=0.1), "LR 0.2": Erasure(steps=1, lr=0.2)}
+    found = run_all(campaigns("rates", attacks, [on]), "tiny")
+    assert report.prices_table(found, tuple(attacks)).data == "*Not run in this profile.*", "three FC layers"
+    told = [
+        replace(
+            found[0], parameters=found[0].parameters | {"on": found[0].parameters["on"] | {"model": "cnn", "keys": 11}}
+        )
+    ]
+    head, _, *lines = report.prices_table(told, tuple(attacks)).data.splitlines()
+    assert head == "| step | LR 0.1 | LR 0.2 |"
+    by_label = found[0].results
+    pairs = [
+        f"{by_label[label]['accuracy']:.3f} / {by_label[label]['ssim_attacked']:.3f}"
+        for label in ("LR 0.1, step 1", "LR 0.2", "LR 0.1")
+    ]
+    assert lines == [f"| 1 | {pairs[0]} | {pairs[1]} |", f"| 2 | {pairs[2]} |  |"]
+
+
 @pytest.mark.parametrize(
     ("about", "words"),
     [

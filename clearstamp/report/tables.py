@@ -155,6 +155,29 @@ def lasting_tables(
     ]
 
 
+def prices_table(records: Sequence[Record], attacks: Sequence[str]) -> Markdown:
+    """One line a step: accuracy and SSIM of the keys that the attacker knew, for each of some attacks as published."""
+    published = [record for record in records if in_words(record) == "published"]
+    found: dict[str, dict[int, list[tuple[float, float]]]] = {attack: {} for attack in attacks}
+    for stage in (stage for record in published for stage in record.stages if stage.attack in found):
+        step = stage.scores["steps"] if stage.step is None else stage.step
+        pair = stage.scores["accuracy"], stage.scores["ssim_attacked"]
+        found[str(stage.attack)].setdefault(int(step), []).append(pair)
+    steps = sorted({step for by_step in found.values() for step in by_step})
+
+    def cells(step: int) -> Iterator[str]:
+        for by_step in found.values():
+            pairs = by_step.get(step, [])
+            yield " / ".join(f"{mean(values):.3f}" for values in zip(*pairs, strict=True))
+
+    return shown(
+        "Accuracy / SSIM of the known key, by the steps of the attack",
+        published,
+        ("step", *attacks),
+        ((str(step), *cells(step)) for step in steps),
+    )
+
+
 def family(record: Record) -> str:
     """What the attacks of a campaign have in common, as its name has it before that of the model."""
     on = str(record.parameters["on"]["name"]).removeprefix("11-keys-")
