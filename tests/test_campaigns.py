@@ -10,6 +10,7 @@ from clearstamp.data import load
 from clearstamp.errors import RecordError
 from clearstamp.experiments import run_all
 from clearstamp.lifecycle import LifeCycle
+from clearstamp.report.stages import in_words
 
 ON = LifeCycle(name="2-keys-adjoint", readout="adjoint", model="fc", keys=2, lr=1e-3)
 TWIN = LifeCycle(name="unmarked", model="fc", keys=0)
@@ -118,7 +119,7 @@ def test_an_attack_slider_shows_the_ways_and_the_ends(record):
 def test_the_table_of_attacks_holds_the_ends_with_the_known_keys_score(record):
     lines = report.attacks_table([record]).data.splitlines()
     assert [line.split(" | ")[1] for line in lines[2:]] == ["before", "tuned", "erased", "averaged", "permuted"]
-    assert all(line.startswith("| 2-keys-adjoint |") for line in lines[2:])
+    assert all(line.startswith(f"| {in_words(record)} |") for line in lines[2:])
     named = replace(record, experiment="fine-tuning-2-keys-adjoint")
     assert report.attacks_table([named]).metadata["clearstamp"]["caption"] == "Scores after each attack: fine tuning"
     assert f"{record.results['erased']['ssim_attacked']:.3f} | 4 |" in lines[4]
