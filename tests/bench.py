@@ -68,7 +68,7 @@ class Question:
 QUESTIONS = (
     Question("training as published (the paper: 1.40)", "alternate", "task", readout="paper", dropout=PAPER_DROPOUT),
     Question(
-        f"training by default, the stamp at every {EVERY}th batch", "joint", "task", 1.15, every=EVERY, dropout=RATE
+        f"training by default, the stamp once in {EVERY} batches", "joint", "task", 1.15, every=EVERY, dropout=RATE
     ),
     Question("  the same with two optimizers", "alternate", "task", every=EVERY, dropout=RATE),
     Question("  the same without dropout", "joint", "task", every=EVERY),
