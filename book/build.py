@@ -295,9 +295,7 @@ def falls(judged: Sequence[claims.Row], links: Mapping[str, str]) -> str:
     head = ("id", "claim", "paper", "published", "default", "what was tried to make it hold", "shown in; records")
     rows = (
         (
-            row.claim.id,
-            f"{row.claim.claim} ({row.claim.where})",
-            f"{row.claim.paper:.3f}",
+            *row.told,
             row.cell("published"),
             row.cell("default"),
             row.claim.tried or "",

@@ -85,10 +85,8 @@ def perform(profile_name: str, names: Sequence[str]) -> Iterator[Audit]:
 
     Raises `RecordError` if there is no such record, or no experiment that it answers to.
     """
-    scale, experiments = (
-        profile(profile_name),
-        {records.named(n, s): (e, s) for (n, s), e in declared(profile_name).items()},
-    )
+    scale = profile(profile_name)
+    experiments = {records.named(n, s): (e, s) for (n, s), e in declared(profile_name).items()}
     for name in names:
         if name not in experiments or find(experiments[name][0], scale, experiments[name][1]) is None:
             raise RecordError("no record to audit", got=name, expected="one that answers to an experiment of today")

@@ -81,6 +81,12 @@ class Row:
     beside: "Row | None" = None
 
     @property
+    def told(self) -> tuple[str, str, str]:
+        """Which claim it is: its id, what it says and where, and the paper's number."""
+        claim = self.claim
+        return claim.id, f"{claim.claim} ({claim.where})", f"{claim.paper:.3f}"
+
+    @property
     def verdict(self) -> str:
         """Of what was embedded and read as published; empty if the experiment was not run."""
         if not self.values["published"]:
@@ -125,6 +131,17 @@ def load(path: Path = FILE) -> tuple[Claim, ...]:
     return claims
 
 
+@cache
+def hardened() -> dict[str, Claim]:
+    """The claims of the SSIM after hardening that stand in a table of the paper, by experiment."""
+    return {c.experiment: c for c in load() if c.row and (c.moment, c.metric) == ("hardened", "ssim")}
+
+
+def network(claim: Claim) -> str:
+    """The network, and the data set or the number of keys, of a claim after hardening, in the paper's words."""
+    return str(claim.row).removesuffix(", after hardening")
+
+
 def judge(claims: Iterable[Claim], records: Iterable[Record]) -> list[Row]:
     """Each claim beside the records of one profile. A claim without a record has no values: it was not run."""
     by_name: dict[str, list[Record]] = {}
@@ -149,9 +166,7 @@ def table(
     head = ["id", "claim", "paper", *EMBEDDINGS, "verdict"] + (["shown in; records"] if links else [])
     lines = [
         [
-            r.claim.id,
-            f"{r.claim.claim} ({r.claim.where})",
-            f"{r.claim.paper:.3f}",
+            *r.told,
             *map(r.cell, EMBEDDINGS),
             r.verdict,
             *([links[r.claim.id]] if links else []),

@@ -32,9 +32,9 @@ class StampLoss:
     >>> loss = StampLoss(back, stamp)        # doctest: +SKIP
     >>> loss().backward()                    # doctest: +SKIP
 
-    SSIM is taken of the unclamped signal. `dropout` is the rate after every transposed convolution
-    and linear layer but the last, as in the paper, whose own rate is taken to be `PAPER_DROPOUT`: it is what makes a
-    stamp last when others train on or prune. The loss then differs from call to call.
+    SSIM is taken of the unclamped signal. `dropout` is the rate after every transposed convolution and linear layer but
+    the last, as in the paper, whose own rate is taken to be `PAPER_DROPOUT`: it is what makes a stamp last when others
+    train on or prune. The loss then differs from call to call.
 
     `noise` reads the stamp from weights that are off by a normal error, drawn anew at every call, which serves the same
     end at more cost. The weights themselves stay as they are. Its standard deviation is `noise` for every weight alike,

@@ -47,14 +47,20 @@ def ends(record: Record) -> list[str]:
 
 def by_experiment(records: Sequence[Record]) -> dict[str, list[Record]]:
     """The records of each experiment, one a seed."""
-    names = dict.fromkeys(record.experiment for record in records)
-    return {name: [record for record in records if record.experiment == name] for name in names}
+    return grouped(records, lambda record: record.experiment)
 
 
 def by_model(records: Sequence[Record]) -> dict[str, list[Record]]:
     """The records of each way to mark a model, in words."""
-    names = dict.fromkeys(map(in_words, records))
-    return {name: [record for record in records if in_words(record) == name] for name in names}
+    return grouped(records, in_words)
+
+
+def grouped(records: Sequence[Record], name: Callable[[Record], str]) -> dict[str, list[Record]]:
+    """The records of each name, in the order of their first."""
+    found: dict[str, list[Record]] = {}
+    for record in records:
+        found.setdefault(name(record), []).append(record)
+    return found
 
 
 NETWORKS = {"cnn-bn": "CNN with batch norm", "fc": "three FC layers"}
@@ -124,8 +130,8 @@ def in_words(record: Record) -> str:
 
 def table_row(record: Record) -> str:
     """The network and data set of a row of the paper's Table 4, as the paper has them, whatever stands in for these."""
-    for claim in claims.load():
-        names = (claim.experiment.format(readout=name) for name in claims.EMBEDDINGS.values())
-        if claim.where == "Table 4" and claim.moment == "hardened" and record.experiment in names:
-            return str(claim.row).removesuffix(", after hardening")
+    for experiment, claim in claims.hardened().items():
+        names = (experiment.format(readout=name) for name in claims.EMBEDDINGS.values())
+        if claim.where == "Table 4" and record.experiment in names:
+            return claims.network(claim)
     return ""

@@ -2,7 +2,7 @@
 
 import html
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from statistics import mean, stdev
 from typing import Any
 
@@ -14,6 +14,7 @@ from clearstamp.records import Provenance, Record, Split, Stage, load_all
 from clearstamp.registry import FINGERPRINTS
 from clearstamp.report.exhibits import NOT_RUN, about
 from clearstamp.report.stages import SCORES, STAGES, by_experiment, ends, in_words
+from clearstamp.runtime import Cost
 
 
 def shown(
@@ -205,13 +206,7 @@ def fingerprint_table(records: Sequence[Record]) -> Markdown:
 
     The last two columns have the mean distance to the paper over the default network's cells in that line.
     """
-    wanted = {
-        name: claim
-        for name, experiment in FINGERPRINTS.items()
-        for claim in claims.load()
-        if (claim.experiment, claim.moment, claim.metric) == (f"{experiment}-{{readout}}", "hardened", "ssim")
-        and claim.row
-    }
+    wanted = {name: claims.hardened()[f"{experiment}-{{readout}}"] for name, experiment in FINGERPRINTS.items()}
     found: dict[float, dict[str, tuple[float, float]]] = {}
     default = set()
     for record in records:
@@ -230,7 +225,7 @@ def fingerprint_table(records: Sequence[Record]) -> Markdown:
             off = [abs(read[mode] - wanted[name].paper) for name, read in by_network.items() if name in default]
             yield f"{mean(off):.3f}" if off else ""
 
-    head = [str(wanted[name].row).removesuffix(", after hardening") for name in networks]
+    head = [claims.network(wanted[name]) for name in networks]
     paper = [f"{wanted[name].paper:.2f}" for name in networks]
     return shown(
         "SSIM after hardening by the rate of dropout, in evaluation mode / in training mode",
@@ -387,11 +382,12 @@ def runtime_table(records: Sequence[Record], caption: str) -> Markdown:
     columns = {"network": "model", "pixels": "size"} | {
         name: name for name in ("keys", "every", "dropout", "noise", "precision")
     }
+    defaults = {f.name: f.default for f in fields(Cost)}  # what a record does not have yet
 
     def cells(record: Record) -> list[str]:
-        found, given = record.results["cost"], record.parameters
+        found, given = record.results["cost"], defaults | record.parameters
         time = f"{found['time']:.2f} ({found['quartile 1']:.2f} to {found['quartile 3']:.2f})"
-        about = (str(given.get(name, 0.0) if name == "dropout" else given[name]) for name in columns.values())
+        about = (str(given[name]) for name in columns.values())
         floors = (f"{found[name]:.2f}" for name in ("operations", "memory"))
         return [f"{given['subject']} / {given['twin']}", *about, time, *floors]
 
