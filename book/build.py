@@ -21,12 +21,12 @@ import nbformat
 import yaml
 from nbformat.v4 import new_markdown_cell, new_output
 
-from clearstamp import audit, claims, markdown, records, report
 from clearstamp.errors import ClearStampError, RecordError
-from clearstamp.records import Record
-from clearstamp.registry import Chapter
-from clearstamp.report.exhibits import KEY
-from clearstamp.report.tables import computed, listed, revision
+from clearstamp.reproduction import audit, claims, markdown, records, report
+from clearstamp.reproduction.records import Record
+from clearstamp.reproduction.registry import Chapter
+from clearstamp.reproduction.report.exhibits import KEY
+from clearstamp.reproduction.report.tables import computed, listed, revision
 from clearstamp.rules import READOUTS
 
 HERE = Path(__file__).parent

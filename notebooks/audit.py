@@ -7,8 +7,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from clearstamp import audit
 from clearstamp.errors import ClearStampError, RecordError
+from clearstamp.reproduction import audit
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -22,9 +22,9 @@ os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"  # "python3" is this environment's k
 import nbformat
 import papermill
 
-from clearstamp import experiments, records
 from clearstamp.errors import ClearStampError, RecordError
-from clearstamp.registry import CHAPTERS, Chapter
+from clearstamp.reproduction import experiments, records
+from clearstamp.reproduction.registry import CHAPTERS, Chapter
 
 ROOT = Path(__file__).resolve().parent.parent
 QUIET = {"PYDEVD_DISABLE_FILE_VALIDATION": "1"}

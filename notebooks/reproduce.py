@@ -20,12 +20,12 @@ from execute import ROOT, execute
 from jupyter_core.utils import ensure_event_loop
 from tqdm import tqdm
 
-from clearstamp import plan as plans
-from clearstamp import records, runner
 from clearstamp.errors import ClearStampError, RecordError
-from clearstamp.plan import Plan
-from clearstamp.registry import CHAPTERS
-from clearstamp.runner import Progress, Task
+from clearstamp.reproduction import plan as plans
+from clearstamp.reproduction import records, runner
+from clearstamp.reproduction.plan import Plan
+from clearstamp.reproduction.registry import CHAPTERS
+from clearstamp.reproduction.runner import Progress, Task
 
 
 class Bar:

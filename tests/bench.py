@@ -15,8 +15,8 @@ import torch
 
 import clearstamp as cs
 from clearstamp import models
-from clearstamp.lifecycle import FOUR_LETTERS
-from clearstamp.runtime import Cost, Workbench, ratios
+from clearstamp.reproduction.lifecycle import FOUR_LETTERS
+from clearstamp.reproduction.runtime import Cost, Workbench, ratios
 from clearstamp.training import PAPER_DROPOUT
 
 GOALS = {"paper": 300, "adjoint": 800}

@@ -13,8 +13,8 @@ import torch
 import yaml
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from clearstamp.records import Record, Stage
-from clearstamp.report import Slider
+from clearstamp.reproduction.records import Record, Stage
+from clearstamp.reproduction.report import Slider
 
 SOURCES = Path(__file__).parent.parent / "book"
 

@@ -14,10 +14,10 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 
-from clearstamp import claims
 from clearstamp.errors import RecordError
-from clearstamp.records import named
-from clearstamp.registry import declared
+from clearstamp.reproduction import claims
+from clearstamp.reproduction.records import named
+from clearstamp.reproduction.registry import declared
 from tests.books import SOURCES, archive, book_build, chapters, copy_sources, record, write_notebooks
 
 NOTEBOOKS = SOURCES.parent / "notebooks"

@@ -1,0 +1,121 @@
+"""Attacks of one kind on one marked model as one experiment."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from torch import Tensor
+
+from clearstamp.attacks import Attack, Look
+from clearstamp.data import Data
+from clearstamp.errors import ClearStampError, RecordError
+from clearstamp.reproduction.experiments import Experiment, Findings, Profile, load_sets, profile
+from clearstamp.reproduction.lifecycle import LifeCycle, trained
+from clearstamp.reproduction.records import Score, Stage
+
+UNMARKED = LifeCycle(name="unmarked", keys=0)
+"""The twin without a stamp."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Campaign(Experiment):
+    """Every one of `attacks`, by label, on the trained model of `on`, each on a copy of its own.
+
+    The attacker has the owner's training images, or with `unseen` images that the model never saw: the first half of
+    the test images, and accuracy is measured on the other half. With `merge` the owner merges equal units before
+    reading.
+    """
+
+    on: LifeCycle
+    attacks: dict[str, Attack] = field(hash=False)
+    unseen: bool = False
+    merge: bool = False
+    unmarked: LifeCycle = UNMARKED
+
+    @property
+    def pictures(self) -> int:  # type: ignore[override]
+        return self.on.looks
+
+    def scaled(self, scale: Profile) -> Profile:
+        return self.on.scaled(scale)
+
+    def sets(self, scale: Profile) -> tuple[Profile, ...]:
+        return self.on.sets(scale)
+
+    def parameters(self) -> dict[str, Any]:
+        attacks = {label: {"attack": attack.name} | asdict(attack) for label, attack in self.attacks.items()}
+        own = {"unseen": self.unseen, "merge": self.merge, "attacks": attacks}
+        return own | {"on": self.on.parameters(), "unmarked": self.unmarked.parameters()}
+
+    def needs(self) -> tuple[LifeCycle, ...]:
+        twin = any(attack.needs_unmarked for attack in self.attacks.values())
+        return (self.on, self.unmarked) if twin else (self.on,)
+
+    def check(self, scale: Profile) -> Iterator[ClearStampError]:
+        for needed in self.needs():
+            own = needed.at(profile(scale.name))
+            yield from needed.check(own)
+            if own.dataset != scale.dataset:
+                yield RecordError("a model of other data", got=own.dataset, expected=scale.dataset, where=needed.name)
+
+    def conduct(self, scale: Profile, seed: int) -> Findings:
+        sets = load_sets(scale)
+        model, *others = (trained(needed, profile(scale.name), seed) for needed in self.needs())
+        stamp = self.on.stamp(sets.train.shape, sets.train.classes, seed)
+        data, test = halves(sets.test) if self.unseen else (sets.train, sets.test)
+        stages: list[Stage] = []
+        arrays: dict[str, Tensor] = {"secrets": stamp.secrets}
+
+        def keep(label: str, look: Look, attack: str | None = None, attacked: tuple[int, ...] = ()) -> Stage:
+            scores: dict[str, Score] = {"accuracy": look.accuracy} | look.reading.summary()
+            if attacked:
+                at = list(attacked)
+                scores |= {
+                    "ssim_attacked": look.reading.ssim[at].mean().item(),
+                    "developed_ssim_attacked": look.reading.developed_ssim[at].mean().item(),
+                }
+            stages.append(Stage(label=label, attack=attack, step=look.step if label != attack else None, scores=scores))
+            arrays[label] = look.reading.images
+            return stages[-1]
+
+        before: Look | None = None
+        for label, attack in self.attacks.items():
+            found = attack.apply(
+                model,
+                data,
+                stamp,
+                test=test,
+                unmarked=others[0] if others else None,
+                readout=self.on.readout,
+                merge=self.merge,
+                before=before,
+                seed=seed,
+            )
+            if before is None:
+                before = found.before
+                keep("before", before)
+            for look in found.trace[:-1]:
+                keep(f"{label}, {look.label}", look, label, found.attacked)
+            end = keep(label, found.after, label, found.attacked)
+            end.scores.update({"steps": found.steps, "seconds": round(found.seconds, 2)})
+        return stages, arrays, {}
+
+
+def campaigns(
+    family: str, attacks: dict[str, Attack], models: Sequence[LifeCycle], *, unseen: bool = False, merge: bool = False
+) -> tuple[Campaign, ...]:
+    """The same attacks on each of several marked models, named ``family-model``."""
+    return tuple(
+        Campaign(
+            name=f"{family}-{on.name.removeprefix('11-keys-')}", on=on, attacks=attacks, unseen=unseen, merge=merge
+        )
+        for on in models
+    )
+
+
+def halves(data: Data) -> tuple[Data, Data]:
+    """The first and the second half of a set."""
+    half = len(data) // 2
+    parts = (slice(half), slice(half, None))
+    first, second = (replace(data, images=data.images[part], labels=data.labels[part]) for part in parts)
+    return first, second

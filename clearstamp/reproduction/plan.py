@@ -1,0 +1,208 @@
+"""What a run would do, before its first step: experiments, data, records, time, and what cannot work."""
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from clearstamp import data
+from clearstamp.errors import ClearStampError, DataError, RecordError
+from clearstamp.reproduction import records
+from clearstamp.reproduction.experiments import Experiment, Profile, find, has_weights, profile
+from clearstamp.reproduction.records import Record
+from clearstamp.reproduction.registry import CHAPTERS, Chapter, declared
+
+SECONDS = Path(__file__).with_name("seconds.json")
+"""Measured wall times by profile and name: one thread, beside another such process, on two cores."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One experiment with one seed.
+
+    Attributes:
+        record: the one that is there and answers to it, if there is one.
+        lost: is there a record whose trained model, which another experiment needs, is not there?
+        seconds: expected, None if nobody knows.
+    """
+
+    experiment: Experiment
+    seed: int
+    record: Record | None
+    lost: bool
+    seconds: float | None
+
+    @property
+    def name(self) -> str:
+        return records.named(self.experiment.name, self.seed)
+
+    @property
+    def todo(self) -> bool:
+        return self.record is None or self.lost
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The steps of some chapters in a profile, by name, those that others need before these.
+
+    If it is `recorded`, nothing is to be run, and what has no record is left out. `damaged` are the errors of records
+    and data that could not be read, with the steps that they concern.
+    """
+
+    profile: str
+    chapters: tuple[str, ...]
+    steps: dict[str, Step]
+    damaged: dict[str, list[str]]
+    recorded: bool = False
+
+    def todo(self) -> list[Step]:
+        """What has to be run."""
+        return [] if self.recorded else [step for step in self.steps.values() if step.todo]
+
+    def check(self) -> None:
+        """Raise one `RecordError` for all that cannot work: damaged files, missing data sets, unknown models, ..."""
+        faults = {error: list(names) for error, names in self.damaged.items()}
+        for step in self.todo():
+            for error in step.experiment.check(step.experiment.at(profile(self.profile))):
+                faults.setdefault(str(error), []).append(step.name)
+        if faults:
+            told = [f"{error}: {len(set(names))} runs, {listed(names)}" for error, names in faults.items()]
+            raise RecordError(
+                f"nothing was run, since this cannot work in profile {self.profile!r}:\n  " + "\n  ".join(told),
+                remedy="`make data` downloads data sets that are missing, data/README.md says where else they may lie; "
+                "with CLEARSTAMP_RECORDED=1 nothing is run, and what is on record is shown",
+            )
+
+    def needed(self, step: Step) -> list[Step]:
+        """The steps whose trained models a step takes."""
+        return [self.steps[records.named(needed.name, step.seed)] for needed in step.experiment.needs()]
+
+    def of(self, chapter: str) -> list[Step]:
+        """The steps that a chapter shows."""
+        return [
+            self.steps[records.named(e.name, seed)]
+            for e, seed in dict.fromkeys(Chapter(chapter, self.profile).declared())
+        ]
+
+    def table(self) -> str:
+        """One line an experiment of each chapter, and the total."""
+        shown: set[str] = set()
+        lines = []
+        for chapter in self.chapters:
+            lines.append(chapter)
+            by_name: dict[str, list[Step]] = {}
+            for step in self.of(chapter):
+                by_name.setdefault(step.experiment.name, []).append(step)
+            rows = [self.row(steps) for name, steps in by_name.items() if name not in shown]
+            widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+            lines += ["  " + "  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+            if again := by_name.keys() & shown:
+                lines.append(f"  and {len(again)} of the chapters above")
+            shown |= by_name.keys()
+        return "\n".join([*lines, "", self.total()])
+
+    def row(self, steps: Sequence[Step]) -> tuple[str, ...]:
+        """One experiment: name, data, seeds, state, minutes."""
+        first = steps[0]
+        scale = first.experiment.at(profile(self.profile))
+        sets = "; ".join(map(images, first.experiment.sets(scale)))
+        there = sum(not step.todo for step in steps)
+        states = {0: "not recorded" if self.recorded else "to run", len(steps): "recorded"}
+        seeds = " ".join(str(step.seed) for step in steps)
+        return (
+            first.experiment.name,
+            sets or "no data",
+            f"seed {seeds}",
+            states.get(there, f"{there} recorded"),
+            minutes(steps),
+        )
+
+    def total(self) -> str:
+        """How much there is to do, in words."""
+        todo = self.todo()
+        seconds, unknown = sum(step.seconds or 0 for step in todo), sum(step.seconds is None for step in todo)
+        text = f"{len(self.steps)} experiments, {len(todo)} of them to run: {seconds / 60:.0f} minutes of one core"
+        return text + (f", and {unknown} of them whose time is not known" if unknown else "")
+
+
+def images(scale: Profile) -> str:
+    """The data set of a scale, and how many images of how many."""
+    if not data.found(scale.dataset):
+        return f"{scale.dataset}, missing"
+    parts = []
+    for split, count in scale.images.items():
+        try:
+            there = f"{scale.size(split):,}"
+        except DataError:
+            there = "damaged"
+        name = "held-out" if scale.held_out and split == "test" else split
+        parts.append(f"{there} {name}" if count is None else f"{count:,} of {there} {name}")
+    return f"{scale.dataset}, {', '.join(parts)}"
+
+
+def minutes(steps: Iterable[Step]) -> str:
+    """Expected minutes of what is to be run; empty if nobody knows, or nothing is."""
+    known = [step.seconds for step in steps if step.todo and step.seconds is not None]
+    return f"{sum(known) / 60:.1f} min" if known else ""
+
+
+def make(profile_name: str, chapters: Sequence[str] = tuple(CHAPTERS)) -> Plan:
+    """The plan of some chapters; with `$CLEARSTAMP_RECORDED` set, one that runs nothing.
+
+    Raises `RecordError` for an unknown profile or chapter, and for two different experiments of one name.
+    """
+    scale, pairs = profile(profile_name), declared(profile_name, chapters)
+    found: dict[tuple[str, int], Record | None] = {}
+    damaged: dict[str, list[str]] = {}
+    for (name, seed), experiment in pairs.items():
+        try:
+            found[name, seed] = find(experiment, scale, seed)
+        except ClearStampError as error:
+            found[name, seed] = None
+            damaged.setdefault(str(error), []).append(records.named(name, seed))
+    lost = {
+        (needed.name, seed)
+        for (name, seed), experiment in pairs.items()
+        if found[name, seed] is None
+        for needed in experiment.needs()
+        if (record := found[needed.name, seed]) and not has_weights(record)
+    }
+    steps = {}
+    for key, experiment in sorted(pairs.items(), key=lambda pair: len(pair[1].needs())):  # models before attacks
+        step = Step(experiment, key[1], found[key], key in lost, expected(profile_name, key[0], found[key]))
+        steps[step.name] = step
+    recorded = bool(os.environ.get("CLEARSTAMP_RECORDED"))
+    return Plan(profile_name, tuple(dict.fromkeys(chapters)), steps, damaged, recorded)
+
+
+def listed(names: Sequence[str], most: int = 3) -> str:
+    """The first few names."""
+    names = list(dict.fromkeys(names))
+    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
+
+
+def expected(profile_name: str, name: str, record: Record | None) -> float | None:
+    """Seconds that an experiment takes: as its record says, or an older one of its name, or as they were measured."""
+    if record is not None:
+        return record.seconds
+    for path in sorted(records.folder(profile_name).glob(f"{name}-seed*.json")):
+        with suppress(RecordError):
+            return records.load(path).seconds
+    return measured().get(profile_name, {}).get(name)
+
+
+@cache
+def measured() -> dict[str, dict[str, float]]:
+    """The wall times in `SECONDS`."""
+    found: dict[str, dict[str, float]] = json.loads(SECONDS.read_text(encoding="utf-8"))
+    return found
+
+
+def keep_seconds(profile_name: str) -> None:
+    """Note the wall times of a profile's records in `SECONDS`."""
+    times = {record.experiment: record.seconds for record in records.load_all(profile_name)}
+    whole = measured() | {profile_name: dict(sorted(times.items()))}
+    SECONDS.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")

@@ -1,0 +1,469 @@
+"""The registry of experiments: every experiment that a chapter runs is declared here, once.
+
+A chapter is a function from the profile to the chapter's groups: what the notebook runs and shows together.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from itertools import product
+from typing import Any
+
+from clearstamp.attacks import (
+    Attack,
+    Averaging,
+    BatchNormRescaling,
+    Cast,
+    Distillation,
+    DummyUnits,
+    Erasure,
+    FinePruning,
+    FineTuning,
+    LogitShift,
+    Noise,
+    Overwriting,
+    Permutation,
+    Pruning,
+    Quantization,
+    Rescaling,
+    SplitUnits,
+    Transfer,
+)
+from clearstamp.errors import RecordError
+from clearstamp.reproduction.campaigns import UNMARKED, campaigns
+from clearstamp.reproduction.capacity import LICENCE, Capacity
+from clearstamp.reproduction.coverage import HANDFUL, Coverage, Hardened, classifiers
+from clearstamp.reproduction.experiments import Experiment, Profile, profile, run_all
+from clearstamp.reproduction.generalizability import CrossData, Row
+from clearstamp.reproduction.lifecycle import Fingerprint, LifeCycle, Trial
+from clearstamp.reproduction.records import READOUTS, Readout, Record
+from clearstamp.reproduction.runtime import Cost
+from clearstamp.training import PAPER_DROPOUT
+
+FIRST = (0,)
+"""The seed of what runs once."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Experiments that are run and shown together, with `seeds`, or with those of the profile for None."""
+
+    experiments: Sequence[Experiment]
+    seeds: tuple[int, ...] | None = None
+
+
+Groups = Mapping[str, Group]
+Attacks = dict[str, Attack]
+
+# -------------------------------------------------------------------------------------------- models of many chapters
+
+PAPER: dict[str, Any] = {"target": None, "dropout": PAPER_DROPOUT}
+"""As the paper embeds: dropout in hardening, which takes all its steps, and in a stamp step after every batch's."""
+OURS: dict[str, Any] = {"target": 0.95, "dropout": 0.3, "every": 3, "joint": True}
+"""As this library embeds when told nothing."""
+ONE_KEY = [
+    LifeCycle(name=f"1-key-{r}", readout=r, keys=1, paper_key=True, hardening_steps=7_000, **PAPER) for r in READOUTS
+]
+PUBLISHED = [LifeCycle(name=f"11-keys-{r}", readout=r, **PAPER) for r in READOUTS]
+"""The default scenario as published, under both readouts."""
+DEFAULT = LifeCycle(name="11-keys-default-adjoint", readout="adjoint", **OURS)
+"""The default scenario as this library embeds when told nothing."""
+MARKED = [*PUBLISHED, DEFAULT]
+"""The models that every attack meets."""
+RATES = [
+    PUBLISHED[0] if rate == PAPER_DROPOUT else replace(PUBLISHED[0], name=f"11-keys-dropout-{rate:g}", dropout=rate)
+    for rate in (0.0, 0.1, 0.3, 0.5)
+]
+"""As published but for the rate of dropout."""
+
+
+def lasting(scale: Profile) -> Attacks:
+    """The attacks that tell settings of the embedding apart."""
+    steps = repairing(scale)
+    attacks: Attacks = {"same rate": FineTuning(epochs=scale.epochs, lr=1e-4)}
+    attacks |= {f"pruning {level} %": Pruning(amount=level / 100) for level in (60, 80, 90)}
+    attacks |= {f"int{bits}": Quantization(bits=bits) for bits in (8, 4)}
+    return attacks | {
+        f"{keys} keys, LR {lr:g}": Erasure(keys=keys, count=None, steps=steps, lr=lr, repair=True)
+        for keys in ("random", "known")
+        for lr in (1e-4, 1e-3)
+    }
+
+
+def repairing(scale: Profile) -> int:
+    """Steps of an erasure that repairs the main task meanwhile."""
+    return {"tiny": 5, "quick": 20}.get(scale.name, 125)
+
+
+# --------------------------------------------------------------------------------------------------------- chapters
+
+
+def hardening(scale: Profile) -> Groups:
+    return {
+        "unmarked": Group([UNMARKED]),
+        "one key": Group(ONE_KEY),
+        "default": Group([replace(DEFAULT, name="1-key-default-adjoint", keys=1, paper_key=True)]),
+        "fingerprints": Group(fingerprints(scale), FIRST),
+    }
+
+
+FINGERPRINTS = {
+    "1-key": "1-key",
+    "11-keys": "11-keys",
+    "cifar10": "cifar10-cnn",
+    "gtsrb": "gtsrb-cnn",
+    "fc": "mnist-fc",
+    "cnn-bn": "mnist-cnn-bn",
+    "vgg11": "cifar100-vgg11",
+}
+"""Of each fingerprint, the published experiment whose SSIM after hardening the paper gives."""
+
+
+def fingerprints(scale: Profile) -> list[Fingerprint]:
+    """What each rate of dropout gives where the paper says what SSIM it reached by how many steps."""
+    published = {e.name: e for e in (ONE_KEY[0], PUBLISHED[0], *table4("{name}-paper", "paper", **PAPER))}
+    names = FINGERPRINTS if scale.name == "paper" else ("11-keys", "1-key")
+    rates = {"tiny": (0.5,), "quick": (0.0, 0.3, 0.5)}.get(scale.name, tuple(n / 10 for n in range(8)))
+    settings = [f.name for f in fields(LifeCycle) if f.name not in ("name", "dropout", "until")]
+    found = []
+    for name in names:
+        of = published[f"{FINGERPRINTS[name]}-paper"]
+        about = {setting: getattr(of, setting) for setting in settings}
+        found += [Fingerprint(name=f"fingerprint-{name}-{rate:g}", dropout=rate, **about) for rate in rates]
+    return found
+
+
+def multi_key(scale: Profile) -> Groups:
+    kinds = [
+        LifeCycle(name=f"{kind.replace(' ', '-')}-{readout}", readout=readout, secrets=kind, **PAPER)
+        for kind in ("one letter", "icons")
+        for readout in READOUTS
+    ]
+    ranges = [
+        LifeCycle(name=f"key-range-{limit}-{readout}", readout=readout, key_range=limit, until="hardened", **PAPER)
+        for limit in (5, 50)
+        for readout in READOUTS
+    ]
+    counts = [LifeCycle(name=f"{n}-keys-{r}", readout=r, keys=n, **PAPER) for n in (10, 20) for r in READOUTS]
+    counts.insert(2, replace(DEFAULT, name="10-keys-default-adjoint", keys=10))
+    sgd = [
+        LifeCycle(name=f"sgd-{r}", readout=r, optimizer="sgd", lr=0.01, hardening_steps=20_000, **PAPER)
+        for r in READOUTS
+    ]
+    return {
+        "unmarked": Group([UNMARKED]),
+        "eleven keys": Group(PUBLISHED),
+        "default": Group([DEFAULT]),
+        "other counts": Group(counts),
+        "kinds of secrets": Group(kinds),
+        "key ranges": Group(ranges),
+        "SGD": Group(sgd),
+        "open choices": Group(open_choices(scale), FIRST),
+    }
+
+
+def open_choices(scale: Profile) -> list[LifeCycle]:
+    """The default scenario as published with other choices where the paper is silent or says two things."""
+    others: dict[str, dict[str, Any]] = {"batch-256": {"batch_size": 256}, "rate-0.001": {"lr": 1e-3}}
+    if scale.precision != "float32":
+        others["float32"] = {"precision": "float32"}
+    return [replace(PUBLISHED[0], name=f"11-keys-{name}", **other) for name, other in others.items()]
+
+
+def pruning(scale: Profile) -> Groups:
+    epochs = scale.finetune_epochs
+    tuning: Attacks = {"same rate": FineTuning(epochs=5, lr=1e-4), "LR/10": FineTuning(epochs=4, lr=1e-5)}
+    unseen: Attacks = {"LR/10, unseen data": FineTuning(epochs=4, lr=1e-5)}
+    variants: Attacks = {
+        "SGD": FineTuning(epochs=epochs, lr=0.01, optimizer="sgd"),
+        "weight decay": FineTuning(epochs=epochs, lr=1e-4, weight_decay=1e-2),
+        "last layer": FineTuning(epochs=epochs, lr=1e-4, layers="last"),
+        "last layer anew": FineTuning(epochs=epochs, lr=1e-4, reset_last=True),
+        "transfer": Transfer(epochs=epochs, lr=1e-4),
+    }
+    levels: Attacks = {f"{level} %": Pruning(amount=level / 100) for level in range(10, 100, 10)}
+    levels |= {f"each layer {level} %": Pruning(amount=level / 100, scope="layer") for level in (60, 80, 90)}
+    levels |= {f"channels {level} %": Pruning(amount=level / 100, scope="channels") for level in (20, 40, 60)}
+    levels |= {"fine-pruning 40 %": FinePruning(amount=0.4, epochs=2, lr=1e-5)}
+    types: Attacks = {dtype: Cast(dtype=dtype) for dtype in ("float16", "bfloat16")}
+    types |= {f"int{b} per {per}": Quantization(bits=b, per=per) for b in (8, 4, 3) for per in ("tensor", "channel")}
+    noise: Attacks = {f"{sigma:g} sigma": Noise(scale=sigma) for sigma in (0.1, 0.2, 0.3, 0.5, 0.7, 1.0)}
+    return {
+        "fine-tuning": Group(campaigns("fine-tuning", tuning, MARKED)),
+        "unseen data": Group(campaigns("unseen", unseen, MARKED, unseen=True)),
+        "variants": Group(campaigns("variants", variants, [PUBLISHED[0], DEFAULT])),
+        "pruning": Group(campaigns("pruning", levels, MARKED)),
+        "compression": Group(campaigns("compression", types, MARKED)),
+        "noise": Group(campaigns("weight-noise", noise, MARKED)),
+        "dropout": Group(RATES, FIRST),
+        "dropout, attacked": Group(campaigns("lasting", lasting(scale), RATES), FIRST),
+    }
+
+
+def generalizability(scale: Profile) -> Groups:
+    networks = classifiers() if scale.name == "paper" else HANDFUL if scale.name == "quick" else HANDFUL[-3:-1]
+    resnet18 = Row(
+        name="resnet18-hardening",
+        readout="adjoint",
+        model="resnet18",
+        small="resnet18-narrow",
+        dataset="cifar10",
+        target=0.95,
+        lr=1e-3,
+        until="hardened",
+    )
+    rows: dict[str, list[Row]] = {r: table4(f"{{name}}-{r}", r, **PAPER) for r in READOUTS}
+    rows["default"] = table4("{name}-default-adjoint", "adjoint", **OURS)
+    shallow, deep = (slice(4), slice(4, None)) if scale.name != "tiny" else (slice(0), slice(4, None, 3))
+    if scale.name == "quick":
+        rows["default"] = rows["default"][shallow]
+    return {
+        **{name: Group(found[shallow]) for name, found in rows.items()},
+        **{f"{name}, deep": Group(found[deep], FIRST) for name, found in rows.items()},
+        "ResNet-18": Group([resnet18]),
+        "coverage": Group([Coverage(name="coverage", networks=tuple(networks))], FIRST),
+        "hardened": Group(
+            [Hardened(name="coverage-hardened", networks=HANDFUL if scale.name != "tiny" else HANDFUL[2:3])], FIRST
+        ),
+    }
+
+
+def table4(names: str, readout: Readout, **embedding: Any) -> list[Row]:
+    """The ten rows of the paper's Table 4 in its order, named by ``{name}`` in `names`.
+
+    Learning rates, and epochs where the paper's text is silent, are this library's: 1e-3 for ResNets, 1e-4 for others.
+    """
+
+    def row(name: str, **about: Any) -> Row:
+        kind: type[Row] = CrossData if "onto" in about else Row
+        return kind(name=names.format(name=name), readout=readout, **(embedding | about))
+
+    narrow: dict[str, dict[str, Any]] = {
+        name: {"model": name, "small": f"{name}-narrow"} for name in ("resnet18", "resnet34", "vgg11", "vit")
+    }
+    deep: dict[str, Any] = {"hardening_steps": 4_000, "epochs": 10, "lr": 1e-3}
+    long: dict[str, Any] = {"hardening_steps": 1_000, "epochs": 200}
+    return [
+        row("cifar10-cnn", dataset="cifar10"),
+        row("gtsrb-cnn", dataset="gtsrb"),
+        row("mnist-fc", model="fc", hardening_steps=200),
+        row("mnist-cnn-bn", model="cnn-bn", hardening_steps=1_000),
+        row("cifar10-resnet18", dataset="cifar10", **narrow["resnet18"], **deep),
+        row("gtsrb-resnet18", dataset="gtsrb", **narrow["resnet18"], **deep),
+        row("cifar10-resnet34", dataset="cifar10", **narrow["resnet34"], **deep),
+        row("cifar100-to-cifar10-resnet18", dataset="cifar100", onto="cifar10", **narrow["resnet18"], **deep),
+        row("cifar100-vgg11", dataset="cifar100", **narrow["vgg11"], **long),
+        row("cifar100-vit", dataset="cifar100", **narrow["vit"], **long),
+    ]
+
+
+def adaptive_adversary(scale: Profile) -> Groups:
+    erasing: Attacks = {
+        "known key, noise": Erasure(steps=11, looks=11),
+        "known key, black": Erasure(target="black", steps=11, looks=11),
+        "known key, unmarked": Erasure(target="unmarked", steps=6, looks=6),
+        "eleven known keys": Erasure(count=None, steps=4, looks=4),
+        "random key": Erasure(keys="random", steps=4, looks=4),
+        "eleven random keys": Erasure(keys="random", count=None, steps=4, looks=4),
+        "overwriting": Overwriting(steps=7, looks=7),
+    }
+    rates: Attacks = {f"LR {lr:g}": Erasure(steps=11, looks=11, lr=lr) for lr in (2e-3, 4e-3, 8e-3)}
+    stronger: Attacks = {
+        f"{keys} keys, LR {lr:g}": Erasure(keys=keys, count=None, steps=repairing(scale), looks=5, lr=lr, repair=True)
+        for keys in ("known", "random")
+        for lr in (1e-4, 1e-3)
+    }
+    cancelling: Attacks = {
+        "cancelling dummy units": DummyUnits(outgoing="cancelling"),
+        "split units, 3 and -2": SplitUnits(part=3.0),
+    }
+    preserving: Attacks = {
+        "permutation": Permutation(),
+        "rescaling": Rescaling(),
+        "rescaling, 1024": Rescaling(factor=1024.0),
+        "logit shift": LogitShift(),
+        "dummy units": DummyUnits(),
+        "split units": SplitUnits(),
+    }
+    batch_norm = [LifeCycle(name=f"batch-norm-{r}", model="cnn-bn", readout=r) for r in READOUTS]
+    factors: Attacks = {f"factor {2**n}": Rescaling(factor=float(2**n)) for n in range(9)}
+    extraction: Attacks = {"distillation": Distillation(epochs=scale.epochs)}
+    extraction |= {f"average, {w:g} unmarked": Averaging(weight=w) for w in (0.25, 0.5, 0.75)}
+    return {
+        "erasure": Group(campaigns("erasure", erasing, MARKED)),
+        "rates": Group(campaigns("rates", rates, PUBLISHED[:1])),
+        "stronger": Group(campaigns("stronger", stronger, MARKED)),
+        "preserving": Group(campaigns("preserving", preserving | cancelling, MARKED)),
+        "batch norm": Group(
+            campaigns("preserving-norm", {"batch-norm rescaling": BatchNormRescaling()}, batch_norm), FIRST
+        ),
+        "rescaling": Group(campaigns("rescaling", factors, PUBLISHED)),
+        "merged": Group(campaigns("merged", cancelling, MARKED[1:], merge=True)),
+        "extraction": Group(campaigns("extraction", extraction, [PUBLISHED[0], DEFAULT])),
+    }
+
+
+def capacity(scale: Profile) -> Groups:
+    noise = 0.015
+    length = {"tiny": 8, "quick": 134}.get(scale.name, len(LICENCE))  # bytes; the whole licence at the paper's scale
+    dots = [Capacity(name=f"36-bits-{r}", readout=r, length=49, code="none", **PAPER) for r in READOUTS]
+    noisy = Capacity(name="36-bits-noise-adjoint", readout="adjoint", length=49, code="none", noise=noise)
+    texts = {
+        code: Capacity(name=f"licence-{code}", readout="adjoint", length=length, code=code, patches=10, noise=noise)
+        for code in ("none", "hamming", "reed-solomon", "ldpc")
+    }
+    deep = PAPER | {"model": "resnet18", "small": "resnet18-narrow", "dataset": "cifar10", "lr": 1e-3}
+    deep["hardening_steps"] = 4_000
+    resnet = [
+        Capacity(name=f"licence-{c}-resnet18-adjoint", readout="adjoint", length=length, code=c, patches=10, **deep)
+        for c in (("none", "hamming", "ldpc") if scale.name == "paper" else ("ldpc",))
+    ]
+
+    def hardened(name: str, readout: Readout, **about: Any) -> Capacity:
+        about |= {"until": "hardened", "target": None, "hardening_steps": 500}
+        return Capacity(name=f"{name}-{readout}", readout=readout, code="none", **about)
+
+    counts = {"tiny": (1,), "quick": (1, 2, 4)}.get(scale.name, (1, 4, 16))
+    sizes = {"tiny": (2, 7), "quick": (4, 7, 10, 14)}.get(scale.name, (4, 7, 10, 14, 28))
+    by_keys = {r: [hardened(f"keys-{n}", r, length=49 * n) for n in counts] for r in READOUTS}
+    by_size = {r: [hardened(f"patches-{p}", r, length=11 * p * p // 8, patches=p) for p in sizes] for r in READOUTS}
+    times = {"tiny": (1,), "quick": (2,)}.get(scale.name, (4, 8))
+    many = replace(texts["ldpc"], hardening_steps=500, noise=0.005, sample=96)
+    attacks: Attacks = {f"pruning {level} %": Pruning(amount=level / 100) for level in (20, 40, 60)}
+    attacks |= {"int8": Quantization(bits=8)}
+    return {
+        "unmarked": Group([UNMARKED], FIRST),
+        "dots": Group(dots),
+        "dots, noise": Group([noisy]),
+        "licence": Group(list(texts.values()), FIRST),
+        "licence, more seeds": Group([texts["ldpc"]], scale.seeds[1:]),
+        "ResNet-18": Group(resnet, FIRST),
+        **{f"number of images, {r}": Group(by_keys[r], FIRST) for r in READOUTS},
+        **{f"bits of an image, {r}": Group(by_size[r], FIRST) for r in READOUTS},
+        "largest": Group([replace(many, name=f"licence-{n}-times", length=n * length) for n in times], FIRST),
+        "attacks": Group(campaigns("payload", attacks, [texts["ldpc"]]), FIRST),
+    }
+
+
+def trials(scale: Profile) -> list[Trial]:
+    """The settings among which the library's default is chosen."""
+    about: dict[str, dict[str, Any]] = {
+        "dropout 0, every 8": {},
+        "dropout 0.1, every 8": {"dropout": 0.1},
+        "dropout 0.3, every 8": {"dropout": 0.3},
+        "dropout 0.5, every 8": {"dropout": 0.5},
+        "dropout 0.3, every 4": {"dropout": 0.3, "every": 4},
+        "dropout 0.5, every 4": {"dropout": 0.5, "every": 4},
+        "dropout 0.3, every 3": {"dropout": 0.3, "every": 3},
+        "dropout 0.3, every 2": {"dropout": 0.3, "every": 2},
+        "dropout 0.3, every batch": {"dropout": 0.3, "every": 1},
+        "dropout 0.3, every 8, alternate": {"dropout": 0.3, "joint": False},
+        "dropout 0.3, every batch, alternate": {"dropout": 0.3, "every": 1, "joint": False},
+        "noise, every 8": {"noise": 0.015},
+        "dropout 0.3 and noise, every 8": {"dropout": 0.3, "noise": 0.015},
+    }
+    chosen = slice(4, 5) if scale.name == "tiny" else slice(0, 5, 4) if scale.name == "quick" else slice(None)
+    common: dict[str, Any] = {"readout": "adjoint", **OURS, "dropout": 0.0, "every": 8}
+    return [
+        Trial(name=f"trial {setting}".replace(",", "").replace(" ", "-"), **(common | own))
+        for setting, own in list(about.items())[chosen]
+    ]
+
+
+def runtime(scale: Profile) -> Groups:
+    fewer = {"tiny": {"rounds": 2, "repeats": 1}, "quick": {"rounds": 5, "repeats": 1}}
+    few: dict[str, Any] = fewer.get(scale.name, {})
+
+    def cost(name: str, subject: str, twin: str = "task", **about: Any) -> Cost:
+        return Cost(name=name, subject=subject, twin=twin, **(about | few))
+
+    def training(name: str, on: LifeCycle, **about: Any) -> Cost:
+        about |= {"readout": on.readout, "every": on.every, "dropout": on.dropout, "noise": on.noise}
+        return cost(name, "joint" if on.joint else "alternate", **about)
+
+    costs = [training(f"cost-{on.readout}", on) for on in PUBLISHED]
+    costs += [training("cost-default-adjoint", DEFAULT), training("cost-bfloat16", DEFAULT, precision="bfloat16")]
+    costs += [training(f"cost-{on.name}", on) for on in trials(scale)]
+
+    fast = LifeCycle(name="rate-0.001", readout="adjoint", lr=1e-3, until="hardened")
+    variants = [replace(fast, name=f"rate-{lr:g}", lr=lr) for lr in (1e-4, 3e-4)] + [fast]
+    variants += [replace(fast, name=f"key-range-{size:g}", key_range=size) for size in (3.0, 30.0)]
+    variants += [replace(fast, name="dropout-0.1", dropout=0.1)]
+
+    keys = {"tiny": (1, 10), "quick": (1, 10, 100)}.get(scale.name, (1, 10, 100, 1000))
+    sizes = {"tiny": (32,), "quick": (32, 48)}.get(scale.name, (32, 64, 128, 224))
+    networks = {"tiny": ("squeezenet1_1",), "quick": ("squeezenet1_1", "resnet18")}.get(
+        scale.name, ("vit-narrow", "squeezenet1_1", "resnet18", "resnet50", "vit_b_16")
+    )
+    step: dict[str, Any] = {"rounds": 5, "repeats": 1}
+    along = {
+        "keys": [cost(f"cost-keys-{n}", "stamp", keys=n, at_once=100 if n > 100 else None, **step) for n in keys],
+        "size": [cost(f"cost-size-{n}", "stamp", model="resnet18", size=n, batch=8, **step) for n in sizes],
+        "parameters": [
+            cost(f"cost-{name}", "stamp", model=name, channels=3, size=32, batch=8, **step) for name in networks
+        ],
+    }
+    return {
+        "costs": Group(costs, FIRST),
+        "parts": Group([cost(f"part-{part}", part) for part in ("walk", "measure", "stamp", "update")], FIRST),
+        "trials": Group(trials(scale), FIRST),
+        "trials, attacked": Group(campaigns("lasting", lasting(scale), trials(scale)), FIRST),
+        "hardening": Group(variants),
+        "by hand": Group([cost("cost-by-hand", "plain", "stamp", rounds=21)], FIRST),
+        "extraction": Group([cost("cost-extraction", "extract", "forward", rounds=21)], FIRST),
+        **{f"scale, {what}": Group(group, FIRST) for what, group in along.items()},
+    }
+
+
+CHAPTERS: dict[str, Callable[[Profile], Groups]] = {
+    "00-your-own-model": lambda scale: {},
+    "01-hardening": hardening,
+    "02-multi-key": multi_key,
+    "03-pruning": pruning,
+    "04-generalizability": generalizability,
+    "05-adaptive-adversary": adaptive_adversary,
+    "06-capacity": capacity,
+    "07-runtime": runtime,
+}
+"""Every notebook and what it runs."""
+
+
+class Chapter:
+    """The groups of one notebook in a profile. Raises `RecordError` for an unknown one of either."""
+
+    def __init__(self, name: str, profile_name: str):
+        if name not in CHAPTERS:
+            raise RecordError("unknown chapter", got=repr(name), expected=" or ".join(map(repr, CHAPTERS)))
+        self.name, self.profile = name, profile(profile_name)
+        self.groups = CHAPTERS[name](self.profile)
+
+    def __getitem__(self, group: str) -> Group:
+        if group not in self.groups:
+            raise RecordError("unknown group", got=repr(group), expected=", ".join(self.groups), where=self.name)
+        return self.groups[group]
+
+    def run(self, *groups: str) -> list[Record]:
+        """The records of these groups: those that are there, and what is not is run (see `run_all`)."""
+        chosen = [self[group] for group in groups]
+        return [r for g in chosen for r in run_all(g.experiments, self.profile.name, g.seeds)]
+
+    def declared(self) -> Iterator[tuple[Experiment, int]]:
+        """Each experiment with each of its seeds."""
+        for group in self.groups.values():
+            yield from product(group.experiments, self.profile.seeds if group.seeds is None else group.seeds)
+
+
+def declared(profile_name: str, chapters: Sequence[str] = tuple(CHAPTERS)) -> dict[tuple[str, int], Experiment]:
+    """Every experiment of some chapters, and what these need, by name and seed.
+
+    Raises `RecordError` if two different experiments have one name.
+    """
+    found: dict[tuple[str, int], Experiment] = {}
+    for name in chapters:
+        todo = list(Chapter(name, profile_name).declared())
+        while todo:
+            experiment, seed = todo.pop(0)
+            other = found.setdefault((experiment.name, seed), experiment)
+            if other != experiment:
+                raise RecordError("two different experiments of one name", got=experiment.name, where=name)
+            todo += [(needed, seed) for needed in experiment.needs()]
+    return found

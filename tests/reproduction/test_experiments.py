@@ -1,0 +1,270 @@
+from dataclasses import replace
+
+import pytest
+import torch
+
+from clearstamp import data
+from clearstamp.attacks import LogitShift
+from clearstamp.errors import RecordError
+from clearstamp.reproduction import experiments, lifecycle, records
+from clearstamp.reproduction.campaigns import Campaign
+from clearstamp.reproduction.experiments import PROFILES, has_weights, load_sets, run_all, weights_file
+from clearstamp.reproduction.lifecycle import Fingerprint, LifeCycle, Trial, trained
+from clearstamp.stamp import PAPER_KEY
+from clearstamp.transpose import transpose
+from clearstamp.verification import read
+
+SMALL = {"model": "fc", "keys": 2}
+
+
+@pytest.fixture(autouse=True)
+def tiny(tmp_path, monkeypatch):
+    monkeypatch.setenv("CLEARSTAMP_ARTIFACTS", str(tmp_path))
+    scale = replace(experiments.PROFILES["tiny"], train_images=128, test_images=50, hardening_steps=6)
+    monkeypatch.setitem(experiments.PROFILES, "tiny", scale)
+
+
+@pytest.mark.parametrize("readout", ["paper", "adjoint"])
+def test_a_life_cycle_is_read_after_every_stage(readout):
+    record = run_all([LifeCycle(name="one", readout=readout, lr=1e-3, **SMALL)], "tiny", (0,))[0]
+    assert list(record.results) == ["hardened", "trained", "finetuned"]
+    for stage, found in record.results.items():
+        assert {"accuracy", "ssim", "ssim_min", "developed_ssim", "correlation"} <= set(found)
+        assert record.arrays[stage].shape == (2, 1, 28, 28)
+    assert record.data["digits"]["train"].images == 128
+    assert record.results["hardened"]["ssim"] > 0.1
+
+
+def test_the_trained_model_is_that_of_the_record():
+    experiment = LifeCycle(name="one", lr=1e-3, dropout=0.3, **SMALL)
+    (record,) = run_all([experiment], "tiny")
+    stamp = experiment.stamp((1, 28, 28), 10, 0)
+    found = read(transpose(trained(experiment, PROFILES["tiny"], 0), stamp.secrets[:1]), stamp)
+    assert found.summary()["ssim"] == pytest.approx(record.results["trained"]["ssim"], abs=1e-6)
+
+
+def test_a_fingerprint_is_read_in_training_mode_too():
+    plain, thinned = (Fingerprint(name=f"rate {rate}", dropout=rate, lr=1e-3, **SMALL) for rate in (0.0, 0.5))
+    for experiment, alike in ((plain, True), (thinned, False)):
+        (record,) = run_all([experiment], "tiny")
+        (stage,) = record.stages
+        assert stage.moment == "hardened" and not stage.scores["reached"]
+        assert (stage.scores["ssim_training_mode"] == pytest.approx(stage.scores["ssim"], abs=1e-6)) is alike
+
+
+def test_a_trial_sees_no_test_image():
+    """Every third training image is held out and stands for the test images; the others are trained on."""
+    scale = Trial(name="trial", **SMALL).at(PROFILES["tiny"])
+    sets, whole = load_sets(scale), data.load("digits", "train")
+    assert (len(sets.train), len(sets.test), sets.test.split) == (scale.train_images, scale.test_images, "test")
+    pictures = {image.numpy().tobytes() for image in whole.images}
+    own, held = ({image.numpy().tobytes() for image in part.images} for part in (sets.train, sets.test))
+    assert own | held <= pictures and not own & held
+    (record,) = run_all([Trial(name="trial", lr=1e-3, **SMALL)], "tiny")
+    assert record.parameters["held_out"] is True
+    most = len(whole) - len(whole) // 3
+    for count, problems in ((most, 0), (most + 1, 1)):
+        assert len(list(Trial(name="trial", **SMALL).check(replace(scale, train_images=count)))) == problems
+
+
+def test_learning_rates_are_those_of_the_paper(monkeypatch):
+    rates: list[tuple[str, float]] = []
+    for name in ("harden", "fit"):
+        original = getattr(lifecycle, name)
+
+        def note(*args, name=name, original=original, **kwargs):
+            rates.append((name, kwargs["lr"]))
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(lifecycle, name, note)
+    run_all([LifeCycle(name="one", **SMALL)], "tiny", (0,))[0]
+    assert rates == [("harden", 1e-4), ("fit", 1e-4), ("fit", pytest.approx(1e-5))]
+
+
+def test_a_finished_record_is_not_made_again_and_a_changed_one_is(monkeypatch):
+    first = run_all([LifeCycle(name="one", until="hardened", **SMALL)], "tiny", (0,))[0]
+    made: list[str] = []
+    monkeypatch.setattr(records.Record, "save", lambda self: made.append(self.name))
+    assert run_all([LifeCycle(name="one", until="hardened", **SMALL)], "tiny", (0,))[0] == first
+    assert made == []
+    run_all([LifeCycle(name="one", until="hardened", lr=2e-3, **SMALL)], "tiny", (0,))[0]
+    assert made == ["one-seed0"]
+
+
+def test_the_same_seed_gives_the_same_result():
+    first = run_all([LifeCycle(name="one", **SMALL)], "tiny", (0,))[0]
+    second = run_all([LifeCycle(name="two", **SMALL)], "tiny", (0,))[0]
+    assert first.results == second.results
+    assert torch.equal(first.arrays["finetuned"], second.arrays["finetuned"])
+
+
+def test_the_trained_model_is_kept_and_trained_again_if_it_is_lost(monkeypatch):
+    experiment = LifeCycle(name="one", **SMALL)
+    record = run_all([experiment], "tiny", (0,))[0]
+    with monkeypatch.context() as patch:
+        patch.setattr(lifecycle, "marked", lambda *_: pytest.fail("trained a second time"))
+        model = trained(experiment, PROFILES["tiny"], 0)
+    stamp = experiment.stamp((1, 28, 28), 10, 0)
+    found = read(transpose(model, stamp.secrets[:1]), stamp)
+    assert found.summary()["ssim"] == pytest.approx(record.results["trained"]["ssim"], abs=1e-6)
+    assert torch.equal(stamp.secrets, record.arrays["secrets"])
+    weights_file(record).unlink()
+    monkeypatch.setattr(records.Record, "save", lambda _: pytest.fail("a record was written over"))
+    again = trained(experiment, PROFILES["tiny"], 0)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+
+
+def test_a_model_trained_again_that_differs_from_its_record_is_an_error_and_leaves_the_record():
+    experiment = LifeCycle(name="one", **SMALL)
+    (record,) = run_all([experiment], "tiny", (0,))
+    record.results["trained"]["ssim"] += 0.06
+    path = record.save()
+    weights_file(record).unlink()
+    before = path.read_bytes()
+    with pytest.raises(RecordError, match="not that of the record; got: ssim 0.060 apart; where: one-seed0 of commit"):
+        trained(experiment, PROFILES["tiny"], 0)
+    assert path.read_bytes() == before and not weights_file(record).exists()
+
+
+def test_weights_of_another_record_are_not_taken_nor_half_of_a_file():
+    experiment = LifeCycle(name="one", **SMALL)
+    (record,) = run_all([experiment], "tiny", (0,))
+    assert has_weights(record)
+    assert not has_weights(replace(record, seed=1)) and not has_weights(replace(record, parameters={}))
+    path = weights_file(record)
+    path.write_bytes(path.read_bytes()[:1000])
+    assert not has_weights(record)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"version": 2}, {"kind": "Cost"}, {"bases": {"x": 1}}, {"data": {}}, {"parameters": {}}, {"seed": 1}]
+)
+def test_a_record_with_another_key_is_not_taken(changes, monkeypatch):
+    experiment = LifeCycle(name="one", until="hardened", **SMALL)
+    (record,) = run_all([experiment], "tiny", (0,))
+    assert experiments.find(experiment, PROFILES["tiny"], 0) == record
+    if changes != {"seed": 1}:
+        replace(record, **changes).save()
+    assert experiments.find(experiment, PROFILES["tiny"], changes.get("seed", 0)) is None
+
+
+def test_data_that_are_not_here_are_not_compared(monkeypatch):
+    experiment = LifeCycle(name="one", until="hardened", **SMALL)
+    (record,) = run_all([experiment], "tiny", (0,))
+    monkeypatch.setattr(experiments.data, "found", lambda _: False)
+    monkeypatch.setattr(experiments, "load_sets", lambda _: pytest.fail("nothing is there to load"))
+    assert experiments.find(experiment, PROFILES["tiny"], 0) == record
+
+
+def test_a_set_that_is_missing_is_replaced_in_quick_alone(monkeypatch):
+    monkeypatch.setattr(experiments.data, "found", lambda name: name == "digits")
+    row = LifeCycle(name="one", dataset="cifar10")
+    quick = row.at(PROFILES["quick"])
+    assert (quick.dataset, quick.train_images, quick.test_images) == ("digits", 800, 300)
+    assert row.at(quick) == quick
+    greedy = replace(PROFILES["quick"], train_images=2_000, test_images=None)
+    assert (row.at(greedy).train_images, row.at(greedy).test_images) == (1437, 360), "no more than it has"
+    assert row.at(PROFILES["paper"]).dataset == "cifar10"
+    assert [str(error) for error in row.check(row.at(PROFILES["quick"]))] == []
+    assert [str(error) for error in row.check(row.at(PROFILES["paper"]))] == ["missing data set; got: cifar10"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"model": "colossus"}, "unknown model; got: 'colossus'"),
+        ({"keys": 21}, "not that many secrets; got: 21"),
+        ({"secrets": "runes"}, "not that many secrets"),
+    ],
+)
+def test_what_cannot_work_is_found_without_running(changes, problem):
+    found = list(LifeCycle(name="one", **changes).check(PROFILES["tiny"]))
+    assert len(found) == 1 and problem in str(found[0])
+
+
+def test_too_few_images_are_found_without_running():
+    scale = replace(PROFILES["tiny"], train_images=2_000, test_images=0)
+    found = [str(error) for error in LifeCycle(name="one").check(scale)]
+    assert found[0].startswith("not that many images; got: 2000; expected: 1 to 1,437") and "got: 0" in found[1]
+
+
+def test_the_unmarked_twin_is_read_with_the_owners_keys_under_both_readouts():
+    record = run_all([LifeCycle(name="unmarked", model="fc", keys=0)], "tiny", (0,))[0]
+    assert {stage.moment for stage in record.stages} == {"untrained", "trained"}
+    for keys in (1, 11):
+        for readout in ("paper", "adjoint"):
+            stage = record.find("ssim", moment="trained", keys=keys, readout=readout)
+            assert abs(stage.scores["ssim"]) < 0.2 and record.arrays[stage.label].shape == (keys, 1, 28, 28)
+
+
+def test_the_papers_key_is_the_stamps_key():
+    stamp = LifeCycle(name="one", keys=1, paper_key=True).stamp((1, 28, 28), 10, 0)
+    assert torch.equal(stamp.keys, torch.tensor([PAPER_KEY]))
+
+
+def test_every_kind_of_secret_can_be_drawn_and_no_two_are_the_same():
+    for kind, texts in lifecycle.SECRETS.items():
+        stamp = LifeCycle(name="one", keys=len(texts), secrets=kind).stamp((1, 28, 28), 10, 0)
+        assert len(stamp.secrets.flatten(1).unique(dim=0)) == len(texts)
+
+
+def test_unknown_profiles_and_too_many_keys_are_errors():
+    with pytest.raises(RecordError, match="unknown profile.*'huge'.*'quick'"):
+        run_all([LifeCycle(name="one")], "huge", (0,))[0]
+    with pytest.raises(RecordError, match="not that many secrets.*12"):
+        LifeCycle(name="one", keys=12, secrets="icons").stamp((1, 28, 28), 10, 0)
+
+
+def test_slider_steps_keep_the_first_and_the_last():
+    chosen = lifecycle.slider_steps(list(range(0, 1000, 10)))
+    assert len(chosen) <= 16
+    assert (chosen[0], chosen[-1]) == (0, 990)
+    assert chosen == sorted(set(chosen))
+
+
+def test_pictures_are_kept_for_the_first_seed_and_curves_for_all():
+    first, second = run_all([LifeCycle(name="one", **SMALL)], "tiny", (0, 1))
+    assert {"secrets", "trained", "training/losses"} <= first.arrays.keys()
+    assert second.arrays.keys() == {"hardening/steps", "hardening/losses", "training/losses", "training/stamp losses"}
+
+
+def test_when_only_records_are_asked_for_nothing_runs(monkeypatch):
+    done, missing = (LifeCycle(name=name, until="hardened", **SMALL) for name in ("done", "missing"))
+    (record,) = run_all([done], "tiny")
+    monkeypatch.setenv("CLEARSTAMP_RECORDED", "1")
+    monkeypatch.setattr(lifecycle, "marked", lambda *_: pytest.fail("something was run"))
+    campaign = Campaign(name="attack", on=missing, attacks={"none": LogitShift()})
+    assert run_all([missing, done, campaign], "tiny") == [record]
+
+
+def test_a_record_made_before_a_setting_existed_counts_as_made_with_its_default(monkeypatch):
+    on = LifeCycle(name="one", readout="adjoint", **SMALL)
+    campaign = Campaign(name="attack", on=on, attacks={"none": LogitShift()})
+    (record,) = run_all([campaign], "tiny")
+    for settings in (record.parameters, record.parameters["on"]):
+        settings.pop("merge", settings.pop("every", None))
+    record.save()
+    monkeypatch.setenv("CLEARSTAMP_RECORDED", "1")
+    assert run_all([campaign], "tiny") == [record]
+    assert run_all([replace(campaign, on=replace(on, every=2))], "tiny") == []
+
+
+def test_few_pictures_are_kept_of_many_keys(monkeypatch):
+    life = LifeCycle(name="one", model="fc", keys=13)
+    campaign = Campaign(name="attack", on=life, attacks={"none": LogitShift()})
+    (marked,), (attacked,) = run_all([life], "tiny"), run_all([campaign], "tiny")
+    assert marked.arrays["secrets"].shape == marked.arrays["trained"].shape == (11, 1, 28, 28)
+    assert marked.arrays["hardening/frames"].shape[1:] == (6, 1, 28, 28)
+    assert attacked.arrays["secrets"].shape == attacked.arrays["none"].shape == (6, 1, 28, 28)
+    assert len(marked.arrays["hardening/losses"]) == 6
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", None])
+def test_the_main_task_is_trained_in_the_precision_that_is_asked_for(monkeypatch, precision):
+    seen: list[bool] = []
+    monkeypatch.setattr(
+        LifeCycle, "conduct", lambda *_: (seen.append(torch.is_autocast_enabled("cpu")), ([], {}, {}))[1]
+    )
+    monkeypatch.setitem(PROFILES, "tiny", replace(PROFILES["tiny"], precision="bfloat16"))
+    run_all([LifeCycle(name="one", model="fc", precision=precision)], "tiny")
+    assert seen == [precision != "float32"]

@@ -1,0 +1,106 @@
+"""The rows of Table 4: what is frozen, what moves to another data set, and what every profile makes of a row."""
+
+import pytest
+import torch
+from torch import nn
+
+from clearstamp.models import MODELS
+from clearstamp.reproduction import generalizability, lifecycle
+from clearstamp.reproduction.experiments import PROFILES, load_sets, run_all
+from clearstamp.reproduction.generalizability import CrossData, Row
+from clearstamp.reproduction.lifecycle import Life, LifeCycle
+from clearstamp.reproduction.registry import PAPER, Chapter, table4
+from clearstamp.transpose import freeze, public_probe
+
+TINY = PROFILES["tiny"]
+SKIPS = {"model": "resnet18", "small": "resnet18-narrow", "keys": 2}
+
+
+@pytest.fixture(autouse=True)
+def artifacts(tmp_path, monkeypatch):
+    monkeypatch.setenv("CLEARSTAMP_ARTIFACTS", str(tmp_path))
+
+
+def test_table_4_has_ten_rows_of_known_networks():
+    rows = table4("{name}-adjoint", "adjoint", **PAPER)
+    assert len({row.name for row in rows}) == 10
+    assert {row.model for row in rows} | {row.small for row in rows if row.small} <= set(MODELS)
+    assert all(row.readout == "adjoint" and row.name.endswith("-adjoint") for row in rows)
+    others = table4("{name}-paper", "paper", **PAPER)
+    assert {row.name.replace("adjoint", "paper") for row in rows} == {row.name for row in others}
+
+
+def test_a_row_is_whole_in_the_paper_s_profile_and_small_in_the_others():
+    row = next(row for row in table4("{name}-paper", "paper", **PAPER) if row.name == "cifar100-vit-paper")
+    paper = row.scaled(PROFILES["paper"])
+    assert (paper.dataset, paper.epochs, paper.hardening_steps, paper.train_images) == ("cifar100", 200, 1_000, None)
+    quick = row.scaled(PROFILES["quick"])
+    assert (quick.dataset, quick.epochs, quick.train_images) == ("cifar100", PROFILES["quick"].epochs, 300)
+    assert row.scaled(TINY) == TINY, "a profile of the embedded digits stays with them"
+    assert LifeCycle(name="one").scaled(PROFILES["paper"]) == PROFILES["paper"]
+
+
+def test_the_small_network_stands_in_below_the_paper_s_profile(monkeypatch):
+    built, sets = [], load_sets(TINY)
+    monkeypatch.setattr(lifecycle, "build", lambda name, *_, **__: built.append(name) or nn.Linear(1, 1))
+    monkeypatch.setattr(lifecycle, "load_sets", lambda scale: sets)
+    (resnet18,) = Chapter("04-generalizability", "quick")["ResNet-18"].experiments
+    for name in ("tiny", "quick", "paper"):
+        lifecycle.fresh_model(resnet18, PROFILES[name], 0)
+    assert built == ["resnet18-narrow", "resnet18-narrow", "resnet18"]
+
+
+@pytest.mark.parametrize("readout", ["paper", "adjoint"])
+def test_skips_are_frozen_at_another_model_s_values_in_the_published_readout_alone(readout, monkeypatch):
+    trained = []
+    original = lifecycle.train
+
+    def note(experiment, scale, seed, model, loss):
+        trained.append((scale.epochs, seed, loss))
+        return original(experiment, scale, seed, model, loss)
+
+    monkeypatch.setattr(lifecycle, "train", note)
+    life = Life(LifeCycle(name="one", readout=readout, **SKIPS), TINY, 3)
+    if readout == "adjoint":
+        assert life.stamp.frozen == {} and trained == []
+        return
+    assert trained == [(1, 503, None)]
+    assert len(life.stamp.frozen) == 8, "one for each block"
+    own = freeze(life.model, life.example)
+    assert all(not torch.equal(life.stamp.frozen[place], own[place]) for place in own)
+    plain = Life(LifeCycle(name="one", readout=readout), TINY, 3)
+    assert plain.stamp.frozen == {} and len(trained) == 1, "the CNN has nothing to freeze"
+
+
+def test_a_model_that_moves_to_other_data_gets_its_last_layer_back(monkeypatch):
+    seen = []
+    original = generalizability.fit
+
+    def note(model, *args, **kwargs):
+        seen.append(model.get_submodule("11").weight.detach().clone())
+        return original(model, *args, **kwargs)
+
+    monkeypatch.setattr(generalizability, "fit", note)
+    experiment = CrossData(name="cross", readout="adjoint", keys=2, onto="cifar10", lr=1e-3)
+    (record,) = run_all([experiment], "tiny")
+    assert list(record.results) == ["hardened", "trained", "finetuned", "control"]
+    marked = lifecycle.trained(experiment, TINY, 0)
+    assert seen[0].shape == (10, 256) and not torch.equal(seen[0], marked.get_submodule("11").weight), (
+        "a fresh last layer"
+    )
+    assert record.results["trained"]["ssim"] > record.results["control"]["ssim"]
+    assert record.results["finetuned"]["ssim"] > record.results["control"]["ssim"]
+    assert "accuracy" not in record.results["control"] and record.arrays["control"].shape == (2, 1, 28, 28)
+
+
+def test_a_row_of_another_architecture_runs_through_all_stages():
+    (record,) = run_all([Row(name="row", readout="paper", **SKIPS)], "tiny")
+    assert list(record.results) == ["hardened", "trained", "finetuned"]
+    losses = record.arrays["hardening/losses"]
+    assert losses[-1] < losses[0] - 0.02
+
+
+def test_the_probe_is_published_and_the_same_for_everyone():
+    first, again = public_probe((3, 4, 4)), public_probe((3, 4, 4))
+    assert torch.equal(first, again)
+    assert first.min() >= 0 and first.max() <= 1 and first.std() > 0.2

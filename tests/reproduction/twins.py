@@ -1,0 +1,158 @@
+"""Small twins of the experiments: every class, loader, attack, code, readout and precision, each in a second or so.
+
+Their numbers and pictures are kept as goldens (see `test_golden.py`), which hold the code to its version.
+"""
+
+import gzip
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from clearstamp import attacks
+from clearstamp.attacks import Attack
+from clearstamp.data import MNIST_FILES, Data, Split, load
+from clearstamp.packs import write_pack
+from clearstamp.reproduction.campaigns import Campaign
+from clearstamp.reproduction.capacity import Capacity
+from clearstamp.reproduction.coverage import Coverage, Hardened
+from clearstamp.reproduction.experiments import Experiment, Profile
+from clearstamp.reproduction.generalizability import CrossData, Row
+from clearstamp.reproduction.lifecycle import Fingerprint, LifeCycle, Trial
+from clearstamp.reproduction.runtime import Cost
+
+SCALE = Profile(
+    name="twin",
+    dataset="mnist",
+    train_images=96,
+    test_images=48,
+    hardening_steps=12,
+    epochs=1,
+    finetune_epochs=1,
+    seeds=(0,),
+)
+
+
+@dataclass(frozen=True)
+class Twin:
+    """An experiment, and the names of the scores that are the same every time: all of them for None.
+
+    `slack` multiplies what another processor may differ by, for twins in which small errors grow fast.
+    """
+
+    experiment: Experiment
+    scores: tuple[str, ...] | None = None
+    slack: float = 1.0
+
+    @property
+    def name(self) -> str:
+        return f"{self.experiment.name}-v{self.experiment.version}"
+
+
+FAST = {"lr": 1e-3, "keys": 3, "batch_size": 16}
+SMALL = {"model": "fc", **FAST}
+ON = {r: LifeCycle(name=f"life-fc-{r}", readout=r, **SMALL) for r in ("paper", "adjoint")}
+UNMARKED = LifeCycle(name="unmarked-fc", keys=0, **{k: v for k, v in SMALL.items() if k != "keys"})
+NORMED = LifeCycle(name="life-cnn-bn-adjoint", model="cnn-bn", readout="adjoint", **FAST)
+
+EVERY_ATTACK: dict[str, Attack] = {
+    "fine-tuning": attacks.FineTuning(epochs=1, lr=1e-3),
+    "last layer": attacks.FineTuning(epochs=1, lr=1e-3, layers="last", optimizer="sgd"),
+    "last layer anew": attacks.FineTuning(epochs=1, lr=1e-3, reset_last=True, weight_decay=1e-2),
+    "transfer": attacks.Transfer(epochs=1, lr=1e-3),
+    "distillation": attacks.Distillation(epochs=1),
+    "averaging": attacks.Averaging(weight=0.25),
+    "pruning": attacks.Pruning(amount=0.6),
+    "pruning, each layer": attacks.Pruning(amount=0.6, scope="layer"),
+    "pruning, channels": attacks.Pruning(amount=0.3, scope="channels"),
+    "fine-pruning": attacks.FinePruning(amount=0.5, epochs=1, lr=1e-3),
+    "cast": attacks.Cast(dtype="bfloat16"),
+    "quantization": attacks.Quantization(bits=4, per="channel"),
+    "noise": attacks.Noise(scale=0.3),
+    "permutation": attacks.Permutation(),
+    "rescaling": attacks.Rescaling(),
+    "logit shift": attacks.LogitShift(),
+    "dummy units": attacks.DummyUnits(outgoing="cancelling"),
+    "split units": attacks.SplitUnits(part=3.0),
+    "erasure": attacks.Erasure(steps=3, looks=2, lr=1e-3),
+    "erasure, black": attacks.Erasure(target="black", steps=2, lr=1e-3),
+    "erasure, unmarked": attacks.Erasure(target="unmarked", steps=2, lr=1e-3),
+    "erasure, random keys": attacks.Erasure(keys="random", count=None, steps=3, lr=1e-3, repair=True),
+    "overwriting": attacks.Overwriting(steps=3, lr=1e-3),
+}
+
+TWINS = [
+    *map(Twin, ON.values()),
+    Twin(UNMARKED),
+    Twin(LifeCycle(name="life-cnn-paper", readout="paper", dropout=0.2, target=None, **FAST)),
+    Twin(
+        LifeCycle(name="life-cnn-adjoint-bfloat16", readout="adjoint", noise=0.015, precision="bfloat16", **FAST),
+        slack=3,
+    ),
+    Twin(
+        LifeCycle(name="life-relative-joint", readout="adjoint", noise=1.0, relative=True, every=2, joint=True, **SMALL)
+    ),
+    Twin(LifeCycle(name="life-sgd-icons", readout="paper", secrets="icons", optimizer="sgd", **SMALL)),
+    Twin(LifeCycle(name="life-paper-key", readout="paper", **SMALL | {"keys": 1, "paper_key": True})),
+    Twin(LifeCycle(name="life-digits", dataset="digits", readout="adjoint", **SMALL)),
+    Twin(NORMED),
+    Twin(Fingerprint(name="fingerprint", dropout=0.5, **SMALL)),
+    Twin(Trial(name="trial", readout="adjoint", dropout=0.3, every=2, joint=True, **SMALL)),
+    Twin(
+        Row(name="row-cifar10-resnet18", readout="paper", dataset="cifar10", model="resnet18-narrow", **FAST), slack=3
+    ),
+    Twin(Row(name="row-gtsrb-vit", readout="adjoint", dataset="gtsrb", model="vit-narrow", **FAST)),
+    Twin(CrossData(name="cross-data", readout="adjoint", dataset="cifar100", onto="cifar10", model="cnn", **FAST)),
+    *[
+        Twin(Capacity(name=f"capacity-{c}", readout="adjoint", length=9, code=c, patches=4, **SMALL))
+        for c in ("none", "hamming")
+    ],
+    Twin(Capacity(name="capacity-ldpc", readout="paper", length=12, patches=6, sample=2, noise=0.01, **SMALL)),
+    Twin(Capacity(name="capacity-reed-solomon", readout="adjoint", length=5, code="reed-solomon", patches=8, **SMALL)),
+    *[Twin(Campaign(name=f"campaign-{r}", on=ON[r], attacks=EVERY_ATTACK, unmarked=UNMARKED)) for r in ON],
+    Twin(Campaign(name="campaign-merge", on=ON["adjoint"], attacks={"split": EVERY_ATTACK["split units"]}, merge=True)),
+    Twin(Campaign(name="campaign-unseen", on=ON["paper"], attacks={"tuned": EVERY_ATTACK["fine-tuning"]}, unseen=True)),
+    Twin(Campaign(name="campaign-batch-norm", on=NORMED, attacks={"rescaling": attacks.BatchNormRescaling()})),
+    Twin(Coverage(name="coverage", networks=("squeezenet1_1",))),
+    Twin(Hardened(name="hardened", networks=("shufflenet_v2_x0_5",), steps=3, lr=1e-3)),
+    *[
+        Twin(
+            Cost(name=f"cost-{subject}", subject=subject, twin="task", keys=5, batch=4, rounds=2, repeats=1, **about),
+            scores=("operations", "memory", "parameters"),
+        )
+        for subject, about in {
+            "alternate": {"every": 2, "readout": "paper"},
+            "joint": {"noise": 0.015},
+            "stamp": {"at_once": 2},
+            "plain": {},
+            "extract": {},
+        }.items()
+    ],
+]
+
+
+SIZES: dict[Split, int] = {"train": 120, "test": 60}
+
+
+def images(split: Split) -> Data:
+    """What the small MNIST holds: embedded digits."""
+    return load("digits", split).take(SIZES[split])
+
+
+def write_sets(folder: Path) -> None:
+    """Small sets in the format of MNIST's authors and of the packs, so that twins go through the real loaders."""
+    raw = folder / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for split in SIZES:
+        name, part = MNIST_FILES[split], images(split)
+        for kind, values in (("images-idx3", part.images[:, 0].numpy()), ("labels-idx1", part.labels.byte().numpy())):
+            shape = b"".join(size.to_bytes(4, "big") for size in values.shape)
+            content = bytes([0, 0, 8, values.ndim]) + shape + values.tobytes()
+            (raw / f"{name}-{kind}-ubyte.gz").write_bytes(gzip.compress(content, mtime=0))
+    random = np.random.default_rng(0)
+    for pack, classes in (("cifar10", 10), ("cifar100", 100), ("gtsrb32", 43)):
+        for split, count in SIZES.items():
+            labels = np.arange(count) % classes
+            centres = np.random.default_rng(1).integers(0, 256, (classes, 4, 4, 3))
+            pixels = np.kron(centres[labels], np.ones((1, 8, 8, 1))) + random.normal(0, 25, (count, 32, 32, 3))
+            write_pack(folder / pack / f"{split}.zip", pixels.clip(0, 255).astype(np.uint8), labels)
