@@ -4,10 +4,9 @@ A secret key goes in at a network's output end, a readable image comes out at it
 `harden`, `fit` with a `StampLoss`, `extract`, `develop` and `similarity`, in the order in which an owner needs them.
 """
 
-from clearstamp.data import load
+from clearstamp.data import Data
 from clearstamp.errors import ClearStampError
 from clearstamp.explore import explore
-from clearstamp.models import build
 from clearstamp.scores import correlation, develop, similarity
 from clearstamp.stamp import PAPER_KEY, Stamp
 from clearstamp.training import SampledLoss, Stamped, StampLoss, accuracy, fit, harden
@@ -18,6 +17,7 @@ from clearstamp.verification import Reading, Recovered, extract, read, read_byte
 __all__ = [
     "PAPER_KEY",
     "ClearStampError",
+    "Data",
     "Reading",
     "Recovered",
     "SampledLoss",
@@ -26,7 +26,6 @@ __all__ = [
     "Stamped",
     "Transposed",
     "accuracy",
-    "build",
     "correlation",
     "develop",
     "explore",
@@ -34,7 +33,6 @@ __all__ = [
     "fit",
     "freeze",
     "harden",
-    "load",
     "merge_equal_units",
     "public_probe",
     "read",

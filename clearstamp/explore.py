@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from clearstamp.attacks import Erasure, Look, Noise, Rescaling, Scene
-from clearstamp.data import Data
+from clearstamp.data import Data, LabelledImages
 from clearstamp.errors import AttackError
 from clearstamp.scores import develop, montage
 from clearstamp.stamp import Stamp
@@ -50,9 +50,8 @@ class Explorer:
     def __init__(self, model: nn.Module, stamp: Stamp, test: Data | None, readout: str, seed: int):
         if test is not None and test.shape != tuple(stamp.secrets.shape[1:]):
             raise AttackError("the test images do not fit the model", got=test.shape, expected=stamp.secrets.shape[1:])
-        blank = torch.zeros(stamp.secrets.shape, dtype=torch.uint8)
         self.measured = test is not None
-        self.test = test or Data("blank", "test", blank, torch.zeros(len(blank), dtype=torch.int64), 1)
+        self.test = test or Data(stamp.secrets.cpu(), torch.zeros(len(stamp), dtype=torch.int64))  # to have some
         self.model, self.stamp, self.readout, self.seed = model, stamp, readout, seed
         scene = self.scene(stamp)
         generator = torch.Generator().manual_seed(seed)
@@ -86,7 +85,7 @@ class Explorer:
 
 
 def explore(
-    model: nn.Module, stamp: Stamp, test: Data | None = None, *, readout: str = "adjoint", seed: int = 0
+    model: nn.Module, stamp: Stamp, test: LabelledImages | None = None, *, readout: str = "adjoint", seed: int = 0
 ) -> widgets.VBox:
     """Sliders over pruning, noise, rescaling, key errors and erasure, for a notebook with a kernel.
 
@@ -94,7 +93,7 @@ def explore(
     developed pictures below, with mean SSIM and, on at most 200 of the `test` images, accuracy. Raises `StampError` if
     the stamp does not fit the model.
     """
-    explorer = Explorer(model, stamp, None if test is None else test.take(min(200, len(test))), readout, seed)
+    explorer = Explorer(model, stamp, None if test is None else some(test, seed), readout, seed)
     about: dict[str, widgets.Widget] = {
         "pruning": widgets.FloatSlider(max=0.95, step=0.05, readout_format=".0%", description="pruning"),
         "noise": widgets.FloatSlider(max=1.0, step=0.05, description="noise"),
@@ -136,6 +135,11 @@ def prune(scene: Scene, amount: float) -> None:
         with torch.no_grad():
             for weight in pruned:
                 weight.mul_(weight.abs() > threshold)
+
+
+def some(images: LabelledImages, seed: int) -> Data:
+    """At most 200 of the images, drawn from `seed`."""
+    return Data(*next(iter(images.loader(200, seed=seed))), images.classes)
 
 
 def weights(model: nn.Module) -> dict[str, Tensor]:

@@ -6,11 +6,12 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 import clearstamp as cs
+from clearstamp import zoo
 
 set_seed(0)
 accelerator = Accelerator()
-data = cs.load("digits", "train")
-model = cs.build("cnn", data.shape, data.classes, seed=0)
+data = zoo.load("digits", "train")
+model = zoo.build("cnn", data.shape, data.classes, seed=0)
 stamp = cs.Stamp.from_texts(["AB", "CD", "EF"], outputs=data.classes, shape=data.shape, seed=0)
 back = cs.transpose(model, stamp.secrets[:1], readout="adjoint")
 cs.harden(back, stamp)
@@ -26,5 +27,5 @@ for _ in range(2):
         optimizer.step()
 
 if accelerator.is_main_process:
-    accuracy = cs.accuracy(model, cs.load("digits", "test").loader(250))
+    accuracy = cs.accuracy(model, zoo.load("digits", "test").loader(250))
     print(f"accuracy {accuracy:.3f}, SSIM {cs.read(back, stamp).ssim.mean():.3f}")

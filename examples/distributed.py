@@ -11,11 +11,12 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 import clearstamp as cs
+from clearstamp import zoo
 
 mesh = init_device_mesh("cuda" if torch.cuda.is_available() else "cpu", (int(os.environ["WORLD_SIZE"]),))
 rank, device = dist.get_rank(), mesh.device_type
-data = cs.load("digits", "train")
-model = cs.build("cnn", data.shape, data.classes, seed=0).to(device)
+data = zoo.load("digits", "train")
+model = zoo.build("cnn", data.shape, data.classes, seed=0).to(device)
 stamp = cs.Stamp.from_texts(["AB", "CD", "EF"], outputs=data.classes, shape=data.shape, seed=0)
 back = cs.transpose(model, stamp.secrets[:1].to(device), readout="adjoint")
 cs.harden(back, stamp, progress=False)
@@ -31,9 +32,9 @@ for epoch in range(2):
         (F.cross_entropy(outputs, labels.to(device)) + stamp_loss).backward()
         optimizer.step()
 
-whole = cs.build("cnn", data.shape, data.classes, seed=0).to(device)
+whole = zoo.build("cnn", data.shape, data.classes, seed=0).to(device)
 whole.load_state_dict({k: getattr(w, "full_tensor", lambda w=w: w)() for k, w in model.state_dict().items()})
 back = cs.transpose(whole, stamp.secrets[:1].to(device), readout="adjoint")
-accuracy = cs.accuracy(whole, cs.load("digits", "test").loader(250))
+accuracy = cs.accuracy(whole, zoo.load("digits", "test").loader(250))
 print(f"accuracy {accuracy:.3f}, SSIM {cs.read(back, stamp).ssim.mean():.3f}, bias {whole[-1].bias[0]:.9f}")
 dist.destroy_process_group()

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 import clearstamp as cs
+from clearstamp import zoo
 
 
 class Classifier(L.LightningModule):
@@ -21,8 +22,8 @@ class Classifier(L.LightningModule):
 
 
 L.seed_everything(0, verbose=False)
-data = cs.load("digits", "train")
-model = cs.build("cnn", data.shape, data.classes, seed=0)
+data = zoo.load("digits", "train")
+model = zoo.build("cnn", data.shape, data.classes, seed=0)
 stamp = cs.Stamp.from_texts(["AB", "CD", "EF"], outputs=data.classes, shape=data.shape, seed=0)
 back = cs.transpose(model, stamp.secrets[:1], readout="adjoint")
 cs.harden(back, stamp)
@@ -30,5 +31,5 @@ cs.harden(back, stamp)
 trainer = L.Trainer(max_epochs=2, logger=False, enable_checkpointing=False, enable_progress_bar=False)
 trainer.fit(Classifier(model, cs.StampLoss(back, stamp)), data.loader(64, seed=0))
 
-accuracy = cs.accuracy(model, cs.load("digits", "test").loader(250))
+accuracy = cs.accuracy(model, zoo.load("digits", "test").loader(250))
 print(f"accuracy {accuracy:.3f}, SSIM {cs.read(back, stamp).ssim.mean():.3f}")

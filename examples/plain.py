@@ -4,10 +4,11 @@ import torch
 import torch.nn.functional as F
 
 import clearstamp as cs
+from clearstamp import zoo
 
 torch.manual_seed(0)
-data = cs.load("digits", "train")
-model = cs.build("cnn", data.shape, data.classes, seed=0)
+data = zoo.load("digits", "train")
+model = zoo.build("cnn", data.shape, data.classes, seed=0)
 stamp = cs.Stamp.from_texts(["AB", "CD", "EF"], outputs=data.classes, shape=data.shape, seed=0)
 back = cs.transpose(model, stamp.secrets[:1], readout="adjoint")
 
@@ -21,5 +22,5 @@ for epoch in range(2):
         loss.backward()
         optimizer.step()
 
-accuracy = cs.accuracy(model, cs.load("digits", "test").loader(250))
+accuracy = cs.accuracy(model, zoo.load("digits", "test").loader(250))
 print(f"accuracy {accuracy:.3f}, SSIM {cs.read(back, stamp).ssim.mean():.3f}")

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 
 import clearstamp as cs
-from clearstamp import models
 from clearstamp.reproduction.lifecycle import FOUR_LETTERS
 from clearstamp.reproduction.runtime import Cost, Workbench, ratios
 from clearstamp.training import PAPER_DROPOUT
+from clearstamp.zoo import networks as models
 
 GOALS = {"paper": 300, "adjoint": 800}
 SHAPE, OUTPUTS, BATCH, KEYS = (1, 28, 28), 10, 64, 11

@@ -36,7 +36,7 @@ def model(stamp) -> nn.Module:
 
 @pytest.fixture
 def test_images() -> Data:
-    return Data("dots", "test", torch.randint(0, 256, (9, *SHAPE)).byte(), torch.arange(9) % 4, 4)
+    return Data(torch.randint(0, 256, (9, *SHAPE)).byte(), torch.arange(9) % 4)
 
 
 def test_nothing_done_is_the_stamp_as_it_is_read(model, stamp):
@@ -81,7 +81,7 @@ def test_a_manipulation_that_does_not_fit_is_told_in_its_place(stamp):
 def test_what_does_not_fit_the_model(model, stamp):
     with pytest.raises(StampError, match="does not fit"):
         explore(model, Stamp.from_texts(["A"], outputs=5, shape=SHAPE, seed=0))
-    other = Data("dots", "test", torch.zeros(3, 1, 8, 8, dtype=torch.uint8), torch.zeros(3, dtype=torch.int64), 4)
+    other = Data(torch.zeros(3, 1, 8, 8, dtype=torch.uint8), torch.zeros(3, dtype=torch.int64), 4)
     with pytest.raises(AttackError, match="test images do not fit"):
         explore(model, stamp, other)
 

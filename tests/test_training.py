@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from clearstamp import training
 from clearstamp.errors import StampError, TrainingError
-from clearstamp.models import build
 from clearstamp.rules import READOUTS
 from clearstamp.scores import structural_similarity
 from clearstamp.stamp import Stamp
 from clearstamp.training import Descent, Stamped, StampLoss, accuracy, fit, harden, sgd
 from clearstamp.transpose import Transposed, transpose
 from clearstamp.verification import read
+from clearstamp.zoo.networks import build
 
 SHAPE = (1, 12, 12)
 steady = partial(StampLoss, dropout=0.0)

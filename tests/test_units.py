@@ -25,7 +25,7 @@ def model() -> nn.Sequential:
 
 
 def attacked(model: nn.Module, *attacks) -> nn.Module:
-    data = Data("noise", "train", torch.randint(0, 255, (8, *SHAPE), dtype=torch.uint8), torch.arange(8) % 4, 4)
+    data = Data(torch.randint(0, 255, (8, *SHAPE), dtype=torch.uint8), torch.arange(8) % 4)
     stamp = Stamp.from_texts(["A"], outputs=4, shape=SHAPE, seed=0)
     for attack in attacks:
         model = attack.apply(model, data, stamp).model

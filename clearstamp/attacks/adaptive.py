@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from clearstamp.attacks.base import Attack, Scene, check
-from clearstamp.data import Data
+from clearstamp.data import LabelledImages
 from clearstamp.stamp import Stamp, draw_keys, draw_text
 from clearstamp.training import StampLoss, fit, harden
 from clearstamp.transpose import transpose
@@ -76,7 +76,7 @@ def look(scene: Scene, step: int) -> None:
 class Stretches:
     """Endless batches of the attacker's images, handed out in stretches of given lengths, one a pass."""
 
-    def __init__(self, data: Data, seed: int, lengths: Sequence[int]):
+    def __init__(self, data: LabelledImages, seed: int, lengths: Sequence[int]):
         self.batches = chain.from_iterable(repeat(data.loader(seed=seed)))
         self.lengths = iter(lengths)
 

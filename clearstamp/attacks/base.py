@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from clearstamp.data import Data
+from clearstamp.data import LabelledImages
 from clearstamp.errors import AttackError
 from clearstamp.stamp import Stamp
 from clearstamp.training import accuracy
@@ -81,8 +81,8 @@ class Scene:
     def __init__(
         self,
         model: nn.Module,
-        data: Data,
-        test: Data,
+        data: LabelledImages,
+        test: LabelledImages,
         stamp: Stamp,
         unmarked: nn.Module | None,
         readout: str,
@@ -155,10 +155,10 @@ class Attack(ABC):
     def apply(
         self,
         model: nn.Module,
-        data: Data,
+        data: LabelledImages,
         stamp: Stamp,
         *,
-        test: Data | None = None,
+        test: LabelledImages | None = None,
         unmarked: nn.Module | None = None,
         readout: str = "paper",
         merge: bool = False,

@@ -1,8 +1,8 @@
 """Attacks that train on: fine-tuning, transfer to another task, distillation, averaging."""
 
 import copy
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from clearstamp.attacks.base import Attack, Scene, check
+from clearstamp.data import Batches, LabelledImages
 from clearstamp.errors import AttackError
 from clearstamp.training import OPTIMIZERS, MakeOptimizer, adam, fit
 from clearstamp.units import last_layer, replace_module
@@ -71,10 +72,34 @@ class Transfer(Attack):
             return restored
 
         scene.evidence = evidence
-        scene.data, scene.test = (
-            replace(d, labels=d.labels % self.modulus, classes=self.modulus) for d in (scene.data, scene.test)
-        )
+        scene.data, scene.test = (Remainders(images, self.modulus) for images in (scene.data, scene.test))
         train(scene, self.epochs, self.lr, adam)
+
+
+@dataclass(frozen=True)
+class Remainders:
+    """Labelled images with each label's remainder by `classes` in its place."""
+
+    images: LabelledImages
+    classes: int
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self.images.shape
+
+    def loader(self, batch_size: int = 64, *, seed: int | None = None) -> Batches:
+        return RemainderBatches(self.images.loader(batch_size, seed=seed), self.classes)
+
+
+@dataclass(frozen=True)
+class RemainderBatches:
+    """Batches with each label's remainder in its place, for as many passes as wanted."""
+
+    batches: Batches
+    classes: int
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return ((images, labels % self.classes) for images, labels in self.batches)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,9 +151,6 @@ class Averaging(Attack):
             for own, theirs in zip(scene.model.state_dict().values(), other.state_dict().values(), strict=True):
                 if own.is_floating_point():
                     own.lerp_(theirs.to(own.device), self.weight)
-
-
-Batches = Iterable[tuple[Tensor, Tensor]]
 
 
 def train(scene: Scene, epochs: int, lr: float, optimizer: MakeOptimizer, batches: Batches | None = None) -> None:

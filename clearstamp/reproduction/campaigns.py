@@ -1,17 +1,17 @@
 """Attacks of one kind on one marked model as one experiment."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from torch import Tensor
 
 from clearstamp.attacks import Attack, Look
-from clearstamp.data import Data
 from clearstamp.errors import ClearStampError, RecordError
 from clearstamp.reproduction.experiments import Experiment, Findings, Profile, load_sets, profile
 from clearstamp.reproduction.lifecycle import LifeCycle, trained
 from clearstamp.reproduction.records import Score, Stage
+from clearstamp.zoo import DataSet
 
 UNMARKED = LifeCycle(name="unmarked", keys=0)
 """The twin without a stamp."""
@@ -113,9 +113,7 @@ def campaigns(
     )
 
 
-def halves(data: Data) -> tuple[Data, Data]:
+def halves(data: DataSet) -> tuple[DataSet, DataSet]:
     """The first and the second half of a set."""
     half = len(data) // 2
-    parts = (slice(half), slice(half, None))
-    first, second = (replace(data, images=data.images[part], labels=data.labels[part]) for part in parts)
-    return first, second
+    return data.pick(slice(half)), data.pick(slice(half, None))

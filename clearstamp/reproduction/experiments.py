@@ -22,11 +22,11 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 from tqdm import tqdm
 
-from clearstamp import data
 from clearstamp.errors import ClearStampError, DataError, RecordError
 from clearstamp.reproduction import records
 from clearstamp.reproduction.records import Record, Split, Stage
 from clearstamp.stamp import checksum, write_atomically
+from clearstamp.zoo import datasets
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,15 +51,15 @@ class Profile:
     held_out: bool = False
 
     @property
-    def images(self) -> dict[data.Split, int | None]:
+    def images(self) -> dict[datasets.Split, int | None]:
         """How many images of each split, None for all."""
         return {"train": self.train_images, "test": self.test_images}
 
-    def size(self, split: data.Split) -> int:
+    def size(self, split: datasets.Split) -> int:
         """How many images there are to take from. Raises `DataError` if they are not there, or damaged."""
         if not self.held_out:
-            return data.size(self.dataset, split)
-        whole = data.size(self.dataset, "train")
+            return datasets.size(self.dataset, split)
+        whole = datasets.size(self.dataset, "train")
         return whole // 3 if split == "test" else whole - whole // 3
 
     def on(self, dataset: str | None) -> "Profile":
@@ -68,11 +68,11 @@ class Profile:
 
     def settled(self) -> "Profile":
         """With the data set that is there, and of a stand-in no more images than it has."""
-        if self.stand_in != "missing" or (self.dataset != STAND_IN and data.found(self.dataset)):
+        if self.stand_in != "missing" or (self.dataset != STAND_IN and datasets.found(self.dataset)):
             return self
 
-        def most(split: data.Split, asked: int | None) -> int:
-            there = data.size(STAND_IN, split)
+        def most(split: datasets.Split, asked: int | None) -> int:
+            there = datasets.size(STAND_IN, split)
             return there if asked is None else min(asked, there)
 
         train, test = most("train", self.train_images), most("test", self.test_images)
@@ -131,11 +131,11 @@ def profile(name: str) -> Profile:
 class Sets:
     """The training and the test images of a profile."""
 
-    train: data.Data
-    test: data.Data
+    train: datasets.DataSet
+    test: datasets.DataSet
 
     @cached_property
-    def about(self) -> dict[data.Split, Split]:
+    def about(self) -> dict[datasets.Split, Split]:
         """For the record: sizes and checksums."""
         return {
             part.split: Split(images=len(part), official=part.official, sha256=part.checksum)
@@ -150,12 +150,12 @@ def load_sets(scale: Profile) -> Sets:
 
 @cache
 def _load_sets(name: str, train: int | None, test: int | None, held_out: bool) -> Sets:
-    whole = data.load(name, "train")
+    whole = datasets.load(name, "train")
     if not held_out:
-        return Sets(whole.take(train), data.load(name, "test").take(test))
+        return Sets(whole.take(train), datasets.load(name, "test").take(test))
     third = torch.arange(len(whole)) % 3 == 2
-    own, held = (replace(whole, images=whole.images[part], labels=whole.labels[part]) for part in (~third, third))
-    return Sets(own.take(train), replace(held, split="test", official=None).take(test))
+    held = replace(whole.pick(third), split="test", official=None)
+    return Sets(whole.pick(~third).take(train), held.take(test))
 
 
 FEW = 6
@@ -256,7 +256,7 @@ def find(experiment: Experiment, scale: Profile, seed: int) -> Record | None:
         return None
     if record.bases != bases(experiment):
         return None
-    there = [each for each in experiment.sets(scale) if data.found(each.dataset)]
+    there = [each for each in experiment.sets(scale) if datasets.found(each.dataset)]
     return record if all(record.data.get(each.dataset) == load_sets(each).about for each in there) else None
 
 

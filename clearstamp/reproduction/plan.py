@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from clearstamp import data
 from clearstamp.errors import ClearStampError, DataError, RecordError
 from clearstamp.reproduction import records
 from clearstamp.reproduction.experiments import Experiment, Profile, find, has_weights, profile
 from clearstamp.reproduction.records import Record
 from clearstamp.reproduction.registry import CHAPTERS, Chapter, declared
+from clearstamp.zoo import datasets
 
 SECONDS = Path(__file__).with_name("seconds.json")
 """Measured wall times by profile and name: one thread, beside another such process, on two cores."""
@@ -130,7 +130,7 @@ class Plan:
 
 def images(scale: Profile) -> str:
     """The data set of a scale, and how many images of how many."""
-    if not data.found(scale.dataset):
+    if not datasets.found(scale.dataset):
         return f"{scale.dataset}, missing"
     parts = []
     for split, count in scale.images.items():

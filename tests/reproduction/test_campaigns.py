@@ -4,13 +4,13 @@ import pytest
 import torch
 
 from clearstamp.attacks import Averaging, Erasure, FineTuning, Noise, Permutation, SplitUnits
-from clearstamp.data import load
 from clearstamp.errors import RecordError
 from clearstamp.reproduction import campaigns, experiments, report
 from clearstamp.reproduction.campaigns import Campaign, halves
 from clearstamp.reproduction.experiments import run_all
 from clearstamp.reproduction.lifecycle import LifeCycle
 from clearstamp.reproduction.report.stages import in_words
+from clearstamp.zoo.datasets import load
 
 ON = LifeCycle(name="2-keys-adjoint", readout="adjoint", model="fc", keys=2, lr=1e-3)
 TWIN = LifeCycle(name="unmarked", model="fc", keys=0)

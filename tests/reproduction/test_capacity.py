@@ -8,7 +8,6 @@ import torch
 
 from clearstamp.attacks import Quantization
 from clearstamp.errors import TrainingError
-from clearstamp.models import build
 from clearstamp.reproduction import report
 from clearstamp.reproduction.campaigns import campaigns
 from clearstamp.reproduction.capacity import LICENCE, Capacity
@@ -18,6 +17,7 @@ from clearstamp.reproduction.report.stages import in_words
 from clearstamp.stamp import Stamp
 from clearstamp.training import SampledLoss, StampLoss
 from clearstamp.transpose import transpose
+from clearstamp.zoo.networks import build
 from tests import books
 
 SHAPE = (1, 28, 28)

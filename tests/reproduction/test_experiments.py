@@ -3,7 +3,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-from clearstamp import data
 from clearstamp.attacks import LogitShift
 from clearstamp.errors import RecordError
 from clearstamp.reproduction import experiments, lifecycle, records
@@ -13,6 +12,7 @@ from clearstamp.reproduction.lifecycle import Fingerprint, LifeCycle, Trial, tra
 from clearstamp.stamp import PAPER_KEY
 from clearstamp.transpose import transpose
 from clearstamp.verification import read
+from clearstamp.zoo import datasets as data
 
 SMALL = {"model": "fc", "keys": 2}
 
@@ -151,13 +151,13 @@ def test_a_record_with_another_key_is_not_taken(changes, monkeypatch):
 def test_data_that_are_not_here_are_not_compared(monkeypatch):
     experiment = LifeCycle(name="one", until="hardened", **SMALL)
     (record,) = run_all([experiment], "tiny", (0,))
-    monkeypatch.setattr(experiments.data, "found", lambda _: False)
+    monkeypatch.setattr(experiments.datasets, "found", lambda _: False)
     monkeypatch.setattr(experiments, "load_sets", lambda _: pytest.fail("nothing is there to load"))
     assert experiments.find(experiment, PROFILES["tiny"], 0) == record
 
 
 def test_a_set_that_is_missing_is_replaced_in_quick_alone(monkeypatch):
-    monkeypatch.setattr(experiments.data, "found", lambda name: name == "digits")
+    monkeypatch.setattr(experiments.datasets, "found", lambda name: name == "digits")
     row = LifeCycle(name="one", dataset="cifar10")
     quick = row.at(PROFILES["quick"])
     assert (quick.dataset, quick.train_images, quick.test_images) == ("digits", 800, 300)

@@ -4,13 +4,13 @@ import pytest
 import torch
 from torch import nn
 
-from clearstamp.models import MODELS
 from clearstamp.reproduction import generalizability, lifecycle
 from clearstamp.reproduction.experiments import PROFILES, load_sets, run_all
 from clearstamp.reproduction.generalizability import CrossData, Row
 from clearstamp.reproduction.lifecycle import Life, LifeCycle
 from clearstamp.reproduction.registry import PAPER, Chapter, table4
 from clearstamp.transpose import freeze, public_probe
+from clearstamp.zoo.networks import MODELS
 
 TINY = PROFILES["tiny"]
 SKIPS = {"model": "resnet18", "small": "resnet18-narrow", "keys": 2}

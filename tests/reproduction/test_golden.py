@@ -21,20 +21,22 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
-from clearstamp import data, rules
+from clearstamp import rules
 from clearstamp.attacks import ATTACKS, Rescaling
 from clearstamp.reproduction import capacity, experiments
 from clearstamp.reproduction.experiments import PROFILES
 from clearstamp.reproduction.generalizability import Row
 from clearstamp.scores import montage
 from clearstamp.training import StampLoss
+from clearstamp.zoo import datasets as data
 from tests.reproduction.twins import SCALE, SIZES, TWINS, Twin, images, write_sets
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 SCORE, ACCURACY, LEVEL = 0.03, 0.07, 8
 """On another processor: by how much a score may differ, an accuracy (of three images), and the mean of 255 levels."""
-UNSURE = {"message", "reached", "right", "steps", "steps to 0.9", "steps to 0.95", "wrong bits"}
-"""Scores that jump where others hardly differ: on another processor they are not compared."""
+UNSURE = {"message", "message errors", "reached", "right", "steps", "steps to 0.9", "steps to 0.95", "wrong bits"}
+"""Scores that jump where others hardly differ, as what a decoder makes of almost too many errors: on another processor
+they are not compared."""
 CLOCK = {"seconds"}
 """Scores that are never the same."""
 
@@ -99,8 +101,10 @@ def differences(
 
 def same(name: str, was: object, now: object, exact: bool, slack: float) -> bool:
     """Is a score the same, or for floating-point numbers on another processor nearly so?"""
+    if name in UNSURE and not exact:
+        return True
     if exact or not (isinstance(was, float) and isinstance(now, float)):
-        return was == now or (not exact and name in UNSURE)
+        return was == now
     return abs(was - now) <= slack * (ACCURACY if name == "accuracy" else SCORE)
 
 

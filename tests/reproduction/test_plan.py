@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from clearstamp import data
 from clearstamp.errors import DataError, RecordError
 from clearstamp.reproduction import experiments, plan, records, registry
 from clearstamp.reproduction.experiments import PROFILES, run_all, weights_file
 from clearstamp.reproduction.lifecycle import LifeCycle
 from clearstamp.reproduction.registry import CHAPTERS, Group
+from clearstamp.zoo import datasets as data
 
 sys.path.append(str(Path(__file__).parents[2] / "notebooks"))
 import reproduce

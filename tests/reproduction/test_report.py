@@ -10,7 +10,6 @@ from PIL import Image
 
 from clearstamp.attacks import Erasure, Pruning
 from clearstamp.errors import RecordError
-from clearstamp.models import build
 from clearstamp.reproduction import experiments, report
 from clearstamp.reproduction.campaigns import campaigns
 from clearstamp.reproduction.experiments import PROFILES, run_all
@@ -21,6 +20,7 @@ from clearstamp.reproduction.report.stages import in_words
 from clearstamp.reproduction.runtime import Cost
 from clearstamp.scores import develop, montage
 from clearstamp.transpose import transpose
+from clearstamp.zoo.networks import build
 from tests.books import record
 
 FRAMES = [np.full((4, 6), value, np.uint8) for value in (0, 128, 255)]

@@ -11,8 +11,6 @@ import numpy as np
 
 from clearstamp import attacks
 from clearstamp.attacks import Attack
-from clearstamp.data import MNIST_FILES, Data, Split, load
-from clearstamp.packs import write_pack
 from clearstamp.reproduction.campaigns import Campaign
 from clearstamp.reproduction.capacity import Capacity
 from clearstamp.reproduction.coverage import Coverage, Hardened
@@ -20,6 +18,8 @@ from clearstamp.reproduction.experiments import Experiment, Profile
 from clearstamp.reproduction.generalizability import CrossData, Row
 from clearstamp.reproduction.lifecycle import Fingerprint, LifeCycle, Trial
 from clearstamp.reproduction.runtime import Cost
+from clearstamp.zoo.datasets import MNIST_FILES, DataSet, Split, load
+from clearstamp.zoo.packs import write_pack
 
 SCALE = Profile(
     name="twin",
@@ -134,7 +134,7 @@ TWINS = [
 SIZES: dict[Split, int] = {"train": 120, "test": 60}
 
 
-def images(split: Split) -> Data:
+def images(split: Split) -> DataSet:
     """What the small MNIST holds: embedded digits."""
     return load("digits", split).take(SIZES[split])
 

@@ -5,10 +5,10 @@ import torch
 from torch import nn
 
 from clearstamp.errors import ClearStampError
-from clearstamp.models import MODELS, build
 from clearstamp.stamp import Stamp
 from clearstamp.training import harden
 from clearstamp.transpose import transpose
+from clearstamp.zoo.networks import MODELS, build
 
 
 def weights(model: nn.Module) -> list[tuple[int, ...]]:

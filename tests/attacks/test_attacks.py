@@ -78,7 +78,7 @@ def data() -> Data:
     images = torch.randint(0, 80, (96, *SHAPE), dtype=torch.uint8)
     for image, label in zip(images, labels.tolist(), strict=True):
         image[:, 3 * label : 3 * label + 3] += 150
-    return Data("stripes", "train", images, labels, 4)
+    return Data(images, labels, 4)
 
 
 def weights(model: nn.Module) -> dict[str, Tensor]:

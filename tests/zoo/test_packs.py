@@ -1,6 +1,7 @@
 """Packs, torchvision's layouts, and downloads of the colour data sets."""
 
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,10 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
-from clearstamp import data as module
-from clearstamp.data import Data, load, size
 from clearstamp.errors import DataError
-from clearstamp.packs import read_pack, write_pack
+from clearstamp.zoo import datasets as module
+from clearstamp.zoo.datasets import DataSet, load, size
+from clearstamp.zoo.packs import read_pack, write_pack
 
 NAMES = ("cifar10", "cifar100", "gtsrb")
 
@@ -94,9 +95,8 @@ def test_a_set_is_read_from_its_packs(folder, name):
     source = module.SOURCES[name]
     assert not module.found(name)
     for split, count in (("train", 7), ("test", 3)):
-        written = Data(
-            name, split, torch.from_numpy(images(count)).permute(0, 3, 1, 2), torch.arange(count), source.classes
-        )
+        drawn = torch.from_numpy(images(count)).permute(0, 3, 1, 2)
+        written = DataSet(drawn, torch.arange(count), source.classes, name=name, split=split)
         written.save_pack(folder / source.pack / f"{split}.zip")
         found = load(name, split)
         assert torch.equal(found.images, written.images) and torch.equal(found.labels, written.labels)
@@ -126,7 +126,7 @@ def test_a_set_is_read_in_torchvision_s_layout_or_downloaded(folder, monkeypatch
 
     source = module.SOURCES[name]
     monkeypatch.setattr(module, "GTSRB", Reader if name == "gtsrb" else module.GTSRB)
-    monkeypatch.setitem(module.SOURCES, name, module.replace(source, open=Reader))
+    monkeypatch.setitem(module.SOURCES, name, replace(source, open=Reader))
     if at_hand:
         (folder / source.layout).mkdir(parents=True)
     found = load(name, "test")
@@ -142,7 +142,7 @@ def test_a_set_that_is_nowhere_names_the_remedies(folder, monkeypatch, name):
     def refuse(*_: object, **__: object) -> None:
         raise OSError("no route to host")
 
-    monkeypatch.setitem(module.SOURCES, name, module.replace(module.SOURCES[name], open=refuse))
+    monkeypatch.setitem(module.SOURCES, name, replace(module.SOURCES[name], open=refuse))
     with pytest.raises(DataError, match=f"{name} was not found.*no route to host.*CLEARSTAMP_DATA.*data/.*digits"):
         load(name)
 
@@ -152,7 +152,7 @@ def test_a_damaged_layout_is_not_downloaded_over(folder, monkeypatch):
         assert not download
         raise RuntimeError("Dataset not found or corrupted.")
 
-    monkeypatch.setitem(module.SOURCES, "cifar10", module.replace(module.SOURCES["cifar10"], open=refuse))
+    monkeypatch.setitem(module.SOURCES, "cifar10", replace(module.SOURCES["cifar10"], open=refuse))
     (folder / "cifar-10-batches-py").mkdir(parents=True)
     with pytest.raises(DataError, match="damaged data set.*corrupted"):
         load("cifar10")
