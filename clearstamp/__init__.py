@@ -4,15 +4,21 @@ A secret key goes in at a network's output end, a readable image comes out at it
 `harden`, `fit` with a `StampLoss`, `extract`, `develop` and `similarity`, in the order in which an owner needs them.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from clearstamp.data import Data
 from clearstamp.errors import ClearStampError
-from clearstamp.explore import explore
-from clearstamp.scores import correlation, develop, similarity
+from clearstamp.losses import SampledLoss, Stamped, StampLoss
+from clearstamp.pictures import develop
+from clearstamp.reading import Reading, Recovered, extract, read, read_bytes
+from clearstamp.scores import correlation, similarity
 from clearstamp.stamp import PAPER_KEY, Stamp
-from clearstamp.training import SampledLoss, Stamped, StampLoss, accuracy, fit, harden
+from clearstamp.training import accuracy, fit, harden
 from clearstamp.transpose import Transposed, freeze, public_probe, transpose
 from clearstamp.units import merge_equal_units
-from clearstamp.verification import Reading, Recovered, extract, read, read_bytes
+
+if TYPE_CHECKING:
+    from clearstamp.explorer import explore
 
 __all__ = [
     "PAPER_KEY",
@@ -40,3 +46,11 @@ __all__ = [
     "similarity",
     "transpose",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name != "explore":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from clearstamp.explorer import explore  # its sliders need ipywidgets
+
+    return explore

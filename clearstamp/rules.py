@@ -33,8 +33,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
-from torchvision.models.swin_transformer import _patch_merging_pad
-from torchvision.ops import stochastic_depth
 
 from clearstamp.errors import TransposeError
 
@@ -505,7 +503,6 @@ for spelling in ("expand", "repeat", "select"):
     moves(spelling)
 for function in (F.pad, F.interpolate, F.pixel_shuffle, F.pixel_unshuffle, F.channel_shuffle, F.unfold, F.fold):
     moves(function)
-moves(_patch_merging_pad)  # torchvision's Swin halves its resolution with it
 
 module(F.pixel_shuffle, "upscale_factor", nn.PixelShuffle)
 module(F.pixel_unshuffle, "downscale_factor", nn.PixelUnshuffle)
@@ -674,9 +671,3 @@ def attention(
     if attn_mask is not None:
         scores = scores.masked_fill(~attn_mask, -torch.inf) if attn_mask.dtype == torch.bool else scores + attn_mask
     return scores.softmax(-1).mT @ y
-
-
-@rule(stochastic_depth, label="passthrough", source="the readout has all its layers")
-def whole_depth(y: Tensor, x: Tensor, p: float, mode: str, training: bool = True) -> Tensor:
-    """The signal, untouched in the readout; whole rows dropped in a training walk."""
-    return stochastic_depth(y, p, mode, training)

@@ -1,10 +1,8 @@
 """How alike two images are, and how a raw signal becomes a picture."""
 
-import numpy as np
 import torch
 from pytorch_msssim import SSIM, ssim
 from pytorch_msssim.ssim import gaussian_filter
-from skimage.exposure import equalize_adapthist
 from torch import Tensor
 
 from clearstamp.errors import StampError
@@ -79,37 +77,3 @@ def correlation(images: Tensor, secrets: Tensor) -> Tensor:
     a, b = (v.detach().flatten(1) - v.flatten(1).mean(1, keepdim=True).detach() for v in (images, secrets))
     norm = a.norm(dim=1) * b.norm(dim=1)
     return torch.where(norm > 0, (a * b).sum(1) / norm.clamp_min(torch.finfo(a.dtype).tiny), 0.0)
-
-
-def develop(images: Tensor, *, low: float = 0.02, high: float = 0.98, local: bool = False) -> Tensor:
-    """Raw signals ``[k, C, H, W]`` to pictures of the same shape in [0, 1], as a photograph is developed.
-
-    Stretches each image's levels so that its quantiles `low` and `high` become 0 and 1; a flat image becomes 0.5
-    throughout. `local` adds contrast-limited adaptive histogram equalisation (`skimage.exposure.equalize_adapthist`).
-    Every image is developed by itself, without its secret, so that nothing can be read into it.
-    """
-    if not 0 <= low < high <= 1:
-        raise StampError("quantiles out of order", got=f"low={low}, high={high}", expected="0 <= low < high <= 1")
-    values = images.detach().flatten(1)
-    limits = torch.quantile(values.float(), torch.tensor([low, high], device=values.device), dim=1)
-    black, white = (limit.reshape(-1, 1, 1, 1).to(images.dtype) for limit in limits)
-    flat = white - black <= torch.finfo(images.dtype).eps * white.abs()
-    pictures = ((images.detach() - black) / torch.where(flat, 1.0, white - black)).clamp(0, 1)
-    pictures = torch.where(flat, 0.5, pictures)
-    if not local:
-        return pictures
-    equalized = [equalize_adapthist(p.cpu().double().permute(1, 2, 0).numpy(), clip_limit=0.02) for p in pictures]
-    return torch.from_numpy(np.stack(equalized)).permute(0, 3, 1, 2).to(pictures)
-
-
-def montage(images: Tensor, columns: int = 11, gap: int = 2) -> np.ndarray:
-    """Images ``[k, C, H, W]``, clamped to [0, 1], side by side on white: uint8 ``[h, w]`` or ``[h, w, 3]``."""
-    pixels = (images.float().clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
-    count, height, width, channels = pixels.shape
-    columns = min(columns, count)
-    rows = -(-count // columns)
-    sheet = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap, channels), 255, np.uint8)
-    for place, image in enumerate(pixels):
-        y, x = (place // columns) * (height + gap), (place % columns) * (width + gap)
-        sheet[y : y + height, x : x + width] = image
-    return sheet.squeeze(2) if channels == 1 else sheet

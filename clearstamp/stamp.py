@@ -1,30 +1,23 @@
 """Stamps: secret keys and the images that they bring to light."""
 
-import hashlib
 import json
-import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
 from pathlib import Path
 
-import matplotlib
-import numpy as np
 import torch
-from matplotlib.ft2font import FT2Font
-from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from clearstamp.coding import Payload, encode
 from clearstamp.errors import StampError
+from clearstamp.files import checksum, write_atomically
+from clearstamp.pictures import draw_text, open_image
 
 PAPER_KEY = (-0.0748, 5.3644, -8.2304, -7.3593, -3.8515, 2.6815, -0.1981, 7.9288, -0.8874, 2.6461)
 """The paper's single key, for a network of ten outputs."""
 
-FONT = Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans-Bold.ttf"
 FORMAT, VERSION = "clearstamp", 1
 FROZEN = "frozen/"  # begins the names of frozen values in a stamp file
 MAX_KEY = 1000.0  # far above every range in use; larger signals lose the secret's [0, 1] in float32 rounding
@@ -250,103 +243,3 @@ def check_secrets(secrets: Tensor) -> None:
             expected="values in [0, 1]",
             remedy="divide 8-bit images by 255; give secrets before input normalisation",
         )
-
-
-def draw_text(text: str, shape: tuple[int, int, int], *, dark: bool = False) -> Tensor:
-    """A secret ``[C, H, W]`` showing `text` in DejaVu Sans Bold, broken into the lines that let it be largest."""
-    check_shape(shape)
-    channels, height, width = shape
-    glyphs = [c for c in text if not c.isspace()]
-    if not glyphs:
-        raise StampError("a text without a visible character", got=repr(text))
-    if missing := sorted(set(glyphs) - drawable()):
-        raise StampError("characters that the font does not have", got=" ".join(missing), where=repr(text))
-    words = text.split() if len(text.split()) > 1 else glyphs
-    glue = " " if words is not glyphs else ""
-    layouts = []
-    for lines in range(1, len(words) + 1):
-        per_line = math.ceil(len(words) / lines)
-        layouts.append("\n".join(glue.join(words[i : i + per_line]) for i in range(0, len(words), per_line)))
-    sizes = {layout: largest_size(layout, height, width) for layout in dict.fromkeys(layouts)}
-    layout, size = max(sizes.items(), key=lambda item: item[1])
-    if size < 5:
-        raise StampError(
-            "the text is too long to be read at this size",
-            got=repr(text),
-            where=f"{height} x {width} pixels",
-            remedy="spread it over several secrets, one key each",
-        )
-    ink, paper = (255, 0) if dark else (0, 255)
-    canvas = Image.new("L", (width, height), paper)
-    box = text_box(layout, size)
-    corner = ((width - box[0] - box[2]) / 2, (height - box[1] - box[3]) / 2)
-    ImageDraw.Draw(canvas).multiline_text(corner, layout, ink, font(size), spacing=1, align="center")
-    return torch.from_numpy(np.asarray(canvas, np.float32) / 255).expand(channels, -1, -1).clone()
-
-
-def text_box(text: str, size: int) -> tuple[float, float, float, float]:
-    return ImageDraw.Draw(Image.new("L", (1, 1))).multiline_textbbox(
-        (0, 0), text, font(size), spacing=1, align="center"
-    )
-
-
-def largest_size(text: str, height: int, width: int) -> int:
-    """The largest font size in pixels at which `text` keeps a margin of one pixel; 0 if none does."""
-    size = 0
-    while True:
-        left, top, right, bottom = text_box(text, size + 1)
-        if right - left > width - 2 or bottom - top > height - 2:
-            return size
-        size += 1
-
-
-@cache
-def font(size: int) -> ImageFont.FreeTypeFont:
-    return ImageFont.truetype(FONT, size)
-
-
-@cache
-def drawable() -> frozenset[str]:
-    return frozenset(map(chr, FT2Font(FONT).get_charmap()))
-
-
-def open_image(path: str | Path, shape: tuple[int, int, int]) -> Tensor:
-    """A secret ``[C, H, W]`` in [0, 1] from an image file, transparent parts on white, resized to `shape`."""
-    check_shape(shape)
-    channels, height, width = shape
-    try:
-        with Image.open(path) as image:
-            rgba = image.convert("RGBA")
-    except (OSError, UnidentifiedImageError) as error:
-        raise StampError("not a readable image file", got=f"{type(error).__name__}: {error}", where=path) from error
-    flat = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-    pixels = np.asarray(flat.convert("L" if channels == 1 else "RGB").resize((width, height), Image.Resampling.LANCZOS))
-    return torch.from_numpy(pixels.reshape(height, width, -1).astype(np.float32) / 255).permute(2, 0, 1).contiguous()
-
-
-def check_shape(shape: tuple[int, int, int]) -> None:
-    if len(shape) != 3 or shape[0] not in (1, 3) or min(shape[1:]) < 8:
-        raise StampError("not an image shape", got=tuple(shape), expected="(C, H, W) with C 1 or 3, H and W at least 8")
-
-
-def checksum(labels: Sequence[str], tensors: dict[str, Tensor]) -> str:
-    """sha256 over the labels and over names, shapes, types and values, in the order of the names."""
-    digest = hashlib.sha256(json.dumps(list(labels)).encode())
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write under a temporary name beside `path`, then rename: neither crash nor loss of power leaves half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

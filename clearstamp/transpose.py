@@ -2,6 +2,7 @@
 
 import copy
 import operator
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -203,6 +204,8 @@ class Transposed:
     # ------------------------------------------------------------------------------------ reading the forward model
 
     def _build(self, example: Tensor, frozen: Mapping[str, Tensor] | None) -> None:
+        if "torchvision" in sys.modules:  # else no layer is torchvision's, and importing it takes seconds
+            import clearstamp.vision  # noqa: F401
         self._probe = public_probe(tuple(example.shape[1:])).to(example.dtype)
         self._twin, self._graph = self._trace()
         # Two equal inputs: an axis that is still 2 long at a node is the batch, whatever the example's own length.

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 
 import clearstamp as cs
+from clearstamp.losses import PAPER_DROPOUT
 from clearstamp.reproduction.lifecycle import FOUR_LETTERS
 from clearstamp.reproduction.runtime import Cost, Workbench, ratios
-from clearstamp.training import PAPER_DROPOUT
 from clearstamp.zoo import networks as models
 
 GOALS = {"paper": 300, "adjoint": 800}

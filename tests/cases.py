@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torchvision.models.swin_transformer import _patch_merging_pad
 from torchvision.ops import stochastic_depth
 
-from clearstamp.attention import from_windows, to_windows
 from clearstamp.rules import ACTIVATIONS, CONV, DROPOUT
+from clearstamp.vision import from_windows, to_windows
 
 GENERATOR = torch.Generator().manual_seed(0)
 

@@ -25,7 +25,7 @@ TOGETHER = {
     "test_examples.py": "large",
     "test_execute.py": "large",
     "test_runner.py": "large",
-} | {name: name for name in ("test_campaigns.py", "test_coverage.py", "test_explore.py", "test_report.py")}
+} | {name: name for name in ("test_campaigns.py", "test_coverage.py", "test_explorer.py", "test_report.py")}
 """Files whose tests share what takes long to make, or are large: each group goes to one worker as a whole."""
 
 

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.swin_transformer import ShiftedWindowAttention, ShiftedWindowAttentionV2
 
-from clearstamp.attention import WRITTEN, from_windows, to_windows
+from clearstamp.attention import WRITTEN
 from clearstamp.errors import TransposeError
+from clearstamp.losses import StampLoss
 from clearstamp.stamp import Stamp
-from clearstamp.training import StampLoss
 from clearstamp.transpose import public_probe, transpose
+from clearstamp.vision import from_windows, to_windows
 
 SAME = {"rtol": 1e-9, "atol": 1e-9}  # float64, the same sums in another order
 

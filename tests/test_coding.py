@@ -5,36 +5,37 @@ import zlib
 import numpy as np
 import pytest
 import torch
+from ldpc import BpDecoder
+from scipy.sparse import csr_matrix
 from torch import nn
 
+from clearstamp.codes import Hamming, ReedSolomon
 from clearstamp.coding import (
     CODES,
-    Hamming,
-    LowDensity,
-    ReedSolomon,
     capacity,
     decode,
     draw_bits,
     encode,
+    log_likelihood_ratios,
     read_bits,
-    read_margins,
 )
 from clearstamp.errors import CodingError
+from clearstamp.ldpc import LowDensity
+from clearstamp.reading import read_bytes, try_bytes
 from clearstamp.stamp import Stamp
 from clearstamp.training import harden
 from clearstamp.transpose import transpose
-from clearstamp.verification import read_bytes, try_bytes
 
 GRAY, COLOUR = (1, 28, 28), (3, 32, 32)
-SURE = 8.0  # the margin of a bit that is certain
+SURE = 8.0  # the log-likelihood ratio of a bit that is certain
 
 
 def drawn(*shape: int) -> np.ndarray:
     return np.random.default_rng(shape[0]).integers(0, 2, shape, np.uint8)
 
 
-def margins(bits: np.ndarray) -> np.ndarray:
-    return np.where(bits, SURE, -SURE)
+def ratios(bits: np.ndarray) -> np.ndarray:
+    return np.where(bits, -SURE, SURE)
 
 
 # --------------------------------------------------------------------------------------------------------- dot code
@@ -49,7 +50,7 @@ def test_bits_survive_their_images(shape, patches, per_channel):
     assert images.shape == (5, *shape) and set(images.unique().tolist()) <= {0.0, 1.0}
     assert np.array_equal(read_bits(images, patches, per_channel=per_channel), bits)
     if patches > 1:
-        assert np.array_equal(read_margins(images, patches, per_channel=per_channel) > 0, bits.astype(bool))
+        assert np.array_equal(log_likelihood_ratios(images, patches, per_channel=per_channel) < 0, bits.astype(bool))
 
 
 def test_patches_lie_row_by_row_black_for_0():
@@ -66,16 +67,16 @@ def test_a_patch_is_what_most_of_its_pixels_are_and_a_pixel_is_white_if_a_channe
     assert read_bits(image, 1, per_channel=True).tolist() == [[0, 0, 0]]
 
 
-def test_margins_are_wider_the_clearer_a_patch_is():
+def test_ratios_are_larger_the_clearer_a_patch_is():
     image = draw_bits(np.array([[0, 1, 1, 0]], np.uint8), (1, 8, 8), 2)
     image[0, 0, :4, 4:] = 0.6
-    first, pale, clear, last = read_margins(image, 2)[0]
-    assert first < 0 < pale < clear and last < 0
+    first, pale, clear, last = log_likelihood_ratios(image, 2)[0]
+    assert first > 0 > pale > clear and last > 0
 
 
-def test_levels_do_not_matter_to_margins():
+def test_levels_do_not_matter_to_ratios():
     image = draw_bits(drawn(3, 36), GRAY, 6)
-    np.testing.assert_allclose(read_margins(image * 0.01 + 7, 6), read_margins(image, 6), rtol=1e-3)
+    np.testing.assert_allclose(log_likelihood_ratios(image * 0.01 + 7, 6), log_likelihood_ratios(image, 6), rtol=1e-3)
 
 
 @pytest.mark.parametrize("patches", [0, 29, -1])
@@ -98,14 +99,14 @@ def test_messages_of_every_length_survive(name):
     numbers, code = np.random.default_rng(0), CODES[name]
     for length in range(4097):
         message = numbers.integers(0, 2, 8 * length, np.uint8)
-        assert np.array_equal(code.decode(margins(code.encode(message)), 8 * length), message)
+        assert np.array_equal(code.decode(ratios(code.encode(message)), 8 * length), message)
 
 
 def test_reed_solomon_messages_survive():
     code = CODES["reed-solomon"]
     for length in (0, 1, 2, 144, 145, 146, 290, 1000, 4096):
         message = drawn(8 * length)
-        assert np.array_equal(code.decode(margins(code.encode(message)), 8 * length), message)
+        assert np.array_equal(code.decode(ratios(code.encode(message)), 8 * length), message)
 
 
 @pytest.mark.parametrize("wrong", range(7))
@@ -116,7 +117,7 @@ def test_hamming_corrects_every_single_error(wrong):
         word = code.encode(message)
         word[wrong] ^= 1
         word[7 + (wrong + 3) % 7] ^= 1
-        assert np.array_equal(code.decode(margins(word), 8), message)
+        assert np.array_equal(code.decode(ratios(word), 8), message)
 
 
 @pytest.mark.parametrize(("wrong", "corrected"), [(55, True), (56, False)])
@@ -124,7 +125,7 @@ def test_reed_solomon_corrects_as_many_bytes_as_it_guarantees(wrong, corrected):
     code, message = ReedSolomon(), drawn(8 * 200)
     word = np.packbits(code.encode(message))
     word[np.random.default_rng(0).permutation(255)[:wrong]] ^= 0xFF
-    found = code.decode(margins(np.unpackbits(word)), len(message))
+    found = code.decode(ratios(np.unpackbits(word)), len(message))
     assert np.array_equal(found, message) == corrected and len(found) == len(message)
 
 
@@ -136,16 +137,40 @@ def test_ldpc_corrects_the_errors_that_the_paper_s_licence_has(rate, right):
     assert len(word) == 14_952, "no more than the paper embeds"
     flipped = word ^ (numbers.random(len(word)) < rate)
     certain = np.log((1 - rate) / rate)
-    assert np.array_equal(code.decode(certain * np.where(flipped, 1, -1), 8544), message) == right
+    assert np.array_equal(code.decode(certain * np.where(flipped, -1, 1), 8544), message) == right
 
 
-def test_ldpc_listens_to_margins():
+def test_ldpc_listens_to_ratios():
     code, numbers = LowDensity(), np.random.default_rng(1)
     message = numbers.integers(0, 2, 8544, np.uint8)
     signal = 2.0 * code.encode(message) - 1 + 0.78 * numbers.standard_normal(14_952)
-    soft = 2 * signal / 0.78**2
+    soft = -2 * signal / 0.78**2
     assert np.array_equal(code.decode(soft, 8544), message)
     assert not np.array_equal(code.decode(np.sign(soft) * 2, 8544), message), "the signs alone have too many errors"
+
+
+@pytest.mark.parametrize("spread", [0.5, 0.7])
+def test_ldpc_decodes_as_another_decoder_of_the_same_checks(spread):
+    size, code, numbers = 800, LowDensity(), np.random.default_rng(2)
+    checks, bits = code.edges(size)
+    matrix = np.zeros((code.parity(size), size + code.parity(size)), np.uint8)
+    matrix[checks, bits] = 1
+    steps = np.arange(code.parity(size))
+    matrix[steps, size + steps] = matrix[steps[1:], size + steps[:-1]] = 1
+    for _ in range(5):
+        word = code.encode(numbers.integers(0, 2, size, np.uint8))
+        assert not (matrix @ word % 2).any()
+        soft = 2 * (1 - 2.0 * word + spread * numbers.standard_normal(len(word))) / spread**2
+        other = BpDecoder(
+            csr_matrix(matrix),
+            error_channel=list(1 / (1 + np.exp(np.abs(soft)))),
+            bp_method="product_sum",
+            max_iter=code.ROUNDS,
+            input_vector_type="syndrome",
+        )
+        received = (soft < 0).astype(np.uint8)
+        errors = other.decode((matrix @ received % 2).astype(np.uint8))
+        assert other.converge and np.array_equal(code.decode(soft, size), (received ^ errors)[:size])
 
 
 @pytest.mark.parametrize("size", [8, 24, 800, 8544])

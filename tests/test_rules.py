@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clearstamp import rules
-from clearstamp.attention import from_windows, to_windows
 from clearstamp.errors import TransposeError
 from clearstamp.rules import ACTIVATIONS, MODULES, READOUTS, module_type, rule
 from clearstamp.transpose import transpose
+from clearstamp.vision import from_windows, to_windows
 from tests.cases import CASES, MODULE_CASES, Case, randn
 from tests.reference import CONVENTIONS, dense_transpose
 

@@ -8,9 +8,11 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
+from clearstamp import files
 from clearstamp import stamp as module
 from clearstamp.errors import StampError
-from clearstamp.stamp import MAX_KEY, PAPER_KEY, Stamp, draw_keys, draw_text
+from clearstamp.pictures import draw_text
+from clearstamp.stamp import MAX_KEY, PAPER_KEY, Stamp, draw_keys
 
 SHAPE = (1, 28, 28)
 
@@ -204,7 +206,7 @@ def test_a_failed_write_leaves_the_old_file_alone(tmp_path, monkeypatch, step):
         raise OSError("disk full")
 
     with monkeypatch.context() as broken, pytest.raises(OSError, match="disk full"):
-        broken.setattr(module.os, step, fail)
+        broken.setattr(files.os, step, fail)
         make(seed=1).save(path)
     assert path.read_bytes() == old
     assert [file.name for file in tmp_path.iterdir()] == ["owner.safetensors"]

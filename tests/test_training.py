@@ -11,12 +11,13 @@ from torch import Tensor, nn
 
 from clearstamp import training
 from clearstamp.errors import StampError, TrainingError
+from clearstamp.losses import Stamped, StampLoss
+from clearstamp.reading import read
 from clearstamp.rules import READOUTS
 from clearstamp.scores import structural_similarity
 from clearstamp.stamp import Stamp
-from clearstamp.training import Descent, Stamped, StampLoss, accuracy, fit, harden, sgd
+from clearstamp.training import Descent, accuracy, fit, harden, sgd
 from clearstamp.transpose import Transposed, transpose
-from clearstamp.verification import read
 from clearstamp.zoo.networks import build
 
 SHAPE = (1, 12, 12)

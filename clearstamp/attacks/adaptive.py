@@ -10,10 +10,12 @@ from torch import Tensor
 
 from clearstamp.attacks.base import Attack, Scene, check
 from clearstamp.data import LabelledImages
-from clearstamp.stamp import Stamp, draw_keys, draw_text
-from clearstamp.training import StampLoss, fit, harden
+from clearstamp.losses import StampLoss
+from clearstamp.pictures import draw_text
+from clearstamp.reading import extract
+from clearstamp.stamp import Stamp, draw_keys
+from clearstamp.training import fit, harden
 from clearstamp.transpose import transpose
-from clearstamp.verification import extract
 
 
 @dataclass(frozen=True, kw_only=True)

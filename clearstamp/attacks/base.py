@@ -13,11 +13,11 @@ from torch import nn
 
 from clearstamp.data import LabelledImages
 from clearstamp.errors import AttackError
+from clearstamp.reading import Reading, read
 from clearstamp.stamp import Stamp
 from clearstamp.training import accuracy
 from clearstamp.transpose import transpose
 from clearstamp.units import merge_equal_units
-from clearstamp.verification import Reading, read
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ import numpy as np
 from torch import Tensor
 
 from clearstamp.coding import Found, decode, read_bits
+from clearstamp.losses import SampledLoss, StampLoss
 from clearstamp.reproduction.experiments import Findings, Profile
 from clearstamp.reproduction.generalizability import Row
 from clearstamp.stamp import Stamp
-from clearstamp.training import SampledLoss, StampLoss
 from clearstamp.transpose import Transposed
 
 LICENCE = Path(__file__).with_name("licence.txt").read_bytes()

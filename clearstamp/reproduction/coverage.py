@@ -9,12 +9,12 @@ from torch import Tensor, nn
 from torchvision import models
 
 from clearstamp.errors import ClearStampError, RecordError, TransposeError
+from clearstamp.reading import read
 from clearstamp.reproduction.experiments import Experiment, Findings, Profile, device
 from clearstamp.reproduction.records import READOUTS, Stage
 from clearstamp.stamp import Stamp
 from clearstamp.training import harden
 from clearstamp.transpose import transpose
-from clearstamp.verification import read
 
 OUTPUTS = 10
 HANDFUL = (

@@ -23,9 +23,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from clearstamp.errors import ClearStampError, DataError, RecordError
+from clearstamp.files import checksum, write_atomically
 from clearstamp.reproduction import records
 from clearstamp.reproduction.records import Record, Split, Stage
-from clearstamp.stamp import checksum, write_atomically
 from clearstamp.zoo import datasets
 
 

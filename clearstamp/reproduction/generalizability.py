@@ -4,11 +4,11 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
+from clearstamp.reading import read
 from clearstamp.reproduction.experiments import Profile, device, load_sets
 from clearstamp.reproduction.lifecycle import Life, LifeCycle, fresh_model, train
 from clearstamp.training import accuracy, fit
 from clearstamp.units import last_layer, replace_module
-from clearstamp.verification import read
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,13 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from clearstamp.errors import ClearStampError, RecordError
+from clearstamp.losses import StampLoss
+from clearstamp.reading import Reading, read
 from clearstamp.reproduction.experiments import FEW, Experiment, Findings, Profile, device, load_sets, trained_weights
 from clearstamp.reproduction.records import READOUTS, Moment, Readout, Score, Stage
 from clearstamp.scores import similarity
 from clearstamp.stamp import PAPER_KEY, Stamp
-from clearstamp.training import OPTIMIZERS, Fit, StampLoss, accuracy, fit, harden
+from clearstamp.training import OPTIMIZERS, Fit, accuracy, fit, harden
 from clearstamp.transpose import Transposed, freeze, transpose
-from clearstamp.verification import Reading, read
 from clearstamp.zoo.networks import MODELS, build
 
 FOUR_LETTERS = tuple("".join(chr(65 + (4 * i + j * (1 + 2 * (i // 13))) % 26) for j in range(4)) for i in range(20))

@@ -32,7 +32,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from clearstamp.errors import RecordError
-from clearstamp.stamp import write_atomically
+from clearstamp.files import write_atomically
 
 PACKAGE = Path(__file__).parents[1]
 LIBRARIES = ("torch", "torchvision", "pytorch-msssim", "numpy")

@@ -29,6 +29,7 @@ from clearstamp.attacks import (
     Transfer,
 )
 from clearstamp.errors import RecordError
+from clearstamp.losses import PAPER_DROPOUT
 from clearstamp.reproduction.campaigns import UNMARKED, campaigns
 from clearstamp.reproduction.capacity import LICENCE, Capacity
 from clearstamp.reproduction.coverage import HANDFUL, Coverage, Hardened, classifiers
@@ -37,7 +38,6 @@ from clearstamp.reproduction.generalizability import CrossData, Row
 from clearstamp.reproduction.lifecycle import Fingerprint, LifeCycle, Trial
 from clearstamp.reproduction.records import READOUTS, Readout, Record
 from clearstamp.reproduction.runtime import Cost
-from clearstamp.training import PAPER_DROPOUT
 
 FIRST = (0,)
 """The seed of what runs once."""

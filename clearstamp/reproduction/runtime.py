@@ -14,12 +14,13 @@ from torch.optim import Adam, Optimizer
 from torch.utils.flop_counter import FlopCounterMode
 
 from clearstamp.errors import ClearStampError, RecordError
+from clearstamp.losses import StampLoss
 from clearstamp.reproduction.coverage import OUTPUTS, classifier, classifiers
 from clearstamp.reproduction.experiments import Experiment, Findings, Profile, device
 from clearstamp.reproduction.records import Score, Stage
 from clearstamp.scores import structural_similarity
 from clearstamp.stamp import Stamp
-from clearstamp.training import Descent, StampLoss, adam
+from clearstamp.training import Descent, adam
 from clearstamp.transpose import transpose
 from clearstamp.zoo.networks import MODELS, build
 

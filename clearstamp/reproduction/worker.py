@@ -17,10 +17,10 @@ from typing import IO
 import torch
 
 from clearstamp.errors import ClearStampError, RecordError
+from clearstamp.files import write_atomically
 from clearstamp.reproduction.experiments import has_weights, profile, run, trained_weights
 from clearstamp.reproduction.records import artifacts, named
 from clearstamp.reproduction.registry import declared
-from clearstamp.stamp import write_atomically
 
 
 def requests(source: IO[str]) -> Iterator[str]:

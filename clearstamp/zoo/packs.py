@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from clearstamp.errors import DataError
-from clearstamp.stamp import write_atomically
+from clearstamp.files import write_atomically
 
 SIDE = 10  # images along each side of a sheet
 

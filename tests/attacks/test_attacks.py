@@ -32,12 +32,13 @@ from clearstamp.attacks import (
 )
 from clearstamp.data import Data
 from clearstamp.errors import AttackError
+from clearstamp.pictures import draw_text
+from clearstamp.reading import extract
 from clearstamp.scores import similarity
-from clearstamp.stamp import Stamp, draw_keys, draw_text
+from clearstamp.stamp import Stamp, draw_keys
 from clearstamp.training import harden
 from clearstamp.transpose import transpose
 from clearstamp.units import hidden_layers
-from clearstamp.verification import extract
 
 SHAPE = (1, 12, 12)
 EXAMPLE = torch.zeros(1, *SHAPE)

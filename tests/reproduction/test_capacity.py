@@ -8,6 +8,7 @@ import torch
 
 from clearstamp.attacks import Quantization
 from clearstamp.errors import TrainingError
+from clearstamp.losses import SampledLoss, StampLoss
 from clearstamp.reproduction import report
 from clearstamp.reproduction.campaigns import campaigns
 from clearstamp.reproduction.capacity import LICENCE, Capacity
@@ -15,7 +16,6 @@ from clearstamp.reproduction.experiments import PROFILES, run_all
 from clearstamp.reproduction.records import Stage
 from clearstamp.reproduction.report.stages import in_words
 from clearstamp.stamp import Stamp
-from clearstamp.training import SampledLoss, StampLoss
 from clearstamp.transpose import transpose
 from clearstamp.zoo.networks import build
 from tests import books

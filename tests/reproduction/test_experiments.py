@@ -5,13 +5,13 @@ import torch
 
 from clearstamp.attacks import LogitShift
 from clearstamp.errors import RecordError
+from clearstamp.reading import read
 from clearstamp.reproduction import experiments, lifecycle, records
 from clearstamp.reproduction.campaigns import Campaign
 from clearstamp.reproduction.experiments import PROFILES, has_weights, load_sets, run_all, weights_file
 from clearstamp.reproduction.lifecycle import Fingerprint, LifeCycle, Trial, trained
 from clearstamp.stamp import PAPER_KEY
 from clearstamp.transpose import transpose
-from clearstamp.verification import read
 from clearstamp.zoo import datasets as data
 
 SMALL = {"model": "fc", "keys": 2}

@@ -23,11 +23,11 @@ from torch import nn
 
 from clearstamp import rules
 from clearstamp.attacks import ATTACKS, Rescaling
+from clearstamp.losses import StampLoss
+from clearstamp.pictures import montage
 from clearstamp.reproduction import capacity, experiments
 from clearstamp.reproduction.experiments import PROFILES
 from clearstamp.reproduction.generalizability import Row
-from clearstamp.scores import montage
-from clearstamp.training import StampLoss
 from clearstamp.zoo import datasets as data
 from tests.reproduction.twins import SCALE, SIZES, TWINS, Twin, images, write_sets
 

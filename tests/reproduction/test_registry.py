@@ -10,12 +10,13 @@ import nbformat
 import pytest
 
 from clearstamp.errors import RecordError
+from clearstamp.losses import PAPER_DROPOUT, SampledLoss, StampLoss
 from clearstamp.reproduction import claims, registry
 from clearstamp.reproduction.experiments import PROFILES
 from clearstamp.reproduction.lifecycle import LifeCycle
 from clearstamp.reproduction.records import READOUTS
 from clearstamp.reproduction.registry import CHAPTERS, Chapter, Group, declared
-from clearstamp.training import PAPER_DROPOUT, SampledLoss, StampLoss, fit, harden
+from clearstamp.training import fit, harden
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = {path.stem: path for path in (ROOT / "notebooks").glob("*.ipynb")}

@@ -10,6 +10,7 @@ from PIL import Image
 
 from clearstamp.attacks import Erasure, Pruning
 from clearstamp.errors import RecordError
+from clearstamp.pictures import develop, montage
 from clearstamp.reproduction import experiments, report
 from clearstamp.reproduction.campaigns import campaigns
 from clearstamp.reproduction.experiments import PROFILES, run_all
@@ -18,7 +19,6 @@ from clearstamp.reproduction.registry import OURS, PAPER, table4
 from clearstamp.reproduction.report import Slider, by_model
 from clearstamp.reproduction.report.stages import in_words
 from clearstamp.reproduction.runtime import Cost
-from clearstamp.scores import develop, montage
 from clearstamp.transpose import transpose
 from clearstamp.zoo.networks import build
 from tests.books import record

@@ -12,10 +12,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, PercentFormatter
 from torch import Tensor
 
+from clearstamp.pictures import develop, montage
 from clearstamp.reproduction.records import Record
 from clearstamp.reproduction.report.exhibits import NOT_RUN, finished
 from clearstamp.reproduction.report.stages import SCORES, STAGES, by_model, in_words
-from clearstamp.scores import develop, montage
 from clearstamp.transpose import Transposed
 
 

@@ -15,11 +15,12 @@ from PIL import Image
 from torch import Tensor
 
 from clearstamp.errors import RecordError
+from clearstamp.pictures import develop, montage
 from clearstamp.reproduction.experiments import FEW
 from clearstamp.reproduction.records import Record
 from clearstamp.reproduction.report.exhibits import about
 from clearstamp.reproduction.report.stages import STAGES, in_words, stages_of
-from clearstamp.scores import develop, montage, similarity
+from clearstamp.scores import similarity
 
 HOLDS = 0.02
 """How far under that of the first position an accuracy may lie and still hold: two points."""

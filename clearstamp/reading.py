@@ -7,9 +7,10 @@ from torch import Tensor
 
 from clearstamp.coding import Found, decode, read_bits
 from clearstamp.errors import CodingError
-from clearstamp.scores import correlation, develop, similarity
+from clearstamp.losses import check_fit
+from clearstamp.pictures import develop
+from clearstamp.scores import correlation, similarity
 from clearstamp.stamp import Stamp
-from clearstamp.training import check_fit
 from clearstamp.transpose import Transposed
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from clearstamp.attacks import Erasure, Look, Noise, Rescaling, Scene
 from clearstamp.data import Data, LabelledImages
 from clearstamp.errors import AttackError
-from clearstamp.scores import develop, montage
+from clearstamp.pictures import develop, montage
 from clearstamp.stamp import Stamp
 from clearstamp.units import layers
 

@@ -5,11 +5,12 @@ import torch
 from torch import nn
 
 from clearstamp.errors import StampError
+from clearstamp.pictures import develop
+from clearstamp.reading import extract, read
 from clearstamp.rules import READOUTS
-from clearstamp.scores import correlation, develop, similarity
+from clearstamp.scores import correlation, similarity
 from clearstamp.stamp import Stamp
 from clearstamp.transpose import Transposed, transpose
-from clearstamp.verification import extract, read
 
 SHAPE = (1, 28, 28)
 TEXTS = list("ABCDEFGHIJ")

@@ -11,11 +11,11 @@ from torch import nn
 from clearstamp.attacks import Pruning
 from clearstamp.data import Data
 from clearstamp.errors import AttackError, StampError
-from clearstamp.explore import ERASURE_STEPS, Explorer, Manipulation, explore
+from clearstamp.explorer import ERASURE_STEPS, Explorer, Manipulation, explore
+from clearstamp.reading import read
 from clearstamp.stamp import Stamp
 from clearstamp.training import harden
 from clearstamp.transpose import transpose
-from clearstamp.verification import read
 
 SHAPE = (1, 12, 12)
 SLIDERS = {"pruning": 0.9, "noise": 0.5, "rescaling": 3, "keys": 0.5, "erasure": ERASURE_STEPS}

@@ -1,0 +1,164 @@
+"""The loss of a stamp, for any training loop."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils.checkpoint import checkpoint
+
+from clearstamp.errors import StampError, TrainingError
+from clearstamp.scores import SimilarityTo
+from clearstamp.stamp import Stamp
+from clearstamp.transpose import Transposed
+
+PAPER_DROPOUT = 0.5
+"""The rate of the paper's additional dropout layers, which it does not give: that which fits its default network."""
+
+
+class StampLoss:
+    """The loss of a stamp, (1 - SSIM) + MSE, averaged over its keys: a scalar for any training loop.
+
+    >>> loss = StampLoss(back, stamp)        # doctest: +SKIP
+    >>> loss().backward()                    # doctest: +SKIP
+
+    SSIM is taken of the unclamped signal. `dropout` is the rate after every transposed convolution and linear layer but
+    the last, as in the paper, whose own rate is taken to be `PAPER_DROPOUT`: it is what makes a stamp last when others
+    train on or prune. The loss then differs from call to call.
+
+    `noise` reads the stamp from weights that are off by a normal error, drawn anew at every call, which serves the same
+    end at more cost. The weights themselves stay as they are. Its standard deviation is `noise` for every weight alike,
+    as Adam moves every weight alike, or with `relative` that many times the standard deviation of each tensor.
+    `at_once` bounds the memory of a large stamp: the walk is taken for that many keys at a time, and once more in the
+    backward pass (gradient checkpointing); the loss is the same.
+
+    Raises `StampError` if the stamp does not fit the model, `TrainingError` if a rate is out of range.
+    """
+
+    def __init__(
+        self,
+        back: Transposed,
+        stamp: Stamp,
+        *,
+        dropout: float = 0.3,
+        noise: float = 0.0,
+        relative: bool = False,
+        at_once: int | None = None,
+    ):
+        check_fit(back, stamp)
+        if at_once is not None and at_once < 1:
+            raise TrainingError("no such number of keys", got=at_once, expected="at least 1")
+        if not 0 <= dropout < 1:
+            raise TrainingError("dropout rate out of range", got=dropout, expected="0 <= rate < 1")
+        if not 0 <= noise < math.inf:
+            raise TrainingError("noise out of range", got=noise, expected="a finite number, at least 0")
+        self.back, self.dropout, self.noise, self.relative, self.at_once = back, dropout, noise, relative, at_once
+        self.stamp = stamp.to(back.device)
+        self.similarity = SimilarityTo(self.stamp.secrets)
+
+    def __call__(self) -> Tensor:
+        images = self.images()
+        if self.similarity.secrets is not self.stamp.secrets:
+            self.similarity = SimilarityTo(self.stamp.secrets)
+        return (1 - self.similarity(images)).mean() + F.mse_loss(images, self.stamp.secrets)
+
+    def images(self) -> Tensor:
+        """The images ``[k, C, H, W]`` of a training walk, with dropout and noise."""
+        self.stamp = self.stamp.to(self.back.device)  # the model may have been moved since
+        weights = self.weights()
+        if self.at_once is None:
+            return self.walk(self.stamp.keys, weights)
+        parts = self.stamp.keys.split(self.at_once)
+        return torch.cat([checkpoint(self.walk, part, weights, use_reentrant=False) for part in parts])
+
+    def weights(self) -> dict[str, Tensor]:
+        """The weights, by name, that stand for the model's own in a walk; here those with noise."""
+        if not self.noise:
+            return {}
+        named = self.back.model.named_parameters()
+        return {name: torch.randn_like(weight).mul_(self.deviation(weight)).add_(weight) for name, weight in named}
+
+    def walk(self, keys: Tensor, weights: dict[str, Tensor]) -> Tensor:
+        """Images ``[k, C, H, W]`` of some of the keys, with other weights in place of the model's own."""
+        if not weights:
+            return self.back(keys, dropout=self.dropout)
+        exchanged = {f"model.{name}": weight for name, weight in weights.items()}
+        return functional_call(Walk(self.back), exchanged, (keys, self.dropout))
+
+    def deviation(self, weight: Tensor) -> Tensor | float:
+        """The standard deviation of the error on one tensor of weights."""
+        return self.noise * weight.detach().std(correction=0) if self.relative else self.noise
+
+
+class SampledLoss(StampLoss):
+    """The stamp loss of `count` of the keys, drawn anew at every call: a large stamp at the cost of a small one.
+
+    Raises `StampError` if the stamp does not fit the model, `TrainingError` if a setting is out of range.
+    """
+
+    def __init__(
+        self,
+        back: Transposed,
+        stamp: Stamp,
+        *,
+        count: int,
+        dropout: float = 0.3,
+        noise: float = 0.0,
+        relative: bool = False,
+    ):
+        super().__init__(back, stamp, noise=noise, dropout=dropout, relative=relative)
+        if count < 1:
+            raise TrainingError("no such number of keys", got=count, expected="at least 1")
+        self.whole, self.count = self.stamp, count
+
+    def __call__(self) -> Tensor:
+        chosen = torch.randperm(len(self.whole))[: self.count].to(self.whole.keys.device)
+        self.stamp = self.whole.pick(chosen)
+        return super().__call__()
+
+
+class Stamped(nn.Module):
+    """A model and the loss of its stamp in one call, for engines that follow a model through its calls.
+
+    >>> engine = DistributedDataParallel(Stamped(model, loss))      # doctest: +SKIP
+    >>> outputs, stamp_loss = engine(inputs)                        # doctest: +SKIP
+    >>> (F.cross_entropy(outputs, labels) + stamp_loss).backward()  # doctest: +SKIP
+
+    `DistributedDataParallel` averages the gradients of both over all processes, so the weights stay the same everywhere
+    even though each process draws dropout, noise and keys of its own. `fully_shard` has to be given the whole, not its
+    layers: the walk reads weights outside of their calls. Raises `TrainingError` if the loss is another model's.
+    """
+
+    def __init__(self, model: nn.Module, loss: StampLoss):
+        super().__init__()
+        if loss.back.model is not model:
+            raise TrainingError("the stamp loss is that of another model", got=type(loss.back.model).__name__)
+        self.model, self.loss = model, loss
+
+    def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Inputs ``[b, C, H, W]`` to the model's outputs ``[b, outputs]`` and the stamp loss, a scalar."""
+        return self.model(inputs), self.loss()
+
+
+class Walk(nn.Module):
+    """The transposed model as a module over the forward model's weights, which `functional_call` exchanges."""
+
+    def __init__(self, back: Transposed):
+        super().__init__()
+        self.back, self.model = back, back.model
+
+    def forward(self, keys: Tensor, dropout: float) -> Tensor:
+        return self.back(keys, dropout=dropout)
+
+
+def check_fit(back: Transposed, stamp: Stamp) -> None:
+    """Raise `StampError` unless the stamp's keys and secrets have the sizes of the model's output and input."""
+    got = (stamp.keys.shape[1], tuple(stamp.secrets.shape[1:]))
+    if got != (back.outputs, back.image_shape):
+        raise StampError(
+            "the stamp does not fit the model",
+            got=f"keys of {got[0]} outputs, secrets {got[1]}",
+            expected=f"keys of {back.outputs} outputs, secrets {back.image_shape}",
+            remedy="make the stamp with outputs= and shape= of this model",
+        )
