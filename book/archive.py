@@ -19,13 +19,7 @@ HERE = Path(__file__).parent
 OUT = HERE.parent / "dist"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 QUIET = ("background-networking", "component-update", "sync", "gpu", "quic")
-
-ON_PAPER = """() => {
-  for (const folded of document.querySelectorAll("details.hide, details.cs-computed")) folded.open = true;
-  for (const link of document.querySelectorAll("a[download]")) link.removeAttribute("href");
-  for (const link of document.querySelectorAll('a[href*=".html#"]')) link.href = "#" + link.href.split("#")[1];
-}"""
-"""What is folded opens; links to other pages become links within the one, those to files, which a PDF has not, none."""
+ON_PAPER = HERE / "paper.js"
 
 
 def zipped(pages: Path, target: Path) -> Path:
@@ -67,7 +61,7 @@ def printed(page: Path, target: Path, browser: Browser) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     opened = browser.new_page()
     opened.goto(page.as_uri())
-    opened.evaluate(ON_PAPER)
+    opened.evaluate(ON_PAPER.read_text(encoding="utf-8"))
     opened.pdf(path=target, format="A4", print_background=True, outline=True, tagged=True)
     opened.close()
     return target

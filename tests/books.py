@@ -1,11 +1,10 @@
 """A book of minimal executed notebooks, for the tests that look at its pages."""
 
-import importlib.util
+import importlib
 import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
 
 import nbformat
 import numpy as np
@@ -18,18 +17,8 @@ from clearstamp.reproduction.report import Slider
 
 SOURCES = Path(__file__).parent.parent / "book"
 
-
-def program(name: str) -> ModuleType:
-    """One of the programs beside the book's sources."""
-    spec = importlib.util.spec_from_file_location(f"book_{name}", SOURCES / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # its data classes look themselves up there
-    spec.loader.exec_module(module)
-    return module
-
-
-book_build, archive = program("build"), program("archive")
+sys.path.insert(0, str(SOURCES))  # as when one of the programs there is run
+archive, book_build, book_pages, captions = map(importlib.import_module, ("archive", "build", "pages", "captions"))
 
 
 def sources() -> list[str]:

@@ -18,7 +18,17 @@ from clearstamp.errors import RecordError
 from clearstamp.reproduction import claims
 from clearstamp.reproduction.records import named
 from clearstamp.reproduction.registry import declared
-from tests.books import SOURCES, archive, book_build, chapters, copy_sources, record, write_notebooks
+from tests.books import (
+    SOURCES,
+    archive,
+    book_build,
+    book_pages,
+    captions,
+    chapters,
+    copy_sources,
+    record,
+    write_notebooks,
+)
 
 NOTEBOOKS = SOURCES.parent / "notebooks"
 OUTSIDE = re.compile(r"\s*(https?:|//)", re.IGNORECASE)
@@ -132,7 +142,7 @@ def test_every_exhibit_is_numbered_and_its_records_can_be_downloaded(built: Path
 def test_the_front_page_has_a_stamp_s_life_and_a_stamp_under_pruning(built: Path) -> None:
     front = (built / "index.html").read_text(encoding="utf-8")
     assert "life.png" in front and front.count('class="cs-slider"') == 1
-    assert {book_build.LIFE, book_build.PRUNED} <= {named(*key) for key in declared("paper")}
+    assert {book_pages.CHOSEN["life"], book_pages.CHOSEN["pruned"]} <= {named(*key) for key in declared("paper")}
 
 
 def test_prose_refers_to_an_exhibit_by_its_number_and_says_where_there_is_none(built: Path) -> None:
@@ -153,23 +163,23 @@ def test_exhibits_that_prose_refers_to_are_code_cells_of_the_notebooks() -> None
     texts += [cell.source for n in notebooks.values() for cell in n.cells if cell.cell_type == "markdown"]
     named = {name for text in texts for name in re.findall(r"\{exhibit\}`([^`]+)`", text)}
     cells = {f"{stem}/{c.id}" for stem, n in notebooks.items() for c in n.cells if c.cell_type == "code"}
-    assert named and named | {f"{book_build.TUTORIAL}/{book_build.WALK}"} <= cells
+    assert named and named | {book_pages.CHOSEN["walk"]} <= cells
 
 
 def test_a_claim_leads_to_its_exhibit_and_its_records():
     claim = next(claim for claim in claims.load() if claim.notebook == "03-pruning")
     made = [record(claim.experiment.format(readout="paper"), ("before",))]
-    exhibit = book_build.Exhibit("Table 3.2", "03-pruning", "cell", "scores", (made[0].name,))
-    other = book_build.Exhibit("Table 3.1", "03-pruning", "cell", "others", ("another-seed0",))
-    elsewhere = book_build.Exhibit("Table 2.1", "02-multi-key", "cell", "scores", (made[0].name,))
-    figure = book_build.Exhibit("Figure 3.1", "03-pruning", "cell", "film", (made[0].name,))
-    told = book_build.evidence(claim, [elsewhere, figure, other, exhibit], made)
+    exhibit = captions.Exhibit("Table 3.2", "03-pruning", "cell", "scores", (made[0].name,))
+    other = captions.Exhibit("Table 3.1", "03-pruning", "cell", "others", ("another-seed0",))
+    elsewhere = captions.Exhibit("Table 2.1", "02-multi-key", "cell", "scores", (made[0].name,))
+    figure = captions.Exhibit("Figure 3.1", "03-pruning", "cell", "film", (made[0].name,))
+    told = captions.evidence(claim, [elsewhere, figure, other, exhibit], made)
     assert told == (
         '<a href="_generated/03-pruning.html#table-3-2">Table 3.2</a>; '
         f'published <a href="records/{made[0].name}.json" download>0</a>'
     )
-    assert "Figure 3.1" in book_build.evidence(claim, [figure, other], made)
-    assert book_build.evidence(claim, [other], []) == ""
+    assert "Figure 3.1" in captions.evidence(claim, [figure, other], made)
+    assert captions.evidence(claim, [other], []) == ""
 
 
 def test_figures_and_tables_are_numbered_apart():
@@ -183,16 +193,16 @@ def test_figures_and_tables_are_numbered_apart():
     ]
     inner = new_output("display_data", {}, metadata={"text/markdown": outputs[2].metadata})
     notebook = new_notebook(cells=[new_code_cell("", outputs=outputs), new_code_cell("", outputs=[inner])])
-    found = book_build.number(notebook, "04-any")
+    found = captions.number(notebook, "04-any")
     assert [e.title for e in found] == ["Figure 4.1", "Figure 4.2", "Table 4.1", "Table 4.2"]
     assert [len(cell.outputs) for cell in notebook.cells] == [6, 2]
 
 
 def test_launch_links_are_those_of_a_repository_on_github():
-    told = book_build.launch("03-pruning.ipynb", "owner/name")
+    told = book_pages.launch("03-pruning.ipynb", "owner/name")
     assert "https://mybinder.org/v2/gh/owner/name/" in told and "labpath=notebooks/03-pruning.ipynb" in told
     assert "https://colab.research.google.com/github/owner/name/blob/" in told
-    assert "http" not in book_build.launch("03-pruning.ipynb", "")
+    assert "http" not in book_pages.launch("03-pruning.ipynb", "")
 
 
 @pytest.mark.parametrize(
@@ -206,8 +216,8 @@ def test_launch_links_are_those_of_a_repository_on_github():
     ],
 )
 def test_the_repository_is_read_from_its_origin(monkeypatch, url, name):
-    monkeypatch.setattr(book_build.subprocess, "run", lambda *_, **__: SimpleNamespace(stdout=url + "\n"))
-    assert book_build.repository() == name
+    monkeypatch.setattr(book_pages.subprocess, "run", lambda *_, **__: SimpleNamespace(stdout=url + "\n"))
+    assert book_pages.repository() == name
 
 
 def test_a_zip_holds_every_page_and_is_the_same_every_time(built: Path, tmp_path: Path):
@@ -273,10 +283,10 @@ def test_pages_say_where_their_numbers_come_from(pages: dict[Path, Page]) -> Non
 
 def test_the_front_page_s_slider_opens_where_accuracy_holds(tmp_path: Path):
     accuracies = {"before": 0.99, "10 %": 0.98, "80 %": 0.5, "channels 20 %": 0.99}
-    pruned = record(book_build.PRUNED.removesuffix("-seed0"), tuple(accuracies))
+    pruned = record(book_pages.CHOSEN["pruned"].removesuffix("-seed0"), tuple(accuracies))
     for stage in pruned.stages:
         stage.scores["accuracy"] = accuracies[stage.label]
-    shown = book_build.front(tmp_path, [pruned])
+    shown = book_pages.front(tmp_path, [pruned])
     assert ">10 %: accuracy 0.980" in shown and "no more than 2 points of accuracy" in shown
 
 
@@ -293,18 +303,18 @@ def test_the_numbers_that_fall_are_counted_and_listed_and_what_the_default_makes
         given = {"published": published, "adjoint readout": None, "default": default}
         return claims.Row(claim, {name: [] if off is None else [claim.paper + off] for name, off in given.items()})
 
-    assert book_build.falls([row(0), row(None)], {}) == (
+    assert book_pages.falls([row(0), row(None)], {}) == (
         "Of 2 numbers of the paper, 1 were run in this profile, embedded and read as published: 1 hold, 0 fall.\n\n"
     )
     with pytest.raises(RecordError, match=f"nothing says what was tried to make a claim hold; got: {claim.id}"):
-        book_build.falls([row(-9)], {})
+        book_pages.falls([row(-9)], {})
     price, erased = row(-9), row(0)
     price = replace(
         price, claim=replace(claim, verdict="least"), beside=replace(erased, claim=replace(claim, paper=-9))
     )
-    assert "0 hold, 0 fall. 1 stay open" in book_build.falls([price], {})
+    assert "0 hold, 0 fall. 1 stay open" in book_pages.falls([price], {})
     claim = replace(claim, tried="another rate")
-    told = book_build.falls([row(0), row(-9, 0), row(None, -9)], {claim.id: "Table 2.1"})
+    told = book_pages.falls([row(0), row(-9, 0), row(None, -9)], {claim.id: "Table 2.1"})
     assert "| another rate | Table 2.1 |" in told
     assert "2 were run in this profile, embedded and read as published: 1 hold, 1 fall. With this" in told
     assert "2 were run: 1 hold.\n\n|" in told and told.count(claim.id) == 1

@@ -102,7 +102,7 @@ def test_the_book_is_printed(browser: Browser, built: Path, tmp_path: Path):
 
 def test_the_one_page_edition_is_unfolded_and_links_within_itself(page: Page, built: Path):
     page.goto(archive.one_page(built.parent.parent).as_uri())
-    page.evaluate(archive.ON_PAPER)
+    page.evaluate(archive.ON_PAPER.read_text(encoding="utf-8"))
     assert page.locator("details.hide[open]").count() > 0 == page.locator("details.hide:not([open])").count()
     assert page.get_by_text("commits of the records").first.is_visible()
     exhibit = page.locator("a", has_text="Figure 3.1").first

@@ -1,47 +1,40 @@
 """Math as MathML, written when the book is built: every current browser shows it, so no page needs a script for it."""
 
-import re
 from html import escape
 from typing import Any
 
 from docutils import nodes
-from latex2mathml.converter import convert
+from docutils.utils.math import MathError
+from docutils.utils.math.latex2mathml import tex2mathml
 from sphinx.application import Sphinx
 from sphinx.util import logging
 
 logger = logging.getLogger(__name__)
 
 
-def to_mathml(latex: str, node: nodes.Element, display: str) -> str:
+def to_mathml(latex: str, node: nodes.Element, as_block: bool) -> str:
     """The formula as MathML. What cannot be translated is a warning, and so fails a strict build."""
-    latex = re.sub(r"\{(aligned|split)\}", "{align*}", latex)  # the only such environment that latex2mathml knows
     try:
-        markup: str = convert(latex, display=display)
-    except Exception as error:
-        logger.warning("no MathML (%s) for: %s", type(error).__name__, latex, location=node)
+        return tex2mathml(latex, as_block=as_block)
+    except (MathError, AttributeError) as error:  # the latter for an & outside of an environment
+        logger.warning("no MathML (%s) for: %s", error, latex, location=node)
         return f"<code>{escape(latex)}</code>"
-    if unknown := re.findall(r">(\\[A-Za-z]+|&)<", markup):
-        logger.warning("no MathML for %s in: %s", ", ".join(unknown), latex, location=node)
-    return markup
 
 
 def visit_math(translator: Any, node: nodes.math) -> None:
     """A formula within a line."""
-    translator.body.append(to_mathml(node.astext(), node, "inline"))
+    translator.body.append(to_mathml(node.astext(), node, as_block=False))
     raise nodes.SkipNode
 
 
 def visit_math_block(translator: Any, node: nodes.math_block) -> None:
     """A formula on a line of its own, with its number if it has a label."""
-    latex = node.astext().strip()
-    if r"\\" in latex and r"\begin" not in latex:
-        latex = rf"\begin{{align*}}{latex}\end{{align*}}"
     translator.body.append(translator.starttag(node, "div", CLASS="math notranslate nohighlight"))
     if node["number"]:
         translator.body.append(f'<span class="eqno">({node["number"]})')
         translator.add_permalink_ref(node, "Link to this equation")
         translator.body.append("</span>")
-    translator.body.append(to_mathml(latex, node, "block") + "</div>")
+    translator.body.append(to_mathml(node.astext(), node, as_block=True) + "</div>")
     raise nodes.SkipNode
 
 

@@ -2,14 +2,16 @@
 
 from collections.abc import Iterable, Sequence
 
-RULES = {"l": "---", "r": "--:"}
+from tabulate import tabulate
+
+SIDES = {"l": None, "r": "right"}  # left is where a page puts a cell that says nothing
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], align: str = "") -> str:
     """A Markdown table. `align` has an ``l`` or ``r`` for each column; the last stands for all that follow it too."""
     align = (align or "l").ljust(len(head), (align or "l")[-1])
-    lines = [head, [RULES[side] for side in align], *rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    made: str = tabulate(rows, head, "pipe", colalign=[SIDES[side] for side in align], disable_numparse=True)
+    return f"{made}\n"
 
 
 def plain_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

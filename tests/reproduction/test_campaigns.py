@@ -11,6 +11,7 @@ from clearstamp.reproduction.experiments import run_all
 from clearstamp.reproduction.lifecycle import LifeCycle
 from clearstamp.reproduction.report.stages import in_words
 from clearstamp.zoo.datasets import load
+from tests.tables import compact
 
 ON = LifeCycle(name="2-keys-adjoint", readout="adjoint", model="fc", keys=2, lr=1e-3)
 TWIN = LifeCycle(name="unmarked", model="fc", keys=0)
@@ -117,7 +118,7 @@ def test_an_attack_slider_shows_the_ways_and_the_ends(record):
 
 
 def test_the_table_of_attacks_holds_the_ends_with_the_known_keys_score(record):
-    lines = report.attacks_table([record]).data.splitlines()
+    lines = compact(report.attacks_table([record]).data).splitlines()
     assert [line.split(" | ")[1] for line in lines[2:]] == ["before", "tuned", "erased", "averaged", "permuted"]
     assert all(line.startswith(f"| {in_words(record)} |") for line in lines[2:])
     named = replace(record, experiment="fine-tuning-2-keys-adjoint")

@@ -7,6 +7,7 @@ import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,56 +25,6 @@ from clearstamp.scores import similarity
 
 HOLDS = 0.02
 """How far under that of the first position an accuracy may lie and still hold: two points."""
-
-STYLE = """
-.cs-slider{max-width:44rem;margin:1rem 0;padding:.75rem;color:#111;background:#fff;border:1px solid #999;
-border-radius:6px}
-.cs-slider .cs-frame{display:grid;grid-template-columns:auto minmax(0,1fr);gap:.5rem}
-.cs-slider .cs-names{display:flex;flex-direction:column;color:#555;font-size:.75rem;line-height:1}
-.cs-slider .cs-names div{flex:1;display:flex;align-items:center;justify-content:flex-end}
-.cs-slider img{display:block;width:min(100%,var(--cs-width));image-rendering:pixelated;background:#fff;
-filter:none!important;padding:0!important;margin:0!important;border-radius:0!important}
-.cs-slider .cs-row{display:flex;gap:.6rem;align-items:center;margin:.6rem 0 .2rem}
-.cs-slider label{color:#111}
-.cs-slider input{flex:1 1 auto;min-width:6rem}
-.cs-slider button{min-width:2.4rem;min-height:2.2rem;color:#111;background:#eee;border:1px solid #888;border-radius:4px}
-.cs-slider output{display:block;color:#111;font-variant-numeric:tabular-nums}
-"""
-
-SCRIPT = """
-(function () {
-  const root = document.getElementById("%s");
-  if (!root || root.dataset.ready) return;
-  root.dataset.ready = "1";
-  const data = JSON.parse(root.querySelector('script[type="application/json"]').textContent);
-  const [image, range, text, button] = ["img", "input", "output", "button"].map(tag => root.querySelector(tag));
-  let timer = null;
-  function show(i) {
-    range.value = i;
-    image.src = data.frames[i];
-    image.alt = data.alt + ", " + data.labels[i];
-    text.textContent = data.labels[i];
-    range.setAttribute("aria-valuetext", data.labels[i]);
-  }
-  function stop() {
-    clearInterval(timer);
-    timer = null;
-    button.textContent = "\\u25b6";
-    button.setAttribute("aria-label", "Play");
-  }
-  function play() {
-    if (+range.value + 1 >= data.frames.length) show(0);
-    button.textContent = "\\u275a\\u275a";
-    button.setAttribute("aria-label", "Pause");
-    timer = setInterval(() => +range.value + 1 < data.frames.length ? show(+range.value + 1) : stop(), 450);
-  }
-  range.addEventListener("input", () => { stop(); show(+range.value); });
-  button.addEventListener("click", () => timer ? stop() : play());
-  root.addEventListener("keydown", event => event.stopPropagation()); // JupyterLab takes the arrow keys otherwise
-  show(data.start);
-  range.disabled = button.disabled = false;
-})();
-"""
 
 
 @dataclass(frozen=True)
@@ -106,9 +57,10 @@ class Slider:
         width = 5 * self.frames[0].shape[1]
         alt, name, label = (html.escape(text) for text in (self.alt, self.name, self.labels[self.start]))
         rows = "".join(f"<div>{html.escape(row)}</div>" for row in self.rows)
+        style, script = beside("slider.css"), beside("slider.js").replace("SLIDER", ident)
         fragment = (
             f'<div class="cs-slider" role="group" aria-label="{alt}" id="{ident}" style="--cs-width:{width}px">'
-            f"<style>{STYLE}</style>"
+            f"<style>\n{style}</style>"
             f'<div class="cs-frame"><div class="cs-names">{rows}</div>'
             f'<img class="dark-light" src="{uris[self.start]}" alt="{alt}, {label}"></div>'
             f'<div class="cs-row"><button type="button" aria-label="Play" disabled>▶</button>'
@@ -116,10 +68,15 @@ class Slider:
             f'<input id="{ident}-range" type="range" min="0" max="{len(uris) - 1}" step="1" value="{self.start}" '
             f"disabled></div>"
             f'<output for="{ident}-range" aria-live="polite">{label}</output>'
-            f'<script type="application/json">{data}</script><script>{SCRIPT % ident}</script></div>'
+            f'<script type="application/json">{data}</script><script>\n{script}</script></div>'
         )
         metadata = about("Figure", self.alt, self.records)
         return {"text/html": fragment, "text/plain": f"{self.alt}: {'; '.join(self.labels)}"}, metadata
+
+
+def beside(name: str) -> str:
+    """The text of a file beside this one."""
+    return Path(__file__).with_name(name).read_text(encoding="utf-8")
 
 
 def webp(pixels: np.ndarray) -> bytes:
