@@ -31,7 +31,7 @@ $(READY): requirements.lock pyproject.toml
 	touch $@
 
 data: $(READY) ## download the data sets that are missing (0.6 GB)
-	$(BIN)/python -c "from clearstamp import data; data.download()"
+	$(BIN)/python -c "from clearstamp.zoo import datasets; datasets.download()"
 
 plan: $(READY) ## list every experiment, its data, its record and its time (PROFILE=quick|paper), run nothing
 	$(RUN) --plan
