@@ -31,7 +31,6 @@ for epoch in range(2):
         optimizer.zero_grad()
         (F.cross_entropy(outputs, labels.to(device)) + stamp_loss).backward()
         optimizer.step()
-
 whole = zoo.build("cnn", data.shape, data.classes, seed=0).to(device)
 whole.load_state_dict({k: getattr(w, "full_tensor", lambda w=w: w)() for k, w in model.state_dict().items()})
 back = cs.transpose(whole, stamp.secrets[:1].to(device), readout="adjoint")
