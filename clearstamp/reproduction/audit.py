@@ -14,7 +14,8 @@ from pydantic.dataclasses import dataclass
 
 from clearstamp.errors import RecordError
 from clearstamp.reproduction import records
-from clearstamp.reproduction.experiments import TOLERANCE, conduct, differences, find, profile
+from clearstamp.reproduction.experiments import TOLERANCE, Settings, conduct, differences, find
+from clearstamp.reproduction.profiles import profile
 from clearstamp.reproduction.records import STRICT, Provenance, Record, Sha256, told
 from clearstamp.reproduction.registry import declared
 
@@ -72,11 +73,16 @@ def latest(profile_name: str) -> dict[str, Audit]:
     return last
 
 
+def runs(profile_name: str) -> dict[str, tuple[Settings, int]]:
+    """Settings and seed of every run of a profile, by the name of its record."""
+    scale = profile(profile_name)
+    return {records.named(n, seed): (e.settings(scale), seed) for (n, seed), e in declared(profile_name).items()}
+
+
 def due(profile_name: str) -> list[str]:
     """The records that answer to an experiment of today, those never audited first, then by their last audit."""
-    scale = profile(profile_name)
     place = {name: place for place, name in enumerate(latest(profile_name))}  # of its line: dates can be equal
-    names = [records.named(*key) for key, e in declared(profile_name).items() if find(e, scale, key[1])]
+    names = [name for name, (settings, seed) in runs(profile_name).items() if find(settings, seed)]
     return sorted(names, key=lambda name: (place.get(name, -1), name))
 
 
@@ -85,15 +91,13 @@ def perform(profile_name: str, names: Sequence[str]) -> Iterator[Audit]:
 
     Raises `RecordError` if there is no such record, or no experiment that it answers to.
     """
-    scale = profile(profile_name)
-    experiments = {records.named(n, s): (e, s) for (n, s), e in declared(profile_name).items()}
+    today = runs(profile_name)
     for name in names:
-        if name not in experiments or find(experiments[name][0], scale, experiments[name][1]) is None:
+        if name not in today or find(*today[name]) is None:
             raise RecordError("no record to audit", got=name, expected="one that answers to an experiment of today")
     for name in names:
-        experiment, seed = experiments[name]
         with elsewhere():
-            again, _ = conduct(experiment, experiment.at(scale), seed)
+            again, _ = conduct(*today[name])
             repeated = [*records.load_all(profile_name), again]  # first the models that it needed
         for other in repeated:
             if was := records.find(profile_name, other.name):

@@ -10,7 +10,7 @@ from torchvision import models
 
 from clearstamp.errors import ClearStampError, RecordError, TransposeError
 from clearstamp.reading import read
-from clearstamp.reproduction.experiments import Experiment, Findings, Profile, device
+from clearstamp.reproduction.experiments import Experiment, Findings, Settings, device
 from clearstamp.reproduction.records import READOUTS, Stage
 from clearstamp.stamp import Stamp
 from clearstamp.training import harden
@@ -88,10 +88,7 @@ class Networks(Experiment):
 
     networks: tuple[str, ...]
 
-    def sets(self, scale: Profile) -> tuple[Profile, ...]:
-        return ()
-
-    def check(self, scale: Profile) -> Iterator[ClearStampError]:
+    def check(self, settings: Settings) -> Iterator[ClearStampError]:
         for name in sorted(set(self.networks) - set(classifiers())):
             yield RecordError("unknown model", got=repr(name), expected="a classifier of torchvision")
 
@@ -100,7 +97,7 @@ class Networks(Experiment):
 class Coverage(Networks):
     """`cover` of some networks in both readouts, in float64."""
 
-    def conduct(self, scale: Profile, seed: int) -> Findings:
+    def conduct(self, settings: Settings, seed: int) -> Findings:
         stages = []
         for name in self.networks:
             model = classifier(name, seed=seed).double()
@@ -120,7 +117,7 @@ class Hardened(Networks):
     steps: int = 200
     lr: float = 1e-3
 
-    def conduct(self, scale: Profile, seed: int) -> Findings:
+    def conduct(self, settings: Settings, seed: int) -> Findings:
         stages: list[Stage] = []
         arrays: dict[str, Tensor] = {}
         for name in self.networks:
@@ -129,7 +126,7 @@ class Hardened(Networks):
             stamp = Stamp.from_texts(["AB", "CD", "EF", "GH"], outputs=OUTPUTS, shape=shape, seed=seed)
             back = transpose(model, torch.zeros(1, *shape, device=device()), readout=self.readout)
             before = read(back, stamp)
-            steps = self.steps if scale.name == "paper" else scale.hardening_steps // 10
+            steps = self.steps if settings.profile == "paper" else settings.hardening_steps // 10
             done = harden(back, stamp, steps=steps, target=0.95, lr=self.lr, dropout=0.0, progress=False)
             after = read(back, stamp)
             scores = {"steps": done.steps, "ssim before": before.ssim.mean().item(), "ssim": after.ssim.mean().item()}

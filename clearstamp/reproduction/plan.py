@@ -10,7 +10,8 @@ from pathlib import Path
 
 from clearstamp.errors import ClearStampError, DataError, RecordError
 from clearstamp.reproduction import records
-from clearstamp.reproduction.experiments import Experiment, Profile, find, has_weights, profile
+from clearstamp.reproduction.experiments import Experiment, Settings, find, has_weights
+from clearstamp.reproduction.profiles import Images, profile
 from clearstamp.reproduction.records import Record
 from clearstamp.reproduction.registry import CHAPTERS, Chapter, declared
 from clearstamp.zoo import datasets
@@ -21,7 +22,7 @@ SECONDS = Path(__file__).with_name("seconds.json")
 
 @dataclass(frozen=True)
 class Step:
-    """One experiment with one seed.
+    """One run: an experiment's settings and a seed.
 
     Attributes:
         record: the one that is there and answers to it, if there is one.
@@ -29,11 +30,15 @@ class Step:
         seconds: expected, None if nobody knows.
     """
 
-    experiment: Experiment
+    settings: Settings
     seed: int
     record: Record | None
     lost: bool
     seconds: float | None
+
+    @property
+    def experiment(self) -> Experiment:
+        return self.settings.experiment
 
     @property
     def name(self) -> str:
@@ -66,7 +71,7 @@ class Plan:
         """Raise one `RecordError` for all that cannot work: damaged files, missing data sets, unknown models, ..."""
         faults = {error: list(names) for error, names in self.damaged.items()}
         for step in self.todo():
-            for error in step.experiment.check(step.experiment.at(profile(self.profile))):
+            for error in step.experiment.check(step.settings):
                 faults.setdefault(str(error), []).append(step.name)
         if faults:
             told = [f"{error}: {len(set(names))} runs, {listed(names)}" for error, names in faults.items()]
@@ -78,7 +83,7 @@ class Plan:
 
     def needed(self, step: Step) -> list[Step]:
         """The steps whose trained models a step takes."""
-        return [self.steps[records.named(needed.name, step.seed)] for needed in step.experiment.needs()]
+        return [self.steps[records.named(name, step.seed)] for name in step.settings.bases]
 
     def of(self, chapter: str) -> list[Step]:
         """The steps that a chapter shows."""
@@ -107,8 +112,7 @@ class Plan:
     def row(self, steps: Sequence[Step]) -> tuple[str, ...]:
         """One experiment: name, data, seeds, state, minutes."""
         first = steps[0]
-        scale = first.experiment.at(profile(self.profile))
-        sets = "; ".join(map(images, first.experiment.sets(scale)))
+        sets = "; ".join(map(described, first.settings.data))
         there = sum(not step.todo for step in steps)
         states = {0: "not recorded" if self.recorded else "to run", len(steps): "recorded"}
         seeds = " ".join(str(step.seed) for step in steps)
@@ -128,19 +132,19 @@ class Plan:
         return text + (f", and {unknown} of them whose time is not known" if unknown else "")
 
 
-def images(scale: Profile) -> str:
-    """The data set of a scale, and how many images of how many."""
-    if not datasets.found(scale.dataset):
-        return f"{scale.dataset}, missing"
+def described(images: Images) -> str:
+    """A data set, and how many images of how many."""
+    if not datasets.found(images.dataset):
+        return f"{images.dataset}, missing"
     parts = []
-    for split, count in scale.images.items():
+    for split, count in images.counts.items():
         try:
-            there = f"{scale.size(split):,}"
+            there = f"{images.size(split):,}"
         except DataError:
             there = "damaged"
-        name = "held-out" if scale.held_out and split == "test" else split
+        name = "held-out" if images.held_out and split == "test" else split
         parts.append(f"{there} {name}" if count is None else f"{count:,} of {there} {name}")
-    return f"{scale.dataset}, {', '.join(parts)}"
+    return f"{images.dataset}, {', '.join(parts)}"
 
 
 def minutes(steps: Iterable[Step]) -> str:
@@ -154,25 +158,26 @@ def make(profile_name: str, chapters: Sequence[str] = tuple(CHAPTERS)) -> Plan:
 
     Raises `RecordError` for an unknown profile or chapter, and for two different experiments of one name.
     """
-    scale, pairs = profile(profile_name), declared(profile_name, chapters)
+    scale = profile(profile_name)
+    runs = {key: experiment.settings(scale) for key, experiment in declared(profile_name, chapters).items()}
     found: dict[tuple[str, int], Record | None] = {}
     damaged: dict[str, list[str]] = {}
-    for (name, seed), experiment in pairs.items():
+    for (name, seed), settings in runs.items():
         try:
-            found[name, seed] = find(experiment, scale, seed)
+            found[name, seed] = find(settings, seed)
         except ClearStampError as error:
             found[name, seed] = None
             damaged.setdefault(str(error), []).append(records.named(name, seed))
     lost = {
-        (needed.name, seed)
-        for (name, seed), experiment in pairs.items()
-        if found[name, seed] is None
-        for needed in experiment.needs()
-        if (record := found[needed.name, seed]) and not has_weights(record)
+        (name, seed)
+        for (_, seed), settings in runs.items()
+        if found[settings.experiment.name, seed] is None
+        for name in settings.bases
+        if (record := found[name, seed]) and not has_weights(record)
     }
     steps = {}
-    for key, experiment in sorted(pairs.items(), key=lambda pair: len(pair[1].needs())):  # models before attacks
-        step = Step(experiment, key[1], found[key], key in lost, expected(profile_name, key[0], found[key]))
+    for key, settings in sorted(runs.items(), key=lambda pair: len(pair[1].needs)):  # models before attacks
+        step = Step(settings, key[1], found[key], key in lost, expected(profile_name, key[0], found[key]))
         steps[step.name] = step
     recorded = bool(os.environ.get("CLEARSTAMP_RECORDED"))
     return Plan(profile_name, tuple(dict.fromkeys(chapters)), steps, damaged, recorded)

@@ -33,9 +33,10 @@ from clearstamp.losses import PAPER_DROPOUT
 from clearstamp.reproduction.campaigns import UNMARKED, campaigns
 from clearstamp.reproduction.capacity import LICENCE, Capacity
 from clearstamp.reproduction.coverage import HANDFUL, Coverage, Hardened, classifiers
-from clearstamp.reproduction.experiments import Experiment, Profile, profile, run_all
+from clearstamp.reproduction.experiments import Experiment, run_all
 from clearstamp.reproduction.generalizability import CrossData, Row
 from clearstamp.reproduction.lifecycle import Fingerprint, LifeCycle, Trial
+from clearstamp.reproduction.profiles import Profile, profile
 from clearstamp.reproduction.records import READOUTS, Readout, Record
 from clearstamp.reproduction.runtime import Cost
 
@@ -211,7 +212,7 @@ def generalizability(scale: Profile) -> Groups:
         lr=1e-3,
         until="hardened",
     )
-    rows: dict[str, list[Row]] = {r: table4(f"{{name}}-{r}", r, **PAPER) for r in READOUTS}
+    rows: dict[str, list[LifeCycle]] = {r: table4(f"{{name}}-{r}", r, **PAPER) for r in READOUTS}
     rows["default"] = table4("{name}-default-adjoint", "adjoint", **OURS)
     shallow, deep = (slice(4), slice(4, None)) if scale.name != "tiny" else (slice(0), slice(4, None, 3))
     if scale.name == "quick":
@@ -227,14 +228,14 @@ def generalizability(scale: Profile) -> Groups:
     }
 
 
-def table4(names: str, readout: Readout, **embedding: Any) -> list[Row]:
+def table4(names: str, readout: Readout, **embedding: Any) -> list[LifeCycle]:
     """The ten rows of the paper's Table 4 in its order, named by ``{name}`` in `names`.
 
     Learning rates, and epochs where the paper's text is silent, are this library's: 1e-3 for ResNets, 1e-4 for others.
     """
 
-    def row(name: str, **about: Any) -> Row:
-        kind: type[Row] = CrossData if "onto" in about else Row
+    def row(name: str, **about: Any) -> LifeCycle:
+        kind: type[LifeCycle] = CrossData if "onto" in about else Row
         return kind(name=names.format(name=name), readout=readout, **(embedding | about))
 
     narrow: dict[str, dict[str, Any]] = {

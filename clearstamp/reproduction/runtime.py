@@ -16,7 +16,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from clearstamp.errors import ClearStampError, RecordError
 from clearstamp.losses import StampLoss
 from clearstamp.reproduction.coverage import OUTPUTS, classifier, classifiers
-from clearstamp.reproduction.experiments import Experiment, Findings, Profile, device
+from clearstamp.reproduction.experiments import Experiment, Findings, Settings, device
+from clearstamp.reproduction.profiles import Profile
 from clearstamp.reproduction.records import Score, Stage
 from clearstamp.scores import structural_similarity
 from clearstamp.stamp import Stamp
@@ -162,13 +163,10 @@ class Cost(Experiment):
     repeats: int = 2
     precision: Literal["float32", "bfloat16"] = "float32"
 
-    def scaled(self, scale: Profile) -> Profile:
-        return replace(scale, precision=self.precision)
+    def settings(self, profile: Profile) -> Settings:
+        return super().settings(replace(profile, precision=self.precision))
 
-    def sets(self, scale: Profile) -> tuple[Profile, ...]:
-        return ()
-
-    def check(self, scale: Profile) -> Iterator[ClearStampError]:
+    def check(self, settings: Settings) -> Iterator[ClearStampError]:
         if self.model not in (*MODELS, *classifiers()):
             yield RecordError("unknown model", got=repr(self.model), expected="one of ours or of torchvision")
 
@@ -179,7 +177,7 @@ class Cost(Experiment):
             return build(self.model, shape, OUTPUTS, seed=0), shape, OUTPUTS
         return classifier(self.model), (3, self.size, self.size), OUTPUTS
 
-    def conduct(self, scale: Profile, seed: int) -> Findings:
+    def conduct(self, settings: Settings, seed: int) -> Findings:
         torch.manual_seed(seed)
         bench = Workbench(self)
         subject, twin = (getattr(bench, name) for name in (self.subject, self.twin))

@@ -18,7 +18,8 @@ import torch
 
 from clearstamp.errors import ClearStampError, RecordError
 from clearstamp.files import write_atomically
-from clearstamp.reproduction.experiments import has_weights, profile, run, trained_weights
+from clearstamp.reproduction.experiments import has_weights, run, trained_weights
+from clearstamp.reproduction.profiles import profile
 from clearstamp.reproduction.records import artifacts, named
 from clearstamp.reproduction.registry import declared
 
@@ -47,9 +48,10 @@ def main() -> None:
         experiment, seed = experiments[asked["name"], asked["seed"]], asked["seed"]
         error = None
         try:
-            record = run(experiment, scale, seed)
+            settings = experiment.settings(scale)
+            record = run(settings, seed)
             if record.weights.get(experiment.name) and not has_weights(record):
-                trained_weights(experiment, scale, seed)
+                trained_weights(settings, seed)
         except ClearStampError as problem:
             error = str(problem)
         except OSError as problem:

@@ -12,8 +12,9 @@ from clearstamp.attacks import Noise
 from clearstamp.errors import RecordError
 from clearstamp.reproduction import audit, records
 from clearstamp.reproduction.campaigns import campaigns
-from clearstamp.reproduction.experiments import PROFILES, run_all
+from clearstamp.reproduction.experiments import run_all
 from clearstamp.reproduction.lifecycle import LifeCycle
+from clearstamp.reproduction.profiles import PROFILES
 from clearstamp.reproduction.registry import CHAPTERS, Group
 
 sys.path.append(str(Path(__file__).parents[2] / "notebooks"))

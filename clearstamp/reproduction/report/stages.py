@@ -6,8 +6,8 @@ from typing import Any
 
 from clearstamp.errors import RecordError
 from clearstamp.reproduction import claims
-from clearstamp.reproduction.experiments import STAND_IN, profile
 from clearstamp.reproduction.lifecycle import LifeCycle, Trial
+from clearstamp.reproduction.profiles import STAND_IN, profile
 from clearstamp.reproduction.records import Record
 from clearstamp.reproduction.registry import OURS, PAPER
 

@@ -303,11 +303,12 @@ def payload_table(experiment: Capacity, records: Sequence[Record]) -> Markdown:
     """What is left of a message after each attack of a campaign, as `capacity_table` tells it."""
     judged = []
     for r in records:
-        last = ends(r)
+        channels, height, width = r.arrays["secrets"].shape[1:]
+        stamp = experiment.content.stamp((channels, height, width), 1, r.seed)
         found = [
-            replace(s, scores=s.scores | experiment.judge(r.arrays[s.label], r.arrays["secrets"], r.seed))
+            replace(s, scores=s.scores | experiment.content.judge(r.arrays[s.label], stamp))
             for s in r.stages
-            if s.label in last
+            if s.label in ends(r)
         ]
         judged.append(replace(r, stages=found))
     return capacity_table(judged, list(dict.fromkeys(stage for r in judged for stage in r.results)))
@@ -316,7 +317,7 @@ def payload_table(experiment: Capacity, records: Sequence[Record]) -> Markdown:
 def message_html(experiment: Capacity, record: Record, stage: str) -> HTML:
     """The message as read back at a stage, wrong characters in red."""
     parts = []
-    for read, meant in zip(record.results[stage]["message"], experiment.message.decode("latin-1"), strict=True):
+    for read, meant in zip(record.results[stage]["message"], experiment.content.message.decode("latin-1"), strict=True):
         character = html.escape(read if read.isprintable() or read == "\n" else "\N{REPLACEMENT CHARACTER}")
         wrong = '<span style="color:#c00;font-weight:bold" title="wrong">'
         parts.append(character if read == meant else f"{wrong}{character}</span>")
