@@ -11,7 +11,7 @@ from torchvision import models
 from clearstamp.errors import ClearStampError, RecordError, TransposeError
 from clearstamp.reading import read
 from clearstamp.reproduction.experiments import Experiment, Findings, Settings, device
-from clearstamp.reproduction.records import READOUTS, Stage
+from clearstamp.reproduction.records import BOTH_READOUTS, Stage
 from clearstamp.stamp import Stamp
 from clearstamp.training import harden
 from clearstamp.transpose import transpose
@@ -103,7 +103,7 @@ class Coverage(Networks):
             model = classifier(name, seed=seed).double()
             example = torch.zeros(1, 3, smallest(name), smallest(name), dtype=torch.float64)
             size = sum(weight.numel() for weight in model.parameters())
-            for readout in READOUTS:
+            for readout in BOTH_READOUTS:
                 scores = {"parameters": size} | cover(model, example, readout)
                 stages.append(Stage(label=f"{name}/{readout}", network=name, readout=readout, scores=scores))
         return stages, {}, {}

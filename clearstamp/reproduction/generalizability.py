@@ -30,7 +30,7 @@ class CrossData(LifeCycle):
     onto: str
 
     def settings(self, profile: Profile) -> LifeSettings:
-        settings, onto = super().settings(profile), self.narrowed(profile).images(self.onto)
+        settings, onto = super().settings(profile), self.adapted(profile).images(self.onto)
         return replace(settings, data=(*settings.data, onto), tune=partial(move, onto=onto))
 
 

@@ -14,7 +14,7 @@ from clearstamp.losses import StampLoss
 from clearstamp.reading import Reading, read
 from clearstamp.reproduction.experiments import FEW, Experiment, Findings, Settings, device, trained_weights
 from clearstamp.reproduction.profiles import Precision, Profile, load_sets
-from clearstamp.reproduction.records import READOUTS, Moment, Readout, Score, Stage
+from clearstamp.reproduction.records import BOTH_READOUTS, Moment, Readout, Score, Stage
 from clearstamp.scores import similarity
 from clearstamp.stamp import PAPER_KEY, Stamp
 from clearstamp.training import OPTIMIZERS, Fit, accuracy, fit, harden
@@ -134,8 +134,8 @@ class LifeCycle(Embedding, Experiment):
     epochs: int | None = None
     hardening_steps: int | None = None
 
-    def narrowed(self, profile: Profile) -> Profile:
-        """A profile with what is declared instead of its own."""
+    def adapted(self, profile: Profile) -> Profile:
+        """The profile, with what is declared in the place of its own."""
         own: dict[str, Any] = {"precision": self.precision}
         if profile.name == "paper":
             own |= {"epochs": self.epochs, "hardening_steps": self.hardening_steps}
@@ -144,7 +144,7 @@ class LifeCycle(Embedding, Experiment):
         return replace(profile, **{name: value for name, value in own.items() if value is not None})
 
     def settings(self, profile: Profile) -> LifeSettings:
-        profile = self.narrowed(profile)
+        profile = self.adapted(profile)
         images = profile.images(self.dataset, held_out=self.held_out)
         return LifeSettings.of(
             self,
@@ -252,7 +252,7 @@ def unmarked(settings: LifeSettings, seed: int) -> Findings:
     def measure(moment: Moment) -> None:
         stages.append(Stage(label=moment, moment=moment, scores={"accuracy": accuracy(model, test)}))
         for stamp in stamps:
-            for readout in READOUTS:
+            for readout in BOTH_READOUTS:
                 reading = read(transpose(model, stamp.secrets[:1].to(device()), readout=readout), stamp)
                 keys = len(stamp)
                 label = f"{moment}/{keys} {'key' if keys == 1 else 'keys'}/{readout}"

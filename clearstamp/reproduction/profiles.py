@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 
 from clearstamp.errors import DataError, RecordError
-from clearstamp.reproduction.records import Split
+from clearstamp.reproduction.records import UsedSplit
 from clearstamp.zoo import datasets
 
 STAND_IN = "digits"
@@ -61,10 +61,10 @@ class Sets:
     test: datasets.DataSet
 
     @cached_property
-    def about(self) -> dict[datasets.Split, Split]:
+    def about(self) -> dict[datasets.Split, UsedSplit]:
         """For the record: sizes and checksums."""
         return {
-            part.split: Split(images=len(part), official=part.official, sha256=part.checksum)
+            part.split: UsedSplit(images=len(part), official=part.official, sha256=part.checksum)
             for part in (self.train, self.test)
         }
 

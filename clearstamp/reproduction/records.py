@@ -37,7 +37,7 @@ from clearstamp.files import write_atomically
 PACKAGE = Path(__file__).parents[1]
 LIBRARIES = ("torch", "torchvision", "pytorch-msssim", "numpy")
 Readout = Literal["paper", "adjoint"]
-READOUTS: tuple[Readout, ...] = ("paper", "adjoint")
+BOTH_READOUTS: tuple[Readout, ...] = ("paper", "adjoint")
 Moment = Literal["untrained", "hardened", "trained", "finetuned", "control"]
 STRICT = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ class Stage:
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
-class Split:
+class UsedSplit:
     """What was used of one split of a data set, and the number of images that it has officially, if it has one."""
 
     images: NonNegativeInt
@@ -148,7 +148,7 @@ class Record:
     parameters: dict[str, Any]
     seed: int
     stages: list[Stage]
-    data: dict[str, dict[Literal["train", "test"], Split]] = field(default_factory=dict)
+    data: dict[str, dict[Literal["train", "test"], UsedSplit]] = field(default_factory=dict)
     bases: dict[str, NonNegativeInt] = field(default_factory=dict)
     weights: dict[str, Sha256] = field(default_factory=dict)
     provenance: Provenance = field(default_factory=here)

@@ -37,7 +37,7 @@ from clearstamp.reproduction.experiments import Experiment, run_all
 from clearstamp.reproduction.generalizability import CrossData, Row
 from clearstamp.reproduction.lifecycle import Fingerprint, LifeCycle, Trial
 from clearstamp.reproduction.profiles import Profile, profile
-from clearstamp.reproduction.records import READOUTS, Readout, Record
+from clearstamp.reproduction.records import BOTH_READOUTS, Readout, Record
 from clearstamp.reproduction.runtime import Cost
 
 FIRST = (0,)
@@ -62,9 +62,10 @@ PAPER: dict[str, Any] = {"target": None, "dropout": PAPER_DROPOUT}
 OURS: dict[str, Any] = {"target": 0.95, "dropout": 0.3, "every": 3, "joint": True}
 """As this library embeds when told nothing."""
 ONE_KEY = [
-    LifeCycle(name=f"1-key-{r}", readout=r, keys=1, paper_key=True, hardening_steps=7_000, **PAPER) for r in READOUTS
+    LifeCycle(name=f"1-key-{r}", readout=r, keys=1, paper_key=True, hardening_steps=7_000, **PAPER)
+    for r in BOTH_READOUTS
 ]
-PUBLISHED = [LifeCycle(name=f"11-keys-{r}", readout=r, **PAPER) for r in READOUTS]
+PUBLISHED = [LifeCycle(name=f"11-keys-{r}", readout=r, **PAPER) for r in BOTH_READOUTS]
 """The default scenario as published, under both readouts."""
 DEFAULT = LifeCycle(name="11-keys-default-adjoint", readout="adjoint", **OURS)
 """The default scenario as this library embeds when told nothing."""
@@ -137,18 +138,18 @@ def multi_key(scale: Profile) -> Groups:
     kinds = [
         LifeCycle(name=f"{kind.replace(' ', '-')}-{readout}", readout=readout, secrets=kind, **PAPER)
         for kind in ("one letter", "icons")
-        for readout in READOUTS
+        for readout in BOTH_READOUTS
     ]
     ranges = [
         LifeCycle(name=f"key-range-{limit}-{readout}", readout=readout, key_range=limit, until="hardened", **PAPER)
         for limit in (5, 50)
-        for readout in READOUTS
+        for readout in BOTH_READOUTS
     ]
-    counts = [LifeCycle(name=f"{n}-keys-{r}", readout=r, keys=n, **PAPER) for n in (10, 20) for r in READOUTS]
+    counts = [LifeCycle(name=f"{n}-keys-{r}", readout=r, keys=n, **PAPER) for n in (10, 20) for r in BOTH_READOUTS]
     counts.insert(2, replace(DEFAULT, name="10-keys-default-adjoint", keys=10))
     sgd = [
         LifeCycle(name=f"sgd-{r}", readout=r, optimizer="sgd", lr=0.01, hardening_steps=20_000, **PAPER)
-        for r in READOUTS
+        for r in BOTH_READOUTS
     ]
     return {
         "unmarked": Group([UNMARKED]),
@@ -212,7 +213,7 @@ def generalizability(scale: Profile) -> Groups:
         lr=1e-3,
         until="hardened",
     )
-    rows: dict[str, list[LifeCycle]] = {r: table4(f"{{name}}-{r}", r, **PAPER) for r in READOUTS}
+    rows: dict[str, list[LifeCycle]] = {r: table4(f"{{name}}-{r}", r, **PAPER) for r in BOTH_READOUTS}
     rows["default"] = table4("{name}-default-adjoint", "adjoint", **OURS)
     shallow, deep = (slice(4), slice(4, None)) if scale.name != "tiny" else (slice(0), slice(4, None, 3))
     if scale.name == "quick":
@@ -285,7 +286,7 @@ def adaptive_adversary(scale: Profile) -> Groups:
         "dummy units": DummyUnits(),
         "split units": SplitUnits(),
     }
-    batch_norm = [LifeCycle(name=f"batch-norm-{r}", model="cnn-bn", readout=r) for r in READOUTS]
+    batch_norm = [LifeCycle(name=f"batch-norm-{r}", model="cnn-bn", readout=r) for r in BOTH_READOUTS]
     factors: Attacks = {f"factor {2**n}": Rescaling(factor=float(2**n)) for n in range(9)}
     extraction: Attacks = {"distillation": Distillation(epochs=scale.epochs)}
     extraction |= {f"average, {w:g} unmarked": Averaging(weight=w) for w in (0.25, 0.5, 0.75)}
@@ -306,7 +307,7 @@ def adaptive_adversary(scale: Profile) -> Groups:
 def capacity(scale: Profile) -> Groups:
     noise = 0.015
     length = {"tiny": 8, "quick": 134}.get(scale.name, len(LICENCE))  # bytes; the whole licence at the paper's scale
-    dots = [Capacity(name=f"36-bits-{r}", readout=r, length=49, code="none", **PAPER) for r in READOUTS]
+    dots = [Capacity(name=f"36-bits-{r}", readout=r, length=49, code="none", **PAPER) for r in BOTH_READOUTS]
     noisy = Capacity(name="36-bits-noise-adjoint", readout="adjoint", length=49, code="none", noise=noise)
     texts = {
         code: Capacity(name=f"licence-{code}", readout="adjoint", length=length, code=code, patches=10, noise=noise)
@@ -319,14 +320,16 @@ def capacity(scale: Profile) -> Groups:
         for c in (("none", "hamming", "ldpc") if scale.name == "paper" else ("ldpc",))
     ]
 
-    def hardened(name: str, readout: Readout, **about: Any) -> Capacity:
+    def until_hardened(name: str, readout: Readout, **about: Any) -> Capacity:
         about |= {"until": "hardened", "target": None, "hardening_steps": 500}
         return Capacity(name=f"{name}-{readout}", readout=readout, code="none", **about)
 
     counts = {"tiny": (1,), "quick": (1, 2, 4)}.get(scale.name, (1, 4, 16))
     sizes = {"tiny": (2, 7), "quick": (4, 7, 10, 14)}.get(scale.name, (4, 7, 10, 14, 28))
-    by_keys = {r: [hardened(f"keys-{n}", r, length=49 * n) for n in counts] for r in READOUTS}
-    by_size = {r: [hardened(f"patches-{p}", r, length=11 * p * p // 8, patches=p) for p in sizes] for r in READOUTS}
+    by_keys = {r: [until_hardened(f"keys-{n}", r, length=49 * n) for n in counts] for r in BOTH_READOUTS}
+    by_size = {
+        r: [until_hardened(f"patches-{p}", r, length=11 * p * p // 8, patches=p) for p in sizes] for r in BOTH_READOUTS
+    }
     times = {"tiny": (1,), "quick": (2,)}.get(scale.name, (4, 8))
     many = replace(texts["ldpc"], hardening_steps=500, noise=0.005, sample=96)
     attacks: Attacks = {f"pruning {level} %": Pruning(amount=level / 100) for level in (20, 40, 60)}
@@ -338,8 +341,8 @@ def capacity(scale: Profile) -> Groups:
         "licence": Group(list(texts.values()), FIRST),
         "licence, more seeds": Group([texts["ldpc"]], scale.seeds[1:]),
         "ResNet-18": Group(resnet, FIRST),
-        **{f"number of images, {r}": Group(by_keys[r], FIRST) for r in READOUTS},
-        **{f"bits of an image, {r}": Group(by_size[r], FIRST) for r in READOUTS},
+        **{f"number of images, {r}": Group(by_keys[r], FIRST) for r in BOTH_READOUTS},
+        **{f"bits of an image, {r}": Group(by_size[r], FIRST) for r in BOTH_READOUTS},
         "largest": Group([replace(many, name=f"licence-{n}-times", length=n * length) for n in times], FIRST),
         "attacks": Group(campaigns("payload", attacks, [texts["ldpc"]]), FIRST),
     }
