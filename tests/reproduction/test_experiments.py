@@ -1,19 +1,22 @@
-from dataclasses import replace
+from dataclasses import FrozenInstanceError, asdict, replace
 
 import pytest
 import torch
 
 from clearstamp.attacks import LogitShift
 from clearstamp.errors import RecordError
+from clearstamp.losses import SampledLoss, StampLoss
 from clearstamp.reading import read
 from clearstamp.reproduction import experiments, lifecycle, records
 from clearstamp.reproduction.campaigns import Campaign
+from clearstamp.reproduction.capacity import Capacity, Message
 from clearstamp.reproduction.experiments import has_weights, run_all, weights_file
+from clearstamp.reproduction.generalizability import CrossData, Row, move
 from clearstamp.reproduction.lifecycle import Fingerprint, LifeCycle, Texts, Trial, trained
 from clearstamp.reproduction.profiles import PROFILES, Images, load_sets
 from clearstamp.stamp import PAPER_KEY
 from clearstamp.transpose import transpose
-from clearstamp.zoo import datasets as data
+from clearstamp.zoo import datasets
 
 SMALL = {"model": "fc", "keys": 2}
 
@@ -56,7 +59,7 @@ def test_a_fingerprint_is_read_in_training_mode_too():
 def test_a_trial_sees_no_test_image():
     """Every third training image is held out and stands for the test images; the others are trained on."""
     settings = Trial(name="trial", **SMALL).settings(PROFILES["tiny"])
-    sets, whole = load_sets(settings.images), data.load("digits", "train")
+    sets, whole = load_sets(settings.images), datasets.load("digits", "train")
     assert (len(sets.train), len(sets.test), sets.test.split) == (85, 33, "test")
     pictures = {image.numpy().tobytes() for image in whole.images}
     own, held = ({image.numpy().tobytes() for image in part.images} for part in (sets.train, sets.test))
@@ -152,13 +155,13 @@ def test_a_record_with_another_key_is_not_taken(changes, monkeypatch):
 def test_data_that_are_not_here_are_not_compared(monkeypatch):
     experiment = LifeCycle(name="one", until="hardened", **SMALL)
     (record,) = run_all([experiment], "tiny", (0,))
-    monkeypatch.setattr(experiments.datasets, "found", lambda _: False)
+    monkeypatch.setattr(datasets, "found", lambda _: False)
     monkeypatch.setattr(experiments, "load_sets", lambda _: pytest.fail("nothing is there to load"))
     assert experiments.find(experiment.settings(PROFILES["tiny"]), 0) == record
 
 
 def test_a_set_that_is_missing_is_replaced_in_quick_alone(monkeypatch):
-    monkeypatch.setattr(experiments.datasets, "found", lambda name: name == "digits")
+    monkeypatch.setattr(datasets, "found", lambda name: name == "digits")
     row = LifeCycle(name="one", dataset="cifar10")
     quick, paper = (row.settings(PROFILES[name]) for name in ("quick", "paper"))
     assert quick.images == Images("digits", 800, 300) and paper.images.dataset == "cifar10"
@@ -268,3 +271,52 @@ def test_the_main_task_is_trained_in_the_precision_that_is_asked_for(monkeypatch
     monkeypatch.setitem(PROFILES, "tiny", replace(PROFILES["tiny"], precision="bfloat16"))
     run_all([LifeCycle(name="one", model="fc", precision=precision)], "tiny")
     assert seen == [precision != "float32"]
+
+
+def parts(experiment: LifeCycle, profile: str = "tiny") -> tuple:
+    """The objects that a run is composed of."""
+    settings = experiment.settings(PROFILES[profile])
+    return type(settings.content), settings.loss.func, getattr(settings.tune, "func", settings.tune)
+
+
+def test_content_loss_and_tuning_are_parts_of_the_settings():
+    assert parts(LifeCycle(name="one")) == parts(Row(name="one")) == (Texts, StampLoss, lifecycle.finetune)
+    assert parts(Capacity(name="one")) == (Message, SampledLoss, lifecycle.finetune)
+    assert parts(CrossData(name="one", onto="cifar10")) == (Texts, StampLoss, move)
+
+
+def test_a_run_takes_what_its_settings_say_and_not_what_was_declared():
+    settings = LifeCycle(name="one", **SMALL).settings(PROFILES["tiny"])
+    others = replace(
+        settings,
+        network="cnn",
+        content=Texts(count=1, paper_key=True),
+        hardening_steps=2,
+        tune=lambda life: life.measure("control"),
+    )
+    stages, arrays, weights = lifecycle.marked(others, 0)
+    assert [stage.moment for stage in stages] == ["hardened", "trained", "control"]
+    assert stages[0].scores["steps"] == 2 and arrays["trained"].shape == (1, 1, 28, 28)
+    assert weights.keys() == lifecycle.fresh_model(others, 0).state_dict().keys()
+
+
+def test_settings_are_resolved_once_and_cannot_be_changed(monkeypatch):
+    settings = LifeCycle(name="one", dataset="cifar10").settings(PROFILES["quick"])
+    before = settings.images
+    monkeypatch.setitem(PROFILES, "quick", replace(PROFILES["quick"], epochs=9, train_images=9))
+    monkeypatch.setattr(datasets, "found", lambda name: name != before.dataset)
+    assert settings.images == before and settings.parameters["train_images"] == before.train
+    with pytest.raises(FrozenInstanceError):
+        settings.epochs = 9
+
+
+def test_a_record_keeps_the_declaration_and_what_it_was_resolved_to():
+    experiment = LifeCycle(name="one", dataset="cifar10", epochs=200, precision="bfloat16", small="fc")
+    tiny, paper = (experiment.settings(PROFILES[name]).parameters for name in ("tiny", "paper"))
+    resolved = {"dataset", "epochs", "precision", "hardening_steps", "train_images", "test_images", "finetune_epochs"}
+    assert {name: tiny[name] for name in tiny.keys() - resolved} == {
+        name: value for name, value in asdict(experiment).items() if name not in resolved
+    }
+    assert (tiny["dataset"], tiny["epochs"], tiny["precision"]) == ("digits", PROFILES["tiny"].epochs, "bfloat16")
+    assert (paper["dataset"], paper["epochs"], paper["hardening_steps"]) == ("cifar10", 200, 10_000)
+    assert "held_out" not in tiny and Trial(name="one").settings(PROFILES["tiny"]).parameters["held_out"] is True
