@@ -20,7 +20,7 @@ UNMARKED = LifeCycle(name="unmarked", keys=0)
 
 @dataclass(frozen=True, kw_only=True)
 class Campaign(Experiment):
-    """Every one of `attacks`, by label, on the trained model of `on`, each on a copy of its own.
+    """All `attacks`, by label, on the trained model of `on`, each on a fresh copy.
 
     The attacker has the owner's training images, or with `unseen` images that the model never saw: the first half of
     the test images, and accuracy is measured on the other half. With `merge` the owner merges equal units before

@@ -47,8 +47,8 @@ class Message(Content):
         """How many bits of raw signals ``[k, C, H, W]`` are wrong.
 
         ``bit errors`` is the share of wrong code bits as decoded, ``bit errors at 0.53`` by the paper's threshold;
-        ``wrong bits`` and their share, ``message errors``, are of the message after correction. ``right``: does its
-        checksum say that it is the message? ``message`` is what was read, one character a byte.
+        ``wrong bits`` and their share, ``message errors``, are of the message after correction. ``right``: whether
+        its checksum is right. ``message`` is what was read, one character a byte.
         """
         assert stamp.payload is not None, "made by from_bytes"
         found = decode(images, stamp.payload)
@@ -85,7 +85,7 @@ class Capacity(LifeCycle):
 
     @property
     def content(self) -> Message:
-        """What the stamp holds."""
+        """The message that the stamp holds."""
         return Message(
             message=(LICENCE * (self.length // len(LICENCE) + 1))[: self.length],
             code=self.code,

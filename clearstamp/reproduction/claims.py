@@ -1,4 +1,4 @@
-"""The paper's claims and how they fare: `claims.yml` beside the records."""
+"""The paper's claims, from `claims.yml`, compared with the records."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -61,7 +61,7 @@ class Claim:
         return float(stage.scores[self.metric])
 
     def holds(self, value: float) -> bool:
-        """Does a reproduced value bear the claim out?"""
+        """Whether a reproduced value supports the claim."""
         off = value - self.paper
         below, above = self.verdict != "most", self.verdict != "least"  # which side of the paper's value counts
         return not (below and off < -self.tolerance) and not (above and off > self.tolerance)
@@ -73,7 +73,7 @@ EMBEDDINGS = {"published": "paper", "adjoint readout": "adjoint", "default": "de
 
 @dataclass(frozen=True)
 class Outcome:
-    """A claim beside what each embedding gave, one value a seed; below the paper's scale, on which data."""
+    """A claim and the value that each embedding gave for each seed; `reduced` names the data if not the paper's."""
 
     claim: Claim
     values: dict[str, list[float]]
@@ -82,20 +82,20 @@ class Outcome:
 
     @property
     def told(self) -> tuple[str, str, str]:
-        """Which claim it is: its id, what it says and where, and the paper's number."""
+        """The claim in words: its id, what it says and where, and the paper's number."""
         claim = self.claim
         return claim.id, f"{claim.claim} ({claim.where})", f"{claim.paper:.3f}"
 
     @property
     def verdict(self) -> str:
-        """Of what was embedded and read as published; empty if the experiment was not run."""
+        """The verdict on what was embedded and read as published; empty if the experiment was not run."""
         if not self.values["published"]:
             return ""
         text = {True: "holds", False: "FALLS", None: "open: less was erased"}[self.holds("published")]
         return text + (f", reduced scale ({self.reduced})" if self.reduced else "")
 
     def holds(self, embedding: str) -> bool | None:
-        """Does an embedding bear the claim out? None if it was not run, or if it does not come to that."""
+        """Whether an embedding supports the claim; None if it was not run, or if less was erased at that price."""
         if not self.values[embedding]:
             return None
         held = self.claim.holds(mean(self.values[embedding]))
@@ -118,7 +118,7 @@ CLAIMS = TypeAdapter(tuple[Claim, ...])
 
 @cache
 def load(path: Path = FILE) -> tuple[Claim, ...]:
-    """Every claim. Raises `RecordError` for a file or an entry that is not one, and for an id given twice."""
+    """Every claim. Raises `RecordError` for a file or an entry that is not valid, and for an id given twice."""
     try:
         claims = CLAIMS.validate_python(yaml.safe_load(path.read_text(encoding="utf-8")))
     except ValidationError as error:

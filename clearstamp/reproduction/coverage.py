@@ -1,4 +1,4 @@
-"""Which networks can be run backwards: every classifier of torchvision, and what hardening does to some of them."""
+"""Which of torchvision's classifiers can be run backwards, and what hardening does to some of them."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ HANDFUL = (
     "swin_v2_t",
     "vit_b_32",
 )
-"""One of each family whose layers are of a kind of their own."""
+"""One network from each family with layers of its own kind."""
 
 
 def classifiers() -> list[str]:
@@ -41,9 +41,9 @@ def smallest(name: str) -> int:
 
 
 def classifier(name: str, *, seed: int = 0) -> nn.Module:
-    """The network of ten classes, not trained. Weights that torchvision starts at one constant are drawn.
+    """The untrained network for ten classes. Weights that torchvision sets to a constant are drawn at random.
 
-    A head of zeros lets no signal in; branches scaled by a millionth, as ConvNeXt's, let next to none through.
+    A head of zeros lets no signal in; branches scaled by a millionth, like those of ConvNeXt, next to none.
     """
     extra: dict[str, Any] = {"num_classes": OUTPUTS}
     if name.startswith("vit"):
@@ -62,7 +62,7 @@ def classifier(name: str, *, seed: int = 0) -> nn.Module:
 def cover(model: nn.Module, example: Tensor, readout: str) -> dict[str, Any]:
     """What a transposed network does with one key.
 
-    ``reason``: why it cannot be run backwards, or None. ``finite``: is the image finite and of the input's shape?
+    ``reason``: why it cannot be run backwards, or None. ``finite``: whether the image is finite, in the input's shape.
     ``without gradient``: how many of the `weights` (of two axes or more) a loss on the image does not reach.
     """
     try:

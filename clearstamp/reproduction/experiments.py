@@ -29,7 +29,7 @@ from clearstamp.reproduction.records import Record, Stage
 from clearstamp.zoo import datasets
 
 FEW = 6
-"""Of how many keys pictures are kept where they are many: films, and attacks."""
+"""The number of keys whose pictures are kept where there are many pictures: in films, and of attacks."""
 
 Findings = tuple[list[Stage], dict[str, Tensor], dict[str, Tensor]]
 """What was measured, arrays, and the trained model's weights (none if there was no training)."""
@@ -93,9 +93,9 @@ class Experiment(ABC):
     name: str
     version: ClassVar[int] = 1
     pictures: ClassVar[int] = 11
-    """Of how many keys a record keeps the pictures."""
+    """The number of keys whose pictures a record keeps."""
     alone: ClassVar[bool] = False
-    """Must nothing run beside it, since it takes time?"""
+    """Whether nothing may run beside it, because it measures time."""
 
     def parameters(self) -> dict[str, Any]:
         """The declaration as a record keeps it."""
@@ -110,13 +110,13 @@ class Experiment(ABC):
         return Settings.of(self, profile, profile.images())
 
     def check(self, settings: Any) -> Iterator[ClearStampError]:
-        """What stands against a run with its `settings`, found without computing anything."""
+        """Reasons why a run with its `settings` would fail, found without computing anything."""
         for images in settings.data:
             yield from images.check()
 
     @abstractmethod
     def conduct(self, settings: Any, seed: int) -> Findings:
-        """Run it with its `settings`, which a subclass may have a type of its own for."""
+        """Run it with its `settings`, of the type that its own `settings` method returns."""
 
 
 class NotRecordedError(RecordError):
@@ -192,7 +192,7 @@ def defaults(experiment: Experiment, given: Mapping[str, Any]) -> dict[str, Any]
 def perform(settings: Settings, seed: int) -> Record:
     """Run an experiment; save its record and the weights of the model that it trained.
 
-    Pictures are kept of the first keys, and for the profile's first seed alone; curves for every seed.
+    Pictures are kept of the first keys, and only for the profile's first seed; curves for every seed.
     """
     if os.environ.get("CLEARSTAMP_RECORDED"):
         where = records.folder(settings.profile)
@@ -205,7 +205,7 @@ def perform(settings: Settings, seed: int) -> Record:
 
 
 def conduct(settings: Settings, seed: int) -> tuple[Record, dict[str, Tensor]]:
-    """What an experiment gives, not yet saved, and the weights of the model that it trained."""
+    """The record of a run, not yet saved, and the weights of the model that it trained."""
     experiment = settings.experiment
     taken = {needed.experiment.name: checksum((), trained_weights(needed, seed)) for needed in settings.needs}
     began = time.perf_counter()
@@ -233,14 +233,14 @@ def conduct(settings: Settings, seed: int) -> tuple[Record, dict[str, Tensor]]:
 
 
 def few(array: Tensor, pictures: int) -> Tensor:
-    """The first pictures of images ``[k, C, H, W]``, or of a film ``[s, k, C, H, W]`` of them, where few have to do."""
+    """The first `pictures` of images ``[k, C, H, W]``; of a film ``[s, k, C, H, W]``, the first `FEW` in each frame."""
     return array[:, :FEW] if array.dim() == 5 else array[:pictures] if array.dim() == 4 else array
 
 
 def trained_weights(settings: Settings, seed: int) -> dict[str, Tensor]:
     """The weights that belong to the record of these settings.
 
-    If they are lost, the model is trained again, and what it gives is compared with the record, which stays as it is.
+    If they are lost, the model is trained again and compared with the record, which stays as it is.
     Raises `RecordError` if they differ by more than `TOLERANCE`.
     """
     record = run(settings, seed)
@@ -260,11 +260,11 @@ TOLERANCE = {
     **dict.fromkeys(("parameters", "weights", "without gradient", "finite"), 0.0),
     **dict.fromkeys(("operations", "memory"), 0.01),
 }
-"""By how much a score may differ from one machine to another: training is chaotic. Others are not compared."""
+"""How far scores may differ between machines, as training is chaotic. Other scores are not compared."""
 
 
 def differences(record: Record, again: Record) -> dict[str, float]:
-    """The greatest difference of each score in `TOLERANCE` over all stages; infinite where one of the two lacks it."""
+    """The greatest difference of each score in `TOLERANCE` over all stages; infinite where only one record has it."""
     found: dict[str, float] = {}
     for label in record.results.keys() | again.results.keys():
         one, two = record.results.get(label, {}), again.results.get(label, {})
@@ -292,7 +292,7 @@ def device() -> torch.device:
 
 
 def weights_file(record: Record) -> Path:
-    """Where the trained weights lie. They are not kept in the repository: records are."""
+    """Where the trained weights are. Unlike records, they are not kept in the repository."""
     return records.artifacts() / record.profile / "weights" / f"{record.name}.safetensors"
 
 
@@ -302,7 +302,7 @@ def keep_weights(record: Record, weights: dict[str, Tensor]) -> None:
 
 
 def has_weights(record: Record) -> bool:
-    """Are the weights of this record there, and whole?"""
+    """Whether the weights of this record are there and complete."""
     path = weights_file(record)
     try:
         with safe_open(path, "pt") as stored:

@@ -35,7 +35,7 @@ class CrossData(LifeCycle):
 
 
 def move(life: Life, onto: Images) -> None:
-    """Fine-tune on another data set with a last layer for its classes; the marked one is put back for reading.
+    """Fine-tune on another data set with a new last layer for its classes; the marked layer is put back for reading.
 
     The stage ``control`` is the marked last layer on a model that was never marked, trained on the first set.
     """

@@ -32,7 +32,7 @@ class Content(ABC):
     """What a stamp shows."""
 
     def check(self) -> Iterator[ClearStampError]:
-        """What stands against showing it."""
+        """Reasons why it cannot be shown."""
         yield from ()
 
     @abstractmethod
@@ -115,11 +115,11 @@ class LifeCycle(Embedding, Experiment):
     """
 
     attacked_pictures: ClassVar[int] = FEW
-    """Of how many keys a record of attacks on the model keeps the pictures."""
+    """The number of keys whose pictures a record of attacks on the model keeps."""
     held_out: ClassVar[bool] = False
-    """Is it measured on training images that are held out?"""
+    """Whether it is measured on held-out training images, and never on test images."""
     quick: ClassVar[dict[str, int]] = {}
-    """What differs from the profile ``quick``."""
+    """What replaces fields of the profile ``quick``."""
 
     model: str = "cnn"
     keys: int = 11
@@ -170,7 +170,7 @@ class LifeCycle(Embedding, Experiment):
 
 @dataclass(frozen=True, kw_only=True)
 class Fingerprint(LifeCycle):
-    """Hardening alone, for its whole length, read as ever and in training mode: the mean of `WALKS` walks with dropout.
+    """Hardening alone, for all its steps, also read in training mode: the mean of `WALKS` walks with dropout.
 
     The paper gives neither the rate of its dropout nor the mode in which it reads, but the SSIM that it reached by some
     number of steps on some networks. A rate that reaches the same there may have been the paper's.
@@ -192,7 +192,7 @@ class Fingerprint(LifeCycle):
 
 @dataclass(frozen=True, kw_only=True)
 class Trial(LifeCycle):
-    """A setting among which one is chosen, and so one that is measured without the test images."""
+    """A candidate for the default setting: since one is chosen by these results, test images are not used."""
 
     held_out: ClassVar[bool] = True
 
@@ -235,13 +235,13 @@ def tuning(settings: LifeSettings) -> LifeSettings:
 
 
 def finetune(life: "Life") -> None:
-    """Somebody goes on training the model on its own data."""
+    """Train the model further on its own data, as somebody who takes it over might."""
     train(tuning(life.settings), life.seed + 1000, life.model)
     life.measure("finetuned")
 
 
 def unmarked(settings: LifeSettings, seed: int) -> Findings:
-    """The unmarked twin: same initial weights, same batches; read with the keys that the marked models get."""
+    """The unmarked twin: same initial weights, same batches; read with the keys of the marked models."""
     sets, model = load_sets(settings.images), fresh_model(settings, seed)
     test = sets.test.loader(250)
     contents = (Texts(count=1, paper_key=True), Texts(count=11))
@@ -268,11 +268,11 @@ def unmarked(settings: LifeSettings, seed: int) -> Findings:
 
 
 class Life:
-    """A marked model on its way through the stages, with what was measured at each.
+    """A marked model passing through the stages, and what was measured at each.
 
     Attributes:
         model: the model as it is.
-        stamp: with what the `paper` readout freezes, taken from a model that was trained for one epoch without a stamp.
+        stamp: what is embedded, with the values that the `paper` readout freezes (see `reference`).
         back: the model run backwards.
         stages, arrays: for the record.
     """
@@ -293,11 +293,11 @@ class Life:
         return torch.zeros(1, *self.sets.train.shape, device=device())
 
     def transposed(self, model: nn.Module) -> Transposed:
-        """A model of the same architecture, run backwards as this one is."""
+        """Another model of the same architecture, to be run backwards in the same way."""
         return transpose(model, self.example, readout=self.settings.readout, frozen=self.stamp.frozen)
 
     def reference(self) -> dict[str, Tensor]:
-        """What the `paper` readout freezes."""
+        """The values that the `paper` readout freezes, from a model trained for one epoch without a stamp."""
         if not freeze(self.model, self.example):
             return {}
         other = fresh_model(self.settings, self.seed + 500)

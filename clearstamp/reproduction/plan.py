@@ -25,9 +25,9 @@ class Step:
     """One run: an experiment's settings and a seed.
 
     Attributes:
-        record: the one that is there and answers to it, if there is one.
-        lost: is there a record whose trained model, which another experiment needs, is not there?
-        seconds: expected, None if nobody knows.
+        record: the one that answers to it, None if there is none.
+        lost: whether another run needs its trained model, which is missing though it has a record.
+        seconds: how long it should take, None if that is not known.
     """
 
     settings: Settings
@@ -53,8 +53,8 @@ class Step:
 class Plan:
     """The steps of some chapters in a profile, by name, those that others need before these.
 
-    If it is `recorded`, nothing is to be run, and what has no record is left out. `damaged` are the errors of records
-    and data that could not be read, with the steps that they concern.
+    If it is `recorded`, nothing is run, and what has no record is left out. `damaged` has the errors of records and
+    data that could not be read, each with the steps that it affects.
     """
 
     profile: str
@@ -93,7 +93,7 @@ class Plan:
         ]
 
     def table(self) -> str:
-        """One line an experiment of each chapter, and the total."""
+        """One line for each experiment of each chapter, and the total."""
         shown: set[str] = set()
         lines = []
         for chapter in self.chapters:
@@ -148,7 +148,7 @@ def described(images: Images) -> str:
 
 
 def minutes(steps: Iterable[Step]) -> str:
-    """Expected minutes of what is to be run; empty if nobody knows, or nothing is."""
+    """Expected minutes of what is to be run; empty if they are not known, or nothing is to be run."""
     known = [step.seconds for step in steps if step.todo and step.seconds is not None]
     return f"{sum(known) / 60:.1f} min" if known else ""
 
@@ -190,7 +190,7 @@ def listed(names: Sequence[str], most: int = 3) -> str:
 
 
 def expected(profile_name: str, name: str, record: Record | None) -> float | None:
-    """Seconds that an experiment takes: as its record says, or an older one of its name, or as they were measured."""
+    """Seconds that an experiment takes: from its record, an older record of its name, or `SECONDS`."""
     if record is not None:
         return record.seconds
     for path in sorted(records.folder(profile_name).glob(f"{name}-seed*.json")):
@@ -207,7 +207,7 @@ def measured() -> dict[str, dict[str, float]]:
 
 
 def keep_seconds(profile_name: str) -> None:
-    """Note the wall times of a profile's records in `SECONDS`."""
+    """Write the wall times of a profile's records to `SECONDS`."""
     times = {record.experiment: record.seconds for record in records.load_all(profile_name)}
     whole = measured() | {profile_name: dict(sorted(times.items()))}
     SECONDS.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")

@@ -12,7 +12,7 @@ from clearstamp.reproduction.records import UsedSplit
 from clearstamp.zoo import datasets
 
 STAND_IN = "digits"
-"""The data set that is always there."""
+"""The data set that is always there, as scikit-learn includes it."""
 
 Precision = Literal["float32", "bfloat16"]
 
@@ -42,7 +42,7 @@ class Images:
         return whole // 3 if split == "test" else whole - whole // 3
 
     def check(self) -> Iterator[DataError]:
-        """What stands against loading them, found without loading anything."""
+        """Reasons why they cannot be loaded, found without loading anything."""
         try:
             for split, count in self.counts.items():
                 found = self.size(split)
@@ -82,7 +82,7 @@ def load_sets(images: Images) -> Sets:
 
 @dataclass(frozen=True, kw_only=True)
 class Profile:
-    """How much is run where an experiment does not say it. `train_images` and `test_images` of None mean all.
+    """How much is run, on which images, unless an experiment says otherwise; None stands for all images of a split.
 
     `precision` is that of training on the main task; stamps and accuracies are always in float32. `stand_in` says when
     the embedded digits are taken for another data set: ``"always"``, where its files are ``"missing"``, or ``"never"``.

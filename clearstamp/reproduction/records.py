@@ -59,13 +59,13 @@ class Stage:
     """What was measured at one moment of an experiment.
 
     Attributes:
-        label: its name in this record, which its pictures share; it says nothing that the other fields do not.
+        label: its name in this record, also that of its pictures; all that it says is in the other fields too.
         moment: of a model's life: ``"untrained"``, ``"hardened"``, ``"trained"``, ``"finetuned"`` or ``"control"``.
-        attack: the attack of a campaign after which it was, or on whose way.
+        attack: the attack of a campaign after which, or during which, it was measured.
         step: the epochs or optimizer steps of the attack so far; None at its end.
-        keys: how many were fed, where an experiment feeds several stamps.
-        readout: through which they were read, where an experiment uses both.
-        network: the network that was looked at, where an experiment takes several.
+        keys: how many keys were read, where an experiment reads several stamps.
+        readout: how they were read, where an experiment uses both readouts.
+        network: the network, where an experiment takes several.
         scores: numbers by name.
     """
 
@@ -80,13 +80,13 @@ class Stage:
 
     @property
     def ends(self) -> bool:
-        """Is it the end of an attack?"""
+        """Whether it is the end of an attack."""
         return self.attack is not None and self.step is None
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class UsedSplit:
-    """What was used of one split of a data set, and the number of images that it has officially, if it has one."""
+    """The images used of one split of a data set, and the split's official size, if it has one."""
 
     images: NonNegativeInt
     official: NonNegativeInt | None
@@ -95,7 +95,7 @@ class UsedSplit:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Provenance:
-    """Where a record comes from; decides nothing."""
+    """Where a record comes from. No part of its key."""
 
     commit: str
     dirty: bool
@@ -255,7 +255,7 @@ def told(error: ValidationError) -> str:
 
 
 def prepare(profile: str, *, age: float = 600.0) -> None:
-    """Make the folder of a profile's records, and remove what killed processes were about to write to it.
+    """Make the folder of a profile's records, and remove what killed processes left half-written in it.
 
     These are temporary files older than `age` seconds. Raises `RecordError` if nothing can be written there.
     """

@@ -41,7 +41,7 @@ from clearstamp.reproduction.records import BOTH_READOUTS, Readout, Record
 from clearstamp.reproduction.runtime import Cost
 
 FIRST = (0,)
-"""The seed of what runs once."""
+"""The seed of what runs with one seed only."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ Attacks = dict[str, Attack]
 PAPER: dict[str, Any] = {"target": None, "dropout": PAPER_DROPOUT}
 """As the paper embeds: dropout in hardening, which takes all its steps, and in a stamp step after every batch's."""
 OURS: dict[str, Any] = {"target": 0.95, "dropout": 0.3, "every": 3, "joint": True}
-"""As this library embeds when told nothing."""
+"""As this library embeds by default."""
 ONE_KEY = [
     LifeCycle(name=f"1-key-{r}", readout=r, keys=1, paper_key=True, hardening_steps=7_000, **PAPER)
     for r in BOTH_READOUTS
@@ -68,7 +68,7 @@ ONE_KEY = [
 PUBLISHED = [LifeCycle(name=f"11-keys-{r}", readout=r, **PAPER) for r in BOTH_READOUTS]
 """The default scenario as published, under both readouts."""
 DEFAULT = LifeCycle(name="11-keys-default-adjoint", readout="adjoint", **OURS)
-"""The default scenario as this library embeds when told nothing."""
+"""The default scenario as this library embeds by default."""
 MARKED = [*PUBLISHED, DEFAULT]
 """The models that every attack meets."""
 RATES = [
@@ -79,7 +79,7 @@ RATES = [
 
 
 def lasting(scale: Profile) -> Attacks:
-    """The attacks that tell settings of the embedding apart."""
+    """The attacks by which settings of the embedding are compared."""
     steps = repairing(scale)
     attacks: Attacks = {"same rate": FineTuning(epochs=scale.epochs, lr=1e-4)}
     attacks |= {f"pruning {level} %": Pruning(amount=level / 100) for level in (60, 80, 90)}
@@ -92,7 +92,7 @@ def lasting(scale: Profile) -> Attacks:
 
 
 def repairing(scale: Profile) -> int:
-    """Steps of an erasure that repairs the main task meanwhile."""
+    """Steps of an erasure that repairs the main task at the same time."""
     return {"tiny": 5, "quick": 20}.get(scale.name, 125)
 
 
@@ -117,11 +117,11 @@ FINGERPRINTS = {
     "cnn-bn": "mnist-cnn-bn",
     "vgg11": "cifar100-vgg11",
 }
-"""Of each fingerprint, the published experiment whose SSIM after hardening the paper gives."""
+"""For each fingerprint, the published experiment whose SSIM after hardening the paper gives."""
 
 
 def fingerprints(scale: Profile) -> list[Fingerprint]:
-    """What each rate of dropout gives where the paper says what SSIM it reached by how many steps."""
+    """Each rate of dropout, for the networks whose SSIM and steps of hardening the paper gives."""
     published = {e.name: e for e in (ONE_KEY[0], PUBLISHED[0], *table4("{name}-paper", "paper", **PAPER))}
     names = FINGERPRINTS if scale.name == "paper" else ("11-keys", "1-key")
     rates = {"tiny": (0.5,), "quick": (0.0, 0.3, 0.5)}.get(scale.name, tuple(n / 10 for n in range(8)))
@@ -349,7 +349,7 @@ def capacity(scale: Profile) -> Groups:
 
 
 def trials(scale: Profile) -> list[Trial]:
-    """The settings among which the library's default is chosen."""
+    """The settings from which the library's default is chosen."""
     about: dict[str, dict[str, Any]] = {
         "dropout 0, every 8": {},
         "dropout 0.1, every 8": {"dropout": 0.1},

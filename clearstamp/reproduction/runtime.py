@@ -1,4 +1,4 @@
-"""Section 5.6 of the paper: what a stamp costs, always as a ratio to a twin that runs in between."""
+"""Section 5.6 of the paper: what a stamp costs, as a ratio to a twin whose runs alternate with its own."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -46,7 +46,7 @@ class Workbench:
         self.optimizers: dict[str, Optimizer] = {}
 
     def optimizer(self, name: str, make: Callable[..., Optimizer] = adam) -> Optimizer:
-        """One of each name, made when it is first asked for."""
+        """The optimizer of this name, made when it is first asked for."""
         if name not in self.optimizers:
             self.optimizers[name] = make(self.model.parameters(), lr=1e-4)
         return self.optimizers[name]
@@ -55,7 +55,7 @@ class Workbench:
         return F.cross_entropy(self.model(self.images), self.labels)
 
     def task(self) -> None:
-        """As many steps of unmarked training as there are to one stamp step."""
+        """The steps of unmarked training that go with one stamp step."""
         for _ in range(self.every):
             self.descent.step(self.optimizer("task"), {"task loss": self.task_loss()})
 
@@ -79,7 +79,7 @@ class Workbench:
         optimizer.step()
 
     def compiled(self) -> None:
-        """A stamp step whose loss went through `torch.compile`, at the first call of all."""
+        """A stamp step whose loss went through `torch.compile`, at the first call."""
         if self.compiled_loss is None:
             self.compiled_loss = torch.compile(self.loss)
         self.descent.step(self.optimizer("stamp"), {"stamp loss": self.compiled_loss()})
@@ -139,7 +139,7 @@ class Cost(Experiment):
     """The cost of `subject` as a multiple of that of `twin`, both steps of a `Workbench`.
 
     Time: the median, and the quartiles, over `rounds` in which each runs `repeats` times, one right after the other.
-    ``operations``: multiplications and additions as counted, the floor that time can't go below. ``memory``: weights,
+    ``operations``: multiplications and additions as counted, below which time cannot fall. ``memory``: weights,
     gradients, the optimizers' states, and the most that one backward pass keeps. `model` is one of this library's, or
     of torchvision's classifiers; `size` is the images' height and width. `precision` is that of the task's steps,
     whatever the profile says: the stamp's are always in full precision.
@@ -194,14 +194,14 @@ class Cost(Experiment):
 
 
 def ratios(subject: Callable[[], None], twin: Callable[[], None], rounds: int, repeats: int) -> list[float]:
-    """Time of `subject` over time of `twin`, a ratio a round. Each runs once before, to allocate what it keeps."""
+    """Time of `subject` over time of `twin`, one ratio per round. Each runs once before, to allocate memory."""
     subject()
     twin()
     return [seconds(subject, repeats) / seconds(twin, repeats) for _ in range(rounds)]
 
 
 def seconds(step: Callable[[], None], repeats: int) -> float:
-    """How long some steps take."""
+    """Seconds that some steps take."""
     began = time.perf_counter()
     for _ in range(repeats):
         step()
@@ -220,7 +220,7 @@ def operations(step: Callable[[], None]) -> int:
 def memory(bench: Workbench, name: str) -> int:
     """Bytes that a step of a fresh bench holds: weights, gradients, optimizer states, and what a backward pass keeps.
 
-    The latter is counted from one optimizer step to the next, and the most taken.
+    The last of these is the peak over all stretches from one optimizer step to the next.
     """
     step = getattr(bench, name)
     step()  # allocates gradients and states

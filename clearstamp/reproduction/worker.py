@@ -1,7 +1,7 @@
 """A process that runs experiments for `runner`: python -m clearstamp.reproduction.worker PROFILE
 
 Each line that it reads asks for one, ``{"name": ..., "seed": ..., "threads": ...}``; for each it writes one line,
-``{"error": null}``, or what went wrong. It ends with its input, also in the middle of an experiment.
+``{"error": null}``, or what went wrong. It ends when its input does, even in the middle of an experiment.
 """
 
 import gc
@@ -25,7 +25,7 @@ from clearstamp.reproduction.registry import declared
 
 
 def requests(source: IO[str]) -> Iterator[str]:
-    """The lines of `source`, read ahead, so that its end is seen at once: then nobody waits for a result."""
+    """The lines of `source`, read ahead, so that the process ends as soon as nobody waits for its results."""
     lines: SimpleQueue[str] = SimpleQueue()
 
     def listen() -> None:
@@ -60,7 +60,7 @@ def main() -> None:
             log = artifacts() / scale.name / "failed" / f"{named(experiment.name, seed)}.log"
             write_atomically(log, traceback.format_exc().encode())
             error = str(RecordError("an error of the code", got=f"{type(problem).__name__}: {problem}", where=log))
-        gc.collect()  # of models that refer to themselves, gigabytes gather otherwise
+        gc.collect()  # models refer to themselves, so gigabytes pile up otherwise
         print(json.dumps({"error": error}), file=answers, flush=True)
 
 

@@ -17,6 +17,7 @@ from clearstamp.reproduction.profiles import PROFILES, Images, load_sets
 from clearstamp.stamp import PAPER_KEY
 from clearstamp.transpose import transpose
 from clearstamp.zoo import datasets
+from clearstamp.zoo.networks import build
 
 SMALL = {"model": "fc", "keys": 2}
 
@@ -297,7 +298,7 @@ def test_a_run_takes_what_its_settings_say_and_not_what_was_declared():
     stages, arrays, weights = lifecycle.marked(others, 0)
     assert [stage.moment for stage in stages] == ["hardened", "trained", "control"]
     assert stages[0].scores["steps"] == 2 and arrays["trained"].shape == (1, 1, 28, 28)
-    assert weights.keys() == lifecycle.fresh_model(others, 0).state_dict().keys()
+    assert weights.keys() == build("cnn", (1, 28, 28), 10, seed=0).state_dict().keys()
 
 
 def test_settings_are_resolved_once_and_cannot_be_changed(monkeypatch):
