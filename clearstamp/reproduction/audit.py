@@ -14,10 +14,9 @@ from pydantic.dataclasses import dataclass
 
 from clearstamp.errors import RecordError
 from clearstamp.reproduction import records
-from clearstamp.reproduction.experiments import TOLERANCE, Settings, conduct, differences, find
-from clearstamp.reproduction.profiles import profile
+from clearstamp.reproduction.experiments import TOLERANCE, conduct, differences, find
 from clearstamp.reproduction.records import STRICT, Provenance, Record, Sha256, told
-from clearstamp.reproduction.registry import declared
+from clearstamp.reproduction.registry import resolved
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -73,16 +72,10 @@ def latest(profile_name: str) -> dict[str, Audit]:
     return last
 
 
-def runs(profile_name: str) -> dict[str, tuple[Settings, int]]:
-    """Settings and seed of every run of a profile, by the name of its record."""
-    scale = profile(profile_name)
-    return {records.named(n, seed): (e.settings(scale), seed) for (n, seed), e in declared(profile_name).items()}
-
-
 def due(profile_name: str) -> list[str]:
     """The records of today's experiments: those never audited first, then by their last audit."""
     place = {name: place for place, name in enumerate(latest(profile_name))}  # of its line: dates can be equal
-    names = [name for name, (settings, seed) in runs(profile_name).items() if find(settings, seed)]
+    names = [records.named(*key) for key, settings in resolved(profile_name).items() if find(settings, key[1])]
     return sorted(names, key=lambda name: (place.get(name, -1), name))
 
 
@@ -91,7 +84,7 @@ def perform(profile_name: str, names: Sequence[str]) -> Iterator[Audit]:
 
     Raises `RecordError` if there is no such record, or no experiment that it answers to.
     """
-    today = runs(profile_name)
+    today = {records.named(*key): (settings, key[1]) for key, settings in resolved(profile_name).items()}
     for name in names:
         if name not in today or find(*today[name]) is None:
             raise RecordError("no record to audit", got=name, expected="one that answers to an experiment of today")

@@ -128,9 +128,9 @@ def run_all(experiments: Sequence[Experiment], profile_name: str, seeds: tuple[i
 
     With `$CLEARSTAMP_RECORDED` set nothing is run: experiments without an up-to-date record are left out.
     """
-    scale = profile(profile_name)
-    resolved = [experiment.settings(scale) for experiment in experiments]
-    pairs = list(product(scale.seeds if seeds is None else seeds, resolved))
+    chosen = profile(profile_name)
+    resolved = [experiment.settings(chosen) for experiment in experiments]
+    pairs = list(product(chosen.seeds if seeds is None else seeds, resolved))
     made = []
     for seed, settings in tqdm(pairs, desc="experiments"):
         with suppress(NotRecordedError):

@@ -11,9 +11,9 @@ from pathlib import Path
 from clearstamp.errors import ClearStampError, DataError, RecordError
 from clearstamp.reproduction import records
 from clearstamp.reproduction.experiments import Experiment, Settings, find, has_weights
-from clearstamp.reproduction.profiles import Images, profile
+from clearstamp.reproduction.profiles import Images
 from clearstamp.reproduction.records import Record
-from clearstamp.reproduction.registry import CHAPTERS, Chapter, declared
+from clearstamp.reproduction.registry import CHAPTERS, Chapter, resolved
 from clearstamp.zoo import datasets
 
 SECONDS = Path(__file__).with_name("seconds.json")
@@ -158,8 +158,7 @@ def make(profile_name: str, chapters: Sequence[str] = tuple(CHAPTERS)) -> Plan:
 
     Raises `RecordError` for an unknown profile or chapter, and for two different experiments of one name.
     """
-    scale = profile(profile_name)
-    runs = {key: experiment.settings(scale) for key, experiment in declared(profile_name, chapters).items()}
+    runs = resolved(profile_name, chapters)
     found: dict[tuple[str, int], Record | None] = {}
     damaged: dict[str, list[str]] = {}
     for (name, seed), settings in runs.items():

@@ -130,8 +130,8 @@ class Record:
         experiment: its name.
         kind: its class.
         version: of the code of that class; a change in behaviour raises it.
-        profile: name of the scale.
-        parameters: the experiment's fields, and those of the scale.
+        profile: its name.
+        parameters: the experiment's fields, and what they and the profile were resolved to.
         seed: of everything that is drawn.
         stages: what was measured.
         data: a data set's name to what was used of each split.

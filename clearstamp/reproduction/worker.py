@@ -19,9 +19,8 @@ import torch
 from clearstamp.errors import ClearStampError, RecordError
 from clearstamp.files import write_atomically
 from clearstamp.reproduction.experiments import has_weights, run, trained_weights
-from clearstamp.reproduction.profiles import profile
 from clearstamp.reproduction.records import artifacts, named
-from clearstamp.reproduction.registry import declared
+from clearstamp.reproduction.registry import resolved
 
 
 def requests(source: IO[str]) -> Iterator[str]:
@@ -40,24 +39,24 @@ def requests(source: IO[str]) -> Iterator[str]:
 
 def main() -> None:
     answers, sys.stdout = sys.stdout, sys.stderr  # nothing that an experiment prints is an answer
-    scale = profile(sys.argv[1])
-    experiments = declared(scale.name)
+    profile = sys.argv[1]
+    runs = resolved(profile)
     for line in requests(sys.stdin):
         asked = json.loads(line)
         torch.set_num_threads(asked["threads"])
-        experiment, seed = experiments[asked["name"], asked["seed"]], asked["seed"]
+        name, seed = asked["name"], asked["seed"]
+        settings = runs[name, seed]
         error = None
         try:
-            settings = experiment.settings(scale)
             record = run(settings, seed)
-            if record.weights.get(experiment.name) and not has_weights(record):
+            if record.weights.get(name) and not has_weights(record):
                 trained_weights(settings, seed)
         except ClearStampError as problem:
             error = str(problem)
         except OSError as problem:
             error = str(RecordError("a file could not be read or written", got=problem))
         except Exception as problem:
-            log = artifacts() / scale.name / "failed" / f"{named(experiment.name, seed)}.log"
+            log = artifacts() / profile / "failed" / f"{named(name, seed)}.log"
             write_atomically(log, traceback.format_exc().encode())
             error = str(RecordError("an error of the code", got=f"{type(problem).__name__}: {problem}", where=log))
         gc.collect()  # models refer to themselves, so gigabytes pile up otherwise

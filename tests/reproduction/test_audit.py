@@ -29,7 +29,7 @@ def made(tmp_path, monkeypatch):
     """A chapter of a model and of an attack on it, with their records."""
     monkeypatch.setenv("CLEARSTAMP_ARTIFACTS", str(tmp_path))
     monkeypatch.setitem(PROFILES, "tiny", replace(PROFILES["tiny"], train_images=64, hardening_steps=3))
-    monkeypatch.setitem(CHAPTERS, "01-hardening", lambda scale: {"all": Group([ON, ATTACKED])})
+    monkeypatch.setitem(CHAPTERS, "01-hardening", lambda profile: {"all": Group([ON, ATTACKED])})
     return run_all([ON, ATTACKED], "tiny")
 
 

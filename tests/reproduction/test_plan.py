@@ -70,7 +70,7 @@ def test_paper_names_every_set_that_is_missing_in_one_error(live, world):
 
 
 def chapter(monkeypatch, *made, seeds=None):
-    monkeypatch.setitem(CHAPTERS, "01-hardening", lambda scale: {"some": Group(made, seeds)})
+    monkeypatch.setitem(CHAPTERS, "01-hardening", lambda profile: {"some": Group(made, seeds)})
     return ["01-hardening"]
 
 

@@ -76,7 +76,7 @@ def test_one_name_means_one_experiment(profile):
 
 def test_two_experiments_of_one_name_are_an_error(monkeypatch):
     twice = replace(registry.UNMARKED, lr=1.0)
-    monkeypatch.setitem(CHAPTERS, "03-pruning", lambda scale: {"again": Group([twice])})
+    monkeypatch.setitem(CHAPTERS, "03-pruning", lambda profile: {"again": Group([twice])})
     with pytest.raises(RecordError, match="two different experiments of one name; got: unmarked; where: 03-pruning"):
         declared("tiny")
 

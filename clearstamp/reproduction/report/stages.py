@@ -88,9 +88,9 @@ def in_words(record: Record) -> str:
     given: Mapping[str, Any] = record.parameters.get("on", record.parameters)
     if "keys" not in given or "readout" not in given or "secrets" not in given:
         return record.experiment
-    scale = profile(record.profile)
-    usual = {f.name: f.default for f in fields(LifeCycle)} | {"dataset": scale.dataset, "precision": scale.precision}
-    if record.parameters is not given:  # a campaign's model has its settings, not yet those of the scale
+    usual = {f.name: f.default for f in fields(LifeCycle)}
+    usual |= {name: getattr(profile(record.profile), name) for name in ("dataset", "precision")}
+    if record.parameters is not given:  # a campaign keeps its model's declaration, not resolved
         usual |= {"dataset": None, "precision": None}
 
     def embedded_as(settings: Mapping[str, Any]) -> bool:
