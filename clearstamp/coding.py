@@ -16,7 +16,7 @@ from torch import Tensor
 from clearstamp.codes import Bits, Code, Hamming, Ratios, ReedSolomon, Uncoded, hard
 from clearstamp.errors import CodingError
 from clearstamp.ldpc import LowDensity
-from clearstamp.pictures import develop
+from clearstamp.pictures import as_pictures, develop
 
 THRESHOLD = 0.53
 """The grey value from which the paper reads a pixel as white."""
@@ -157,8 +157,8 @@ class Found:
 
 
 def decode(images: Tensor, payload: Payload) -> Found:
-    """The payload of raw signals ``[k, C, H, W]``. Never raises for wrong bits: see `Found.right`."""
-    ratios = log_likelihood_ratios(images, payload.patches, per_channel=payload.per_channel)
+    """The payload of raw signals ``[k, ...]``. Never raises for wrong bits: see `Found.right`."""
+    ratios = log_likelihood_ratios(as_pictures(images), payload.patches, per_channel=payload.per_channel)
     order, noise = payload.order(ratios.size)
     straight = np.empty(ratios.size)
     straight[order] = ratios.reshape(-1) * np.where(noise, -1, 1)

@@ -153,12 +153,12 @@ class Walk(nn.Module):
 
 
 def check_fit(back: Transposed, stamp: Stamp) -> None:
-    """Raise `StampError` unless the stamp's keys and secrets have the sizes of the model's output and input."""
-    got = (stamp.keys.shape[1], tuple(stamp.secrets.shape[1:]))
-    if got != (back.outputs, back.image_shape):
+    """Raise `StampError` unless the stamp's keys and secrets have the shapes of the model's output and input."""
+    got, expected = (tuple(stamp.keys.shape[1:]), tuple(stamp.secrets.shape[1:])), (back.key_shape, back.image_shape)
+    if got != expected:
         raise StampError(
             "the stamp does not fit the model",
-            got=f"keys of {got[0]} outputs, secrets {got[1]}",
-            expected=f"keys of {back.outputs} outputs, secrets {back.image_shape}",
+            got="keys {}, secrets {}".format(*got),
+            expected="keys {}, secrets {}".format(*expected),
             remedy="make the stamp with outputs= and shape= of this model",
         )
