@@ -13,6 +13,7 @@ from clearstamp.pictures import develop
 from clearstamp.reading import Reading, Recovered, extract, read, read_bytes
 from clearstamp.scores import correlation, similarity
 from clearstamp.stamp import PAPER_KEY, Stamp
+from clearstamp.suspects import Suspect, load_suspect
 from clearstamp.training import accuracy, fit, harden
 from clearstamp.transpose import Transposed, freeze, public_probe, transpose
 from clearstamp.units import merge_equal_units
@@ -30,6 +31,7 @@ __all__ = [
     "Stamp",
     "StampLoss",
     "Stamped",
+    "Suspect",
     "Transposed",
     "accuracy",
     "correlation",
@@ -39,6 +41,7 @@ __all__ = [
     "fit",
     "freeze",
     "harden",
+    "load_suspect",
     "merge_equal_units",
     "public_probe",
     "read",

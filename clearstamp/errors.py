@@ -46,5 +46,9 @@ class AttackError(ClearStampError):
     """An attack that does not fit the model or the data, or that is set to what it cannot do."""
 
 
+class SuspectError(ClearStampError):
+    """A checkpoint that cannot be read safely, or that does not fit the model."""
+
+
 class RecordError(ClearStampError):
     """A record, a claim, a profile or a notebook parameter that does not fit."""

@@ -49,9 +49,8 @@ class Rule:
         weighted: is the operation a layer with weights, after which hardening puts its dropout?
         moves: does it only move numbers, add them up and leave blanks?
         carries: ``"all"``: every argument that depends on the model's input carries the signal on; ``"factor"``: of two
-            such arguments the one that is not a gate, or the larger; ``"values"``: likewise, or the one on the right, as
-            values are in attention; ``"deepest"``: the one with the most weighted layers behind it;
-            or an argument's name.
+            the one that is not a gate, or the larger; ``"values"``: of two the one that is not a gate, or the one on
+            the right, as in attention; ``"deepest"``: the one with the most weighted layers behind it; or its name.
         whole: does it need what is frozen once for every key, and not just once?
     """
 
