@@ -14,6 +14,12 @@ def blocks(page: Path, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
 
 
+def included(page: Path) -> list[Path]:
+    """The files that a Markdown file shows as a whole."""
+    found = re.findall(r"^```{literalinclude} (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return [(page.parent / name).resolve() for name in found]
+
+
 def run(script: str, folder: Path, **variables: str) -> str:
     """What a Python script prints when it is run in `folder`, with warnings as errors."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)} | variables
