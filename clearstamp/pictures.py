@@ -11,6 +11,8 @@ from torch import Tensor
 
 from clearstamp.errors import StampError
 
+__all__ = ["develop", "draw_text", "montage", "open_image"]
+
 
 def draw_text(text: str, shape: tuple[int, int, int], *, dark: bool = False) -> Tensor:
     """A secret ``[C, H, W]`` showing `text` in DejaVu Sans Bold, broken into the lines that let it be largest."""
