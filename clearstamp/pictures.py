@@ -63,11 +63,11 @@ def largest_size(text: str, height: int, width: int) -> int:
 
 
 @cache
-def font_file() -> Path:
-    """DejaVu Sans Bold, which comes with matplotlib."""
+def font_file() -> str:
+    """The path of DejaVu Sans Bold, which comes with matplotlib."""
     import matplotlib  # takes a while
 
-    return Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans-Bold.ttf"
+    return f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans-Bold.ttf"
 
 
 @cache

@@ -93,6 +93,13 @@ def test_lock_pins_every_direct_dependency_with_hashes():
     assert [name for name, hashes in locked.items() if not hashes] == []
 
 
+def test_every_bound_of_a_version_has_its_reason_beside_it():
+    lines = (ROOT / "pyproject.toml").read_text().splitlines()
+    bounds = [line for line in lines if re.search(r'"[\w-]*[=<>~]=\d[\w.]*"', line)]
+    assert len(bounds) > 8
+    assert [line for line in bounds if not re.search(r"# \w+", line)] == []
+
+
 def test_lock_names_no_index():
     assert not re.search(r"https?://|file:|--(extra-)?index|--find-links", (ROOT / "requirements.lock").read_text())
 
