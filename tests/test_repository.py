@@ -10,6 +10,8 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from clearstamp.zoo import datasets
+
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -72,6 +74,14 @@ def test_every_make_target_that_runs_python_sets_up_first():
     for name, needs, recipe in rules:
         if "$(BIN)" in recipe and name != "$(READY)":
             assert "$(READY)" in needs or "$(NOTEBOOKS)" in needs, name
+
+
+def test_make_data_asks_for_both_splits_of_every_set(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
+    (program,) = re.findall(r'^data: .*\n\t\$\(BIN\)/python -c "(.*)"$', (ROOT / "Makefile").read_text(), re.MULTILINE)
+    monkeypatch.setattr(datasets, "load", lambda name, split: [name, split])
+    exec(program, {})
+    asked = [line.split(":")[0].split(", ") for line in capsys.readouterr().out.splitlines()]
+    assert sorted(asked) == sorted([name, split] for name in datasets.LOADERS for split in ("test", "train"))
 
 
 def pins() -> dict[str, int]:
