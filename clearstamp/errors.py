@@ -1,5 +1,16 @@
 """One family of errors: what was got, what was expected, where, and what to do."""
 
+__all__ = [
+    "AttackError",
+    "ClearStampError",
+    "CodingError",
+    "DataError",
+    "RecordError",
+    "StampError",
+    "TrainingError",
+    "TransposeError",
+]
+
 
 class ClearStampError(ValueError):
     """Base of every error that this library raises on purpose."""

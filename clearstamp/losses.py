@@ -20,8 +20,8 @@ PAPER_DROPOUT = 0.5
 class StampLoss:
     """The loss of a stamp, (1 - SSIM) + MSE, averaged over its keys: a scalar for any training loop.
 
-    >>> loss = StampLoss(back, stamp)        # doctest: +SKIP
-    >>> loss().backward()                    # doctest: +SKIP
+    >>> loss = StampLoss(back, stamp)
+    >>> loss().backward()
 
     SSIM is taken of the unclamped signal. `dropout` is the rate after every transposed convolution and linear layer but
     the last, as in the paper, whose own rate is taken to be `PAPER_DROPOUT`: it is what makes a stamp last when others
@@ -121,9 +121,9 @@ class SampledLoss(StampLoss):
 class Stamped(nn.Module):
     """A model and the loss of its stamp in one call, for engines that follow a model through its calls.
 
-    >>> engine = DistributedDataParallel(Stamped(model, loss))      # doctest: +SKIP
-    >>> outputs, stamp_loss = engine(inputs)                        # doctest: +SKIP
-    >>> (F.cross_entropy(outputs, labels) + stamp_loss).backward()  # doctest: +SKIP
+    >>> engine = Stamped(model, StampLoss(back, stamp))  # on several processes DistributedDataParallel of it
+    >>> outputs, stamp_loss = engine(inputs)
+    >>> (F.cross_entropy(outputs, labels) + stamp_loss).backward()
 
     `DistributedDataParallel` averages the gradients of both over all processes, so the weights stay the same everywhere
     even though each process draws dropout, noise and keys of its own. `fully_shard` has to be given the whole, not its

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from clearstamp.errors import StampError
 
+__all__ = ["develop", "draw_text", "montage", "open_image"]
+
 
 def picture_shape(shape: Sequence[int]) -> tuple[int, int, int]:
     """How an input of any shape is looked at: as a picture ``(C, H, W)`` of the same numbers in the same order.
@@ -89,11 +91,11 @@ def largest_size(text: str, height: int, width: int) -> int:
 
 
 @cache
-def font_file() -> Path:
-    """DejaVu Sans Bold, which comes with matplotlib."""
+def font_file() -> str:
+    """The path of DejaVu Sans Bold, which comes with matplotlib."""
     import matplotlib  # takes a while
 
-    return Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans-Bold.ttf"
+    return f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans-Bold.ttf"
 
 
 @cache
