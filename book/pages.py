@@ -150,7 +150,7 @@ def walk(folder: Path, notebooks: Mapping[Path, nbformat.NotebookNode]) -> str:
     return f"```{{figure}} {GENERATED}/walk.png\n:name: fig-walk\n:alt: {alt}\n\n{caption}\n```\n"
 
 
-def falls(judged: Sequence[claims.Row], links: Mapping[str, str]) -> str:
+def falls(judged: Sequence[claims.Outcome], links: Mapping[str, str]) -> str:
     """How many claims were run and hold, what the library's default makes of them, and the table of those that fall."""
     run = [row for row in judged if row.verdict]
     fallen = [row for row in run if row.holds("published") is False]

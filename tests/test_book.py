@@ -325,9 +325,9 @@ def test_the_numbers_that_fall_are_counted_and_listed_and_what_the_default_makes
     asked = (c for c in claims.load() if c.verdict == "least" and "{readout}" in c.experiment)
     claim = replace(next(asked), tried=None)
 
-    def row(published: float | None, default: float | None = None) -> claims.Row:
+    def row(published: float | None, default: float | None = None) -> claims.Outcome:
         given = {"published": published, "adjoint readout": None, "default": default}
-        return claims.Row(claim, {name: [] if off is None else [claim.paper + off] for name, off in given.items()})
+        return claims.Outcome(claim, {name: [] if off is None else [claim.paper + off] for name, off in given.items()})
 
     assert book_pages.falls([row(0), row(None)], {}) == (
         "Of 2 numbers of the paper, 1 were run in this profile, embedded and read as published: 1 hold, 0 fall.\n\n"

@@ -24,9 +24,8 @@ from clearstamp import rules
 from clearstamp.attacks import ATTACKS, Rescaling
 from clearstamp.losses import StampLoss
 from clearstamp.pictures import montage
-from clearstamp.reproduction import capacity, experiments
-from clearstamp.reproduction.experiments import PROFILES
-from clearstamp.reproduction.generalizability import Row
+from clearstamp.reproduction import capacity, experiments, lifecycle
+from clearstamp.reproduction.profiles import PROFILES, load_sets
 from clearstamp.zoo import datasets as data
 from tests.reproduction.twins import SCALE, SIZES, TWINS, Twin, images, write_sets
 
@@ -52,13 +51,12 @@ def world(tmp_path_factory):
         patch.setattr(data, "MNIST_SIZES", SIZES)
         patch.setattr(data, "MNIST_SHA256", {split: images(split).checksum for split in SIZES})
         yield
-    experiments._load_sets.cache_clear()
+    load_sets.cache_clear()
 
 
 def measured(twin: Twin) -> tuple[dict, np.ndarray]:
     """What a twin gives: the scores of its stages, and a sheet of the first pictures of each."""
-    experiment = twin.experiment
-    record, _ = experiments.conduct(experiment, experiment.at(SCALE), 0)
+    record, _ = experiments.conduct(twin.experiment.settings(SCALE), 0)
     stages = {
         stage.label: {
             name: value
@@ -176,8 +174,8 @@ def rescaling_that_leaves_the_weights_alone(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Rescaling, "scale", lambda self, *_: None)
 
 
-def loss_of_a_row_overridden(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Row, "loss", lambda self, back, stamp: StampLoss(back, stamp, dropout=0.9), raising=False)
+def another_loss_for_every_row(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(lifecycle, "StampLoss", lambda back, stamp, **_: StampLoss(back, stamp, dropout=0.9))
 
 
 def another_licence(patch: pytest.MonkeyPatch) -> None:
@@ -187,20 +185,20 @@ def another_licence(patch: pytest.MonkeyPatch) -> None:
 def mnist_inverted(patch: pytest.MonkeyPatch) -> None:
     load = data.load_mnist
     patch.setitem(data.LOADERS, "mnist", lambda split: replace(load(split), images=255 - load(split).images))
-    experiments._load_sets.cache_clear()
+    load_sets.cache_clear()
 
 
 def packs_inverted(patch: pytest.MonkeyPatch) -> None:
     read = data.read_pack
     patch.setattr(data, "read_pack", lambda path: (255 - read(path)[0], read(path)[1]))
-    experiments._load_sets.cache_clear()
+    load_sets.cache_clear()
 
 
 EDITS: list[tuple[Callable[[pytest.MonkeyPatch], None], str]] = [
     (paper_readout_without_bias, "life-fc-paper"),
     (adjoint_rule_doubled, "life-fc-adjoint"),
     (rescaling_that_leaves_the_weights_alone, "campaign-paper"),
-    (loss_of_a_row_overridden, "row-cifar10-resnet18"),
+    (another_loss_for_every_row, "row-cifar10-resnet18"),
     (another_licence, "capacity-none"),
     (mnist_inverted, "unmarked-fc"),
     (packs_inverted, "cross-data"),
@@ -214,7 +212,7 @@ def test_an_edit_that_changes_behaviour_is_seen_on_every_machine(edit, name, mon
     with monkeypatch.context() as patch:
         edit(patch)
         stages, pictures = measured(twin)
-    experiments._load_sets.cache_clear()
+    load_sets.cache_clear()
     found = json.loads(json.dumps(stages))
     assert differences(golden["stages"], sheet, found, pictures, exact=False, slack=twin.slack)
 
