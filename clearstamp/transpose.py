@@ -33,15 +33,16 @@ def public_probe(shape: tuple[int, ...]) -> Tensor:
 
 
 def transpose(
-    model: nn.Module, example: Tensor, *, readout: str = "paper", frozen: Mapping[str, Tensor] | None = None
+    model: nn.Module, example: Tensor, *, readout: str = "adjoint", frozen: Mapping[str, Tensor] | None = None
 ) -> "Transposed":
     """The model run backwards: a callable from keys ``[k, outputs]`` to images ``[k, C, H, W]``.
 
     `example` is any input batch ``[n, C, H, W]`` that the model accepts; only its shape matters. The model is traced
     once with `torch.fx` and never changed; weights are read at every call, so gradients reach the forward model.
+    `readout` is ``"adjoint"``, as this library recommends, or ``"paper"``, as published.
 
     >>> model = nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
-    >>> back = transpose(model, torch.zeros(1, 1, 28, 28), readout="adjoint")
+    >>> back = transpose(model, torch.zeros(1, 1, 28, 28))
     >>> back(torch.ones(3, 10)).shape
     torch.Size([3, 1, 28, 28])
 

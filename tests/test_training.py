@@ -46,7 +46,7 @@ def batches() -> list[tuple[Tensor, Tensor]]:
     return list(zip(images.split(16), labels.split(16), strict=True))
 
 
-def backwards(model: nn.Module, readout: str = "paper") -> Transposed:
+def backwards(model: nn.Module, readout: str = "adjoint") -> Transposed:
     return transpose(model, torch.zeros(1, *SHAPE), readout=readout)
 
 
@@ -185,9 +185,9 @@ def test_a_loss_follows_its_model_to_another_device(model, stamp, monkeypatch):
 
 def test_stamp_loss_in_a_loop_written_by_hand_is_what_fit_does(model, stamp, batches):
     twin = copy.deepcopy(model)
-    about = {"stamp_loss": steady(backwards(model), stamp), "every": 1, "joint": False}
+    about = {"stamp_loss": steady(backwards(model, "paper"), stamp), "every": 1, "joint": False}
     fit(model, batches, epochs=2, lr=0.1, stamp_lr=0.01, optimizer=sgd, **about)
-    loss = steady(backwards(twin), stamp)
+    loss = steady(backwards(twin, "paper"), stamp)
     for inputs, labels in batches * 2:
         for lr, term in ((0.1, lambda x=inputs, y=labels: F.cross_entropy(twin(x), y)), (0.01, loss)):
             twin.zero_grad()

@@ -40,8 +40,8 @@ def test_small_cnn_equals_the_one_written_by_hand(small_cnn, readout):
 
 def test_shapes_are_told(small_cnn):
     back = transpose(small_cnn(), EXAMPLE)
-    assert (back.outputs, back.image_shape, back.readout) == (3, (1, 8, 8), "paper")
-    assert repr(back) == "Transposed(Sequential, readout='paper': keys [k, 3] -> images [k, 1, 8, 8])"
+    assert (back.outputs, back.image_shape, back.readout) == (3, (1, 8, 8), "adjoint")
+    assert repr(back) == "Transposed(Sequential, readout='adjoint': keys [k, 3] -> images [k, 1, 8, 8])"
 
 
 @both_readouts

@@ -160,7 +160,7 @@ class Attack(ABC):
         *,
         test: LabelledImages | None = None,
         unmarked: nn.Module | None = None,
-        readout: str = "paper",
+        readout: str = "adjoint",
         merge: bool = False,
         before: Look | None = None,
         seed: int = 0,

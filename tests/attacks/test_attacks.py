@@ -315,7 +315,7 @@ def test_transfer_trains_another_task_and_the_owner_reads_with_the_original_last
     assert found.after.accuracy > 0.8
     restored = copy.deepcopy(found.model)
     restored[-1] = model[-1]
-    assert torch.equal(images(restored, stamp, "paper"), found.after.reading.images)
+    assert torch.equal(images(restored, stamp, "adjoint"), found.after.reading.images)
 
 
 def test_distillation_starts_from_new_weights_and_learns_the_teachers_answers(model, stamp, data):

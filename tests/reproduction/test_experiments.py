@@ -39,7 +39,7 @@ def test_the_trained_model_is_that_of_the_record():
     experiment = LifeCycle(name="one", lr=1e-3, dropout=0.3, **SMALL)
     (record,) = run_all([experiment], "tiny")
     stamp = experiment.stamp((1, 28, 28), 10, 0)
-    found = read(transpose(trained(experiment, PROFILES["tiny"], 0), stamp.secrets[:1]), stamp)
+    found = read(transpose(trained(experiment, PROFILES["tiny"], 0), stamp.secrets[:1], readout="paper"), stamp)
     assert found.summary()["ssim"] == pytest.approx(record.results["trained"]["ssim"], abs=1e-6)
 
 
@@ -105,7 +105,7 @@ def test_the_trained_model_is_kept_and_trained_again_if_it_is_lost(monkeypatch):
         patch.setattr(lifecycle, "marked", lambda *_: pytest.fail("trained a second time"))
         model = trained(experiment, PROFILES["tiny"], 0)
     stamp = experiment.stamp((1, 28, 28), 10, 0)
-    found = read(transpose(model, stamp.secrets[:1]), stamp)
+    found = read(transpose(model, stamp.secrets[:1], readout="paper"), stamp)
     assert found.summary()["ssim"] == pytest.approx(record.results["trained"]["ssim"], abs=1e-6)
     assert torch.equal(stamp.secrets, record.arrays["secrets"])
     weights_file(record).unlink()
