@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from clearstamp.data import Data
 from clearstamp.errors import ClearStampError
 from clearstamp.losses import SampledLoss, Stamped, StampLoss
+from clearstamp.method import PAPER, RECOMMENDED, Alternating, Joint, Method
 from clearstamp.pictures import develop
 from clearstamp.reading import Reading, Recovered, extract, read, read_bytes
 from clearstamp.scores import correlation, similarity
@@ -21,9 +22,14 @@ if TYPE_CHECKING:
     from clearstamp.explorer import explore
 
 __all__ = [
+    "PAPER",
     "PAPER_KEY",
+    "RECOMMENDED",
+    "Alternating",
     "ClearStampError",
     "Data",
+    "Joint",
+    "Method",
     "Reading",
     "Recovered",
     "SampledLoss",

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from clearstamp.attacks import Erasure, Look, Noise, Rescaling, Scene
 from clearstamp.data import Data, LabelledImages
 from clearstamp.errors import AttackError
+from clearstamp.method import RECOMMENDED
 from clearstamp.pictures import develop, montage
 from clearstamp.stamp import Stamp
 from clearstamp.units import layers
@@ -85,7 +86,12 @@ class Explorer:
 
 
 def explore(
-    model: nn.Module, stamp: Stamp, test: LabelledImages | None = None, *, readout: str = "adjoint", seed: int = 0
+    model: nn.Module,
+    stamp: Stamp,
+    test: LabelledImages | None = None,
+    *,
+    readout: str = RECOMMENDED.readout,
+    seed: int = 0,
 ) -> widgets.VBox:
     """Sliders over pruning, noise, rescaling, key errors and erasure, for a notebook with a kernel.
 

@@ -9,12 +9,10 @@ from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
 from clearstamp.errors import StampError, TrainingError
+from clearstamp.method import RECOMMENDED
 from clearstamp.scores import SimilarityTo
 from clearstamp.stamp import Stamp
 from clearstamp.transpose import Transposed
-
-PAPER_DROPOUT = 0.5
-"""The rate of the paper's additional dropout layers, which it does not give: that which fits its default network."""
 
 
 class StampLoss:
@@ -24,8 +22,8 @@ class StampLoss:
     >>> loss().backward()                    # doctest: +SKIP
 
     SSIM is taken of the unclamped signal. `dropout` is the rate after every transposed convolution and linear layer but
-    the last, as in the paper, whose own rate is taken to be `PAPER_DROPOUT`: it is what makes a stamp last when others
-    train on or prune. The loss then differs from call to call.
+    the last, as in the paper: it is what makes a stamp last when others train on or prune. The loss then differs from
+    call to call.
 
     `noise` reads the stamp from weights that are off by a normal error, drawn anew at every call, which serves the same
     end at more cost. The weights themselves stay as they are. Its standard deviation is `noise` for every weight alike,
@@ -41,7 +39,7 @@ class StampLoss:
         back: Transposed,
         stamp: Stamp,
         *,
-        dropout: float = 0.3,
+        dropout: float = RECOMMENDED.dropout,
         noise: float = 0.0,
         relative: bool = False,
         at_once: int | None = None,
@@ -103,7 +101,7 @@ class SampledLoss(StampLoss):
         stamp: Stamp,
         *,
         count: int,
-        dropout: float = 0.3,
+        dropout: float = RECOMMENDED.dropout,
         noise: float = 0.0,
         relative: bool = False,
     ):

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from clearstamp.errors import TrainingError
 from clearstamp.losses import StampLoss
+from clearstamp.method import RECOMMENDED, Joint, Schedule
 from clearstamp.scores import similarity
 from clearstamp.stamp import Stamp
 from clearstamp.transpose import Transposed
@@ -37,10 +38,10 @@ def harden(
     back: Transposed,
     stamp: Stamp,
     *,
-    steps: int = 10_000,
-    target: float | None = 0.95,
+    steps: int = RECOMMENDED.steps,
+    target: float | None = RECOMMENDED.target,
     lr: float = 1e-4,
-    dropout: float = 0.3,
+    dropout: float = RECOMMENDED.dropout,
     noise: float = 0.0,
     optimizer: MakeOptimizer = adam,
     check_every: int = 10,
@@ -105,37 +106,25 @@ def fit(
     epochs: int = 5,
     lr: float = 1e-4,
     stamp_loss: Callable[[], Tensor] | None = None,
-    stamp_lr: float | None = None,
-    every: int = 3,
-    joint: bool = True,
-    weight: float = 1.0,
+    schedule: Schedule = RECOMMENDED.schedule,
     optimizer: MakeOptimizer = adam,
     on_epoch: Callable[[int], None] | None = None,
     progress: bool = True,
 ) -> Fit:
     """Train a classifier; with `stamp_loss`, step 2: constraint training.
 
-    `loader` yields inputs ``[b, C, H, W]`` and labels ``[b]``; the task loss is cross-entropy. At every `every`-th
-    step the stamp loss, times `weight`, is added to it, and one optimizer takes both. Without `joint`, a stamp step
-    comes after every `every`-th task step instead, each kind with an optimizer of its own; `stamp_lr` defaults to
-    `lr`. The paper's own training is ``every=1, joint=False``; the book's chapter on runtime has the table by which
-    these defaults were chosen. A training of a few hundred batches wants a smaller `every`. The model is in training
-    mode meanwhile and gets its mode back. `on_epoch(epoch)` is called after each pass, from 1 on. Under
-    `torch.autocast` the task runs in the lower precision, the stamp does not.
+    `loader` yields inputs ``[b, C, H, W]`` and labels ``[b]``; the task loss is cross-entropy. `schedule` says at which
+    batches the stamp has its turn, and how: by default `Joint`, with one optimizer, or `Alternating`, with two, as in
+    the paper. The book's chapter on runtime compares them; a training of a few hundred batches wants the stamp more
+    often. The model is in training mode meanwhile and gets its mode back. `on_epoch(epoch)` is called after each epoch,
+    counted from 1. Under `torch.autocast` the task runs in the lower precision, the stamp does not.
 
     Raises `TrainingError` if a loss is not finite: the weights are then those before the bad step.
     """
-    if every < 1:
-        raise TrainingError("no such cadence", got=f"every={every}", expected="at least 1")
-    if joint and stamp_lr is not None:
-        got = f"joint=True, stamp_lr={stamp_lr}"
-        raise TrainingError("one optimizer has one learning rate", got=got, remedy="joint=False has two")
-    if not 0 < weight < math.inf or (weight != 1 and not joint):
-        raise TrainingError("no such weight of the stamp", got=f"weight={weight}", expected="over 0, and joint=True")
     device = next(model.parameters()).device
     task = optimizer(model.parameters(), lr=lr)
-    stamping = optimizer(model.parameters(), lr=lr if stamp_lr is None else stamp_lr)
-    descent, steps = Descent(device), 0
+    stamping = task if isinstance(schedule, Joint) else optimizer(model.parameters(), lr=schedule.lr or lr)
+    descent, batch = Descent(device), 0
     was_training = model.training
     model.train()
     try:
@@ -144,10 +133,10 @@ def fit(
                 outputs = model(inputs.to(device, non_blocking=True))
                 outputs = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
                 task_loss = F.cross_entropy(outputs, labels.to(device, non_blocking=True))
-                steps += 1
-                turn = stamp_loss if steps % every == 0 else None
-                if turn and joint:
-                    descent.step(task, {"task loss": task_loss, "stamp loss": turn()}, weight)
+                batch += 1
+                turn = stamp_loss if batch % schedule.every == 0 else None
+                if turn and isinstance(schedule, Joint):
+                    descent.step(task, {"task loss": task_loss, "stamp loss": turn()}, schedule.weight)
                     continue
                 descent.step(task, {"task loss": task_loss})
                 if turn:

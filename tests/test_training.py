@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from clearstamp import training
 from clearstamp.errors import StampError, TrainingError
 from clearstamp.losses import Stamped, StampLoss
+from clearstamp.method import Alternating, Joint
 from clearstamp.reading import read
 from clearstamp.rules import READOUTS
 from clearstamp.scores import structural_similarity
@@ -134,8 +135,7 @@ def test_a_joint_step_descends_the_sum_of_both_losses_with_one_optimizer(model, 
         epochs=1,
         lr=0.1,
         stamp_loss=steady(backwards(model), stamp),
-        every=2,
-        joint=True,
+        schedule=Joint(every=2),
         optimizer=sgd,
     )
     loss = steady(backwards(twin), stamp)
@@ -155,11 +155,6 @@ def test_a_joint_step_descends_the_sum_of_both_losses_with_one_optimizer(model, 
     for fitted, expected in zip(model.parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(fitted, expected, rtol=1e-4, atol=1e-6)
     assert [done.losses, done.stamp_losses] == [pytest.approx(t, rel=1e-4) for t in terms]
-
-
-def test_a_joint_step_has_one_learning_rate(model, stamp, batches):
-    with pytest.raises(TrainingError, match="one learning rate"):
-        fit(model, batches, stamp_loss=steady(backwards(model), stamp), joint=True, stamp_lr=1e-3)
 
 
 def test_a_model_and_its_loss_in_one_call(model, stamp):
@@ -185,8 +180,8 @@ def test_a_loss_follows_its_model_to_another_device(model, stamp, monkeypatch):
 
 def test_stamp_loss_in_a_loop_written_by_hand_is_what_fit_does(model, stamp, batches):
     twin = copy.deepcopy(model)
-    about = {"stamp_loss": steady(backwards(model, "paper"), stamp), "every": 1, "joint": False}
-    fit(model, batches, epochs=2, lr=0.1, stamp_lr=0.01, optimizer=sgd, **about)
+    about = {"stamp_loss": steady(backwards(model, "paper"), stamp), "schedule": Alternating(lr=0.01)}
+    fit(model, batches, epochs=2, lr=0.1, optimizer=sgd, **about)
     loss = steady(backwards(twin, "paper"), stamp)
     for inputs, labels in batches * 2:
         for lr, term in ((0.1, lambda x=inputs, y=labels: F.cross_entropy(twin(x), y)), (0.01, loss)):
@@ -340,8 +335,8 @@ def test_training_stops_before_a_loss_that_is_not_finite(model, batches):
         fit(model, [(torch.full((2, *SHAPE), math.nan), torch.tensor([0, 1]))], progress=False)
     assert unchanged(model, before) and model.training
     with pytest.raises(TrainingError, match="stamp loss is not finite; got: inf"):
-        endless = {"stamp_loss": lambda: model[1].weight.sum() * math.inf, "every": 1, "joint": False}
-        fit(model, batches, lr=0.0, stamp_lr=1.0, progress=False, **endless)
+        endless = {"stamp_loss": lambda: model[1].weight.sum() * math.inf, "schedule": Alternating(lr=1.0)}
+        fit(model, batches, lr=0.0, progress=False, **endless)
     assert unchanged(model, before)
 
 
@@ -403,33 +398,35 @@ def test_training_within_autocast_sees_the_weights_of_every_step(model, batches)
     assert all(weight.dtype == torch.float32 for weight in model.parameters())
 
 
-@pytest.mark.parametrize("joint", [False, True])
-@pytest.mark.parametrize(("every", "count"), [(1, 4), (2, 2), (3, 1), (5, 0)])
-def test_stamp_steps_keep_their_cadence(model, stamp, batches, every, count, joint):
+@pytest.mark.parametrize("schedule", [Joint, Alternating])
+@pytest.mark.parametrize(("every", "count"), [(1, 8), (2, 4), (3, 2), (9, 0)])
+def test_the_stamp_has_its_turn_at_every_so_many_batches_of_all_epochs(model, stamp, batches, every, count, schedule):
     loss = steady(backwards(model), stamp)
-    done = fit(model, batches[:4], epochs=1, stamp_loss=loss, every=every, joint=joint, progress=False)
-    assert (len(done.losses), len(done.stamp_losses)) == (4, count)
+    done = fit(model, batches[:4], epochs=2, stamp_loss=loss, schedule=schedule(every=every), progress=False)
+    assert (len(done.losses), len(done.stamp_losses)) == (8, count)
+
+
+def test_an_alternating_schedule_has_the_learning_rate_of_the_task_unless_it_has_its_own(model, batches):
+    def moved(schedule: Alternating) -> float:
+        twin = copy.deepcopy(model)
+        fit(twin, batches[:1], lr=0.1, epochs=1, stamp_loss=lambda: twin[1].bias.sum(), schedule=schedule, **quietly)
+        return (alone[1].bias - twin[1].bias).mean().item()
+
+    quietly = {"optimizer": sgd, "progress": False}
+    alone = copy.deepcopy(model)
+    fit(alone, batches[:1], lr=0.1, epochs=1, **quietly)
+    assert moved(Alternating()) == pytest.approx(0.1, abs=1e-6)
+    assert moved(Alternating(lr=0.5)) == pytest.approx(0.5, abs=1e-6)
 
 
 def test_a_joint_step_is_down_the_weighted_sum_of_both_losses(model, stamp, batches):
     twin, loss = copy.deepcopy(model), steady(backwards(model), stamp)
-    done = fit(model, batches[:1], epochs=1, lr=0.1, stamp_loss=loss, every=1, weight=3.0, optimizer=sgd)
+    done = fit(model, batches[:1], epochs=1, lr=0.1, stamp_loss=loss, schedule=Joint(1, 3.0), optimizer=sgd)
     by_hand = steady(backwards(twin), stamp)()
     (F.cross_entropy(twin(batches[0][0]), batches[0][1]) + 3 * by_hand).backward()
     for moved, weight in zip(model.parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(moved, weight - 0.1 * weight.grad)
     assert done.stamp_losses == [pytest.approx(by_hand.item())], "told without its weight"
-
-
-@pytest.mark.parametrize("about", [{"joint": False, "weight": 2.0}, {"weight": 0.0}, {"weight": math.nan}])
-def test_a_weight_that_cannot_be(model, batches, about):
-    with pytest.raises(TrainingError, match="no such weight of the stamp"):
-        fit(model, batches, progress=False, **about)
-
-
-def test_a_cadence_of_nothing(model, batches):
-    with pytest.raises(TrainingError, match="no such cadence; got: every=0"):
-        fit(model, batches, every=0, progress=False)
 
 
 def test_a_stamp_loss_is_the_same_under_autocast(model, stamp):

@@ -11,6 +11,7 @@ from torch import Tensor
 from clearstamp.attacks.base import Attack, Scene, check
 from clearstamp.data import LabelledImages
 from clearstamp.losses import StampLoss
+from clearstamp.method import Alternating
 from clearstamp.pictures import draw_text
 from clearstamp.reading import extract
 from clearstamp.stamp import Stamp, draw_keys
@@ -50,9 +51,7 @@ class Adaptive(Attack):
                 epochs=self.looks,
                 lr=self.task_lr,
                 stamp_loss=StampLoss(back, answers, dropout=0.0),
-                stamp_lr=self.lr,
-                every=1,
-                joint=False,
+                schedule=Alternating(lr=self.lr),
                 on_epoch=lambda epoch: look(scene, ends[epoch]),
                 progress=False,
             )

@@ -13,6 +13,7 @@ from torch import nn
 
 from clearstamp.data import LabelledImages
 from clearstamp.errors import AttackError
+from clearstamp.method import RECOMMENDED
 from clearstamp.reading import Reading, read
 from clearstamp.stamp import Stamp
 from clearstamp.training import accuracy
@@ -160,7 +161,7 @@ class Attack(ABC):
         *,
         test: LabelledImages | None = None,
         unmarked: nn.Module | None = None,
-        readout: str = "adjoint",
+        readout: str = RECOMMENDED.readout,
         merge: bool = False,
         before: Look | None = None,
         seed: int = 0,

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from clearstamp.errors import ClearStampError, RecordError
 from clearstamp.losses import StampLoss
+from clearstamp.method import Alternating, Joint
 from clearstamp.reading import Reading, read
 from clearstamp.reproduction.experiments import FEW, Experiment, Findings, Profile, device, load_sets, trained_weights
 from clearstamp.reproduction.records import READOUTS, Moment, Readout, Score, Stage
@@ -168,8 +169,7 @@ def train(experiment: LifeCycle, scale: Profile, seed: int, model: nn.Module, lo
         epochs=scale.epochs,
         lr=experiment.lr,
         stamp_loss=loss,
-        every=experiment.every,
-        joint=experiment.joint,
+        schedule=(Joint if experiment.joint else Alternating)(every=experiment.every),
         optimizer=OPTIMIZERS[experiment.optimizer],
         progress=False,
     )
