@@ -14,7 +14,7 @@ from clearstamp.pictures import develop
 from clearstamp.reading import Reading, Recovered, extract, read, read_bytes
 from clearstamp.scores import correlation, similarity
 from clearstamp.stamp import PAPER_KEY, Stamp
-from clearstamp.training import accuracy, fit, harden
+from clearstamp.training import accuracy, embed, fit, harden
 from clearstamp.transpose import Transposed, freeze, public_probe, transpose
 from clearstamp.units import merge_equal_units
 
@@ -40,6 +40,7 @@ __all__ = [
     "accuracy",
     "correlation",
     "develop",
+    "embed",
     "explore",
     "extract",
     "fit",

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -12,13 +13,13 @@ from torch import Tensor, nn
 from clearstamp import training
 from clearstamp.errors import StampError, TrainingError
 from clearstamp.losses import Stamped, StampLoss
-from clearstamp.method import Alternating, Joint
+from clearstamp.method import PAPER, RECOMMENDED, Alternating, Joint
 from clearstamp.reading import read
 from clearstamp.rules import READOUTS
 from clearstamp.scores import structural_similarity
 from clearstamp.stamp import Stamp
-from clearstamp.training import Descent, accuracy, fit, harden, sgd
-from clearstamp.transpose import Transposed, transpose
+from clearstamp.training import Losses, accuracy, embed, fit, guarded_step, harden, sgd
+from clearstamp.transpose import Transposed, freeze, transpose
 from clearstamp.zoo.networks import build
 
 SHAPE = (1, 12, 12)
@@ -262,7 +263,7 @@ def test_hardening_without_a_target_takes_every_step(model, stamp, steps, looks)
 
 @pytest.mark.parametrize("given", [{"steps": -1}, {"check_every": 0}])
 def test_hardening_refuses_numbers_of_steps(model, stamp, given):
-    with pytest.raises(TrainingError, match="no such number of steps"):
+    with pytest.raises(TrainingError, match="number of steps out of range"):
         harden(backwards(model), stamp, **given, progress=False)
 
 
@@ -298,6 +299,42 @@ def test_training_and_measuring_give_the_mode_back(model, batches, training):
     with pytest.raises(ZeroDivisionError):
         fit(model, batches, epochs=1, on_epoch=lambda _: 1 / 0, progress=False)
     assert model.training is training
+
+
+# ------------------------------------------------------------------------------------------------------------ embed
+
+
+@pytest.mark.parametrize("method", [RECOMMENDED, PAPER], ids=["recommended", "paper"])
+def test_embedding_is_hardening_and_training_by_a_method(model, stamp, batches, method):
+    method, twin = replace(method, steps=20), copy.deepcopy(model)
+    common = {"lr": 1e-3, "progress": False}
+    torch.manual_seed(1)
+    back = embed(model, stamp, batches, method=method, epochs=2, **common)
+    torch.manual_seed(1)
+    expected = backwards(twin, method.readout)
+    harden(expected, stamp, steps=20, target=method.target, dropout=method.dropout, **common)
+    loss = StampLoss(expected, stamp, dropout=method.dropout)
+    fit(twin, batches, epochs=2, stamp_loss=loss, schedule=method.schedule, **common)
+    assert back.model is model and back.readout == method.readout
+    assert unchanged(model, weights(twin))
+
+
+def test_embedding_reads_with_what_the_stamp_has_frozen(stamp, batches):
+    class Sum(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.other, self.last = nn.Linear(144, 8), nn.Linear(144, 8), nn.Linear(8, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = x.flatten(1)
+            return self.last(self.one(x) + self.other(x))
+
+    model, other = Sum(), Sum()
+    frozen = freeze(other, torch.zeros(1, *SHAPE))
+    method = replace(PAPER, steps=0)
+    back = embed(model, replace(stamp, frozen=frozen), batches[:1], method=method, epochs=1, progress=False)
+    expected = transpose(model, torch.zeros(1, *SHAPE), readout="paper", frozen=frozen)
+    assert torch.equal(back(stamp.keys), expected(stamp.keys))
 
 
 # --------------------------------------------------------------------------------------------------------- accuracy
@@ -340,33 +377,51 @@ def test_training_stops_before_a_loss_that_is_not_finite(model, batches):
     assert unchanged(model, before)
 
 
+@pytest.fixture
+def lagging(monkeypatch) -> Losses:
+    """Losses on the CPU, yet read back as seldom as on a GPU would be 7 at a time."""
+    monkeypatch.setattr(Losses, "LATENCY", 7)
+    losses = Losses(torch.device("meta"))
+    losses.bad = torch.zeros(())
+    return losses
+
+
 @pytest.mark.parametrize("optimizer", [training.adam, sgd, torch.optim.Adam])
-def test_no_weight_moves_from_a_loss_that_is_not_finite_until_it_is_read(model, batches, optimizer, monkeypatch):
-    monkeypatch.setattr(Descent, "LATENCY", 7)
-    descent = Descent(torch.device("meta"))
-    descent.stopped = torch.zeros(())  # on the CPU, yet read as seldom as on a GPU
+def test_no_weight_moves_from_a_loss_that_is_not_finite_until_it_is_read(model, batches, optimizer, lagging):
     steps = optimizer(model.parameters(), lr=1e-2)
 
-    def loss(factor: float) -> dict[str, Tensor]:
-        return {"task loss": F.cross_entropy(model(batches[0][0]), batches[0][1]) * factor}
+    def step(factor: float) -> None:
+        loss = F.cross_entropy(model(batches[0][0]), batches[0][1]) * factor
+        guarded_step(steps, lagging.keep("task loss", loss), lagging)
 
     for _ in range(3):
-        descent.step(steps, loss(1.0))
+        step(1.0)
     before = weights(model)
     with pytest.raises(TrainingError, match="task loss is not finite; got: inf"):
         for factor in (math.inf, 1.0, 1.0, 1.0):
-            descent.step(steps, loss(factor))
+            step(factor)
     assert unchanged(model, before)
-    assert len(descent.losses("task loss")) == 3
+    assert len(lagging.read("task loss")) == 3
 
 
-def test_losses_are_read_once_in_a_while(model, batches):
-    descent, steps = Descent(torch.device("meta")), sgd(model.parameters(), lr=1e-2)
-    descent.stopped = torch.zeros(())
-    for _ in range(Descent.LATENCY + 1):
-        descent.step(steps, {"task loss": F.cross_entropy(model(batches[0][0]), batches[0][1])})
-    assert (len(descent.read["task loss"]), len(descent.unread)) == (Descent.LATENCY, 1)
-    assert len(descent.losses("task loss")) == Descent.LATENCY + 1
+@pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD])
+@pytest.mark.parametrize("found", [0.0, 1.0])
+def test_a_fused_optimizer_of_torch_rests_while_found_inf_is_set(model, kind, found):
+    optimizer = kind(model.parameters(), lr=1.0, fused=True)
+    assert optimizer.defaults["fused"]
+    before = weights(model)
+    for weight in model.parameters():
+        weight.grad = torch.full_like(weight, math.nan if found else 1.0)
+    optimizer.found_inf = torch.tensor(found)
+    optimizer.step()
+    assert unchanged(model, before) == bool(found)
+
+
+def test_losses_are_read_back_several_at_a_time(lagging):
+    for value in range(8):
+        lagging.keep("task loss", torch.tensor(float(value)))
+    assert (len(lagging.values["task loss"]), len(lagging.unread)) == (7, 1)
+    assert lagging.read("task loss") == list(range(8)) and lagging.read("stamp loss") == []
 
 
 @pytest.mark.parametrize(
