@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 from clearstamp.attacks import (
     ATTACKS,
@@ -240,6 +241,29 @@ def test_channel_pruning_silences_whole_units_and_spares_the_logits(model, stamp
         assert silent.sum() == len(layer.weight) // 2
         assert torch.equal(layer.bias[silent], torch.zeros(len(layer.weight) // 2))
     assert torch.equal(layers[-1].weight, model[-1].weight)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels last"])
+@pytest.mark.parametrize("digits", [1, 6], ids=["ties", "no ties"])
+@pytest.mark.parametrize("scope", ["global", "layer", "channels"])
+def test_pruning_is_that_of_torch_to_the_last_bit(model, stamp, data, scope, digits, layout):
+    for weight in model.parameters():
+        weight.data = weight.data.round(decimals=digits)
+    expected = copy.deepcopy(model)
+    *hidden, last = [layer for layer in expected if isinstance(layer, nn.Conv2d | nn.Linear)]
+    if scope == "channels":
+        for layer in hidden:
+            prune.ln_structured(layer, "weight", 0.4, n=2, dim=0)
+            layer.bias.data *= layer.weight_mask.flatten(1).any(1)
+    elif scope == "layer":
+        for layer in (*hidden, last):
+            prune.l1_unstructured(layer, "weight", 0.4)
+    else:
+        prune.global_unstructured([(layer, "weight") for layer in (*hidden, last)], prune.L1Unstructured, amount=0.4)
+    for layer in hidden if scope == "channels" else (*hidden, last):
+        prune.remove(layer, "weight")
+    found = Pruning(amount=0.4, scope=scope).apply(model.to(memory_format=layout), data, stamp).model
+    assert same(weights(found), {name: weights(expected)[name] for name in weights(found)})
 
 
 def test_fine_pruning_trains_and_keeps_the_zeros(model, stamp, data):
