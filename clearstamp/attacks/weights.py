@@ -30,7 +30,7 @@ class Pruning(Attack):
 
 @dataclass(frozen=True, kw_only=True)
 class FinePruning(Attack):
-    """Prune, then train on with the pruned weights held at zero (paper, Sect. 5.2). One look an epoch."""
+    """Prune, then train on with the pruned weights held at zero (paper, Sect. 5.2), reporting per epoch."""
 
     amount: float = 0.4
     scope: Scope = "global"

@@ -28,6 +28,7 @@ from clearstamp.attacks import (
     Pruning,
     Quantization,
     Rescaling,
+    Scene,
     SplitUnits,
     Transfer,
 )
@@ -145,6 +146,20 @@ def test_an_attack_is_found_by_its_name_as_soon_as_it_is_written(monkeypatch):
             pass
 
     assert found == {"brand-new": BrandNew}
+
+
+def test_an_observer_sees_the_model_whenever_an_attack_reports(model, stamp, data):
+    seen = []
+    scene = Scene(model, data, stamp, observer=lambda scene, *told: seen.append((scene, *told)))
+    FineTuning(epochs=2, lr=1e-3).run(scene)
+    assert seen == [(scene, "epoch 1", 1), (scene, "epoch 2", 2)]
+    FineTuning(epochs=1, lr=1e-3).run(Scene(model, data, stamp))
+
+
+@pytest.mark.parametrize("attack", [FineTuning(), Transfer(), Distillation(), Erasure(repair=True)], ids=repr)
+def test_an_attack_that_needs_images_says_so(attack, model, stamp):
+    with pytest.raises(AttackError, match="this attack needs images"):
+        attack.run(Scene(model, None, stamp))
 
 
 # -------------------------------------------------------------------------------------------- preserving the function
@@ -436,7 +451,7 @@ def test_overwriting_shows_the_icon_under_its_key(hardened, stamp, data):
         (Quantization(bits=1), "no such integer type"),
         (Quantization(per="row"), "unknown granularity"),
         (Noise(scale=float("nan")), "noise out of range"),
-        (FineTuning(epochs=0), "no such number of epochs"),
+        (FineTuning(epochs=0), "number of epochs out of range"),
         (FineTuning(optimizer="lion"), "unknown optimizer.*lion"),
         (FineTuning(layers="first"), "unknown choice of layers"),
         (Transfer(modulus=4), "no such task"),
