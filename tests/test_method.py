@@ -31,7 +31,7 @@ def test_a_schedule_out_of_range(schedule, about):
 def test_the_recommended_method_is_what_is_done_when_nothing_is_told():
     defaults = {
         "readout": (cs.transpose, Attack.apply, cs.explore),
-        "dropout": (cs.harden, cs.StampLoss, cs.SampledLoss),
+        "dropout": (cs.harden, cs.StampLoss),
         "steps": (cs.harden,),
         "target": (cs.harden,),
         "schedule": (cs.fit,),

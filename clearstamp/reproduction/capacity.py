@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from clearstamp.coding import Found, decode, read_bits
-from clearstamp.losses import SampledLoss, StampLoss
+from clearstamp.losses import StampLoss
 from clearstamp.reproduction.experiments import Findings, Profile
 from clearstamp.reproduction.generalizability import Row
 from clearstamp.stamp import Stamp
@@ -58,7 +58,7 @@ class Capacity(Row):
         )
 
     def loss(self, back: Transposed, stamp: Stamp) -> StampLoss:
-        return SampledLoss(back, stamp, count=self.sample, noise=self.noise, dropout=self.dropout)
+        return StampLoss(back, stamp, sample=self.sample, noise=self.noise, dropout=self.dropout)
 
     def conduct(self, scale: Profile, seed: int) -> Findings:
         stages, arrays, weights = super().conduct(scale, seed)
