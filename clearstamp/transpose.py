@@ -37,8 +37,9 @@ def transpose(
 
     `example` is any input batch ``[n, *input]`` that the model accepts; only its shape, type and device matter. The
     model is captured once with `torch.export` and never changed; weights are read at every call, so gradients reach
-    the forward model. Wrappers for data parallelism, averaging and compilation are seen through. A model that ends in
-    a softmax is read from its logits on.
+    the forward model. `readout` is ``"adjoint"``, as this library recommends, or ``"paper"``, as published. Wrappers
+    for data parallelism, averaging and compilation are seen through. A model that ends in a softmax is read from its
+    logits on.
 
     Of several outputs the first one of a tuple, or what is called ``logits``, is meant, or what `output` says: a name,
     a position, or a function of what the model returns.

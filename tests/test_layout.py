@@ -2,7 +2,10 @@
 
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
+
+import pytest
 
 import clearstamp
 from tests.documents import run
@@ -66,3 +69,13 @@ def test_an_owner_needs_nothing_but_the_core(tmp_path: Path):
 
 def test_what_is_offered_is_there():
     assert all(getattr(clearstamp, name) is not None for name in clearstamp.__all__)
+
+
+def test_the_version_is_that_of_the_project():
+    project = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert clearstamp.__version__ == project["version"]
+
+
+def test_what_is_not_there_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="module 'clearstamp' has no attribute 'stmap'"):
+        clearstamp.stmap  # noqa: B018

@@ -146,7 +146,7 @@ def test_a_replaced_head_is_put_back_and_said(file):
     owner, other = plain(), plain(1, outputs=100)
     torch.save(other.state_dict(), file)
     with pytest.raises(
-        SuspectError, match=r"4\.weight: \(100, 2704\) in the file, \(10, 2704\) in the model.*head_from"
+        SuspectError, match=r"(?s)4\.weight: \(100, 2704\) in the file, \(10, 2704\) in the model.*head_from"
     ):
         load_suspect(file, owner)
     suspect = load_suspect(file, owner, head_from=owner)

@@ -11,6 +11,7 @@ from torch import Tensor
 from clearstamp.attacks.base import Attack, Scene, check
 from clearstamp.data import LabelledImages
 from clearstamp.losses import StampLoss
+from clearstamp.method import Alternating
 from clearstamp.pictures import draw_text
 from clearstamp.reading import extract
 from clearstamp.stamp import Stamp, draw_keys
@@ -26,7 +27,7 @@ class Adaptive(Attack):
         steps: optimizer steps on the keys.
         lr: their learning rate.
         repair: take a step on the main task, at `task_lr`, before each of them. The paper's attacker has no data.
-        looks: how often to look on the way, evenly.
+        looks: how many times to report on the way, at even distances.
     """
 
     steps: int
@@ -43,17 +44,15 @@ class Adaptive(Attack):
         answers = Stamp(keys, images, tuple(map(str, range(len(keys)))))
         back = transpose(scene.model, scene.example, readout=scene.readout)
         if self.repair:
-            stretches = Stretches(scene.data, scene.seed, [end - start for start, end in pairwise(ends)])
+            stretches = Stretches(scene.need_data(), scene.seed, [end - start for start, end in pairwise(ends)])
             fit(
                 scene.model,
                 stretches,
                 epochs=self.looks,
                 lr=self.task_lr,
                 stamp_loss=StampLoss(back, answers, dropout=0.0),
-                stamp_lr=self.lr,
-                every=1,
-                joint=False,
-                on_epoch=lambda epoch: look(scene, ends[epoch]),
+                schedule=Alternating(lr=self.lr),
+                on_epoch=lambda epoch: scene.report(f"step {ends[epoch]}", ends[epoch]),
                 progress=False,
             )
         else:
@@ -65,14 +64,10 @@ class Adaptive(Attack):
                 lr=self.lr,
                 dropout=0.0,
                 check_every=1,
-                on_check=lambda step, _: look(scene, step) if step in ends[1:] else None,
+                on_check=lambda step, _: scene.report(f"step {step}", step) if step in ends[1:] else None,
                 progress=False,
             )
         scene.steps += 2 * self.steps if self.repair else self.steps
-
-
-def look(scene: Scene, step: int) -> None:
-    scene.look(f"step {step}", step)
 
 
 class Stretches:
@@ -122,7 +117,7 @@ class Overwriting(Adaptive):
 
     def run(self, scene: Scene) -> None:
         keys = random_keys(scene, self.count)
-        self.teach(scene, keys, draw_text(self.icon, scene.data.shape).expand(len(keys), -1, -1, -1))
+        self.teach(scene, keys, draw_text(self.icon, scene.shape).expand(len(keys), -1, -1, -1))
 
 
 def known_keys(scene: Scene, count: int | None) -> Tensor:
@@ -141,11 +136,11 @@ def random_keys(scene: Scene, count: int | None) -> Tensor:
 
 
 def noise(scene: Scene, keys: Tensor) -> Tensor:
-    return torch.rand(len(keys), *scene.data.shape)
+    return torch.rand(len(keys), *scene.shape)
 
 
 def black(scene: Scene, keys: Tensor) -> Tensor:
-    return torch.zeros(len(keys), *scene.data.shape)
+    return torch.zeros(len(keys), *scene.shape)
 
 
 def unmarked(scene: Scene, keys: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from clearstamp.attacks.base import Attack, Scene, check
-from clearstamp.data import Batches, LabelledImages
+from clearstamp.data import Batches
 from clearstamp.errors import AttackError
 from clearstamp.training import OPTIMIZERS, MakeOptimizer, adam, fit
 from clearstamp.units import last_layer, replace_module
@@ -20,7 +20,7 @@ from clearstamp.units import last_layer, replace_module
 class FineTuning(Attack):
     """Train on with cross-entropy, as the owner did but without the stamp (paper, Table 3; LR/10 is its default).
 
-    `layers` trains every layer or only the last; `reset_last` starts the last layer anew. One look an epoch.
+    `layers` trains every layer or only the last; `reset_last` starts the last layer anew. Reports after every epoch.
     """
 
     epochs: int = 4
@@ -57,7 +57,7 @@ class Transfer(Attack):
     modulus: int = 2
 
     def run(self, scene: Scene) -> None:
-        classes = scene.data.classes
+        classes = scene.need_data().classes
         check(2 <= self.modulus < classes, "no such task", self.modulus, f"a modulus from 2 to {classes - 1}")
         last = last_layer(scene.model, scene.example)
         original = copy.deepcopy(last)
@@ -72,34 +72,19 @@ class Transfer(Attack):
             return restored
 
         scene.evidence = evidence
-        scene.data, scene.test = (Remainders(images, self.modulus) for images in (scene.data, scene.test))
+        scene.relabel = partial(Remainders, modulus=self.modulus)
         train(scene, self.epochs, self.lr, adam)
 
 
 @dataclass(frozen=True)
 class Remainders:
-    """Labelled images with each label's remainder by `classes` in its place."""
-
-    images: LabelledImages
-    classes: int
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        return self.images.shape
-
-    def loader(self, batch_size: int = 64, *, seed: int | None = None) -> Batches:
-        return RemainderBatches(self.images.loader(batch_size, seed=seed), self.classes)
-
-
-@dataclass(frozen=True)
-class RemainderBatches:
     """Batches with each label's remainder in its place, for as many passes as wanted."""
 
     batches: Batches
-    classes: int
+    modulus: int
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        return ((images, labels % self.classes) for images, labels in self.batches)
+        return ((images, labels % self.modulus) for images, labels in self.batches)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +113,7 @@ class Answers:
     scene: Scene
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for images, _ in self.scene.data.loader(seed=self.scene.seed):
+        for images, _ in self.scene.need_data().loader(seed=self.scene.seed):
             with torch.no_grad():
                 answers = self.teacher(images.to(self.scene.device)).softmax(1)
             yield images, answers
@@ -154,12 +139,13 @@ class Averaging(Attack):
 
 
 def train(scene: Scene, epochs: int, lr: float, optimizer: MakeOptimizer, batches: Batches | None = None) -> None:
-    """Epochs over the attacker's data (or over other `batches`), with a look after each."""
-    check(epochs >= 1, "no such number of epochs", epochs, "at least 1")
+    """Train for some epochs on the attacker's images, or on other `batches`, and report after each."""
+    check(epochs >= 1, "number of epochs out of range", epochs, "at least 1")
+    if batches is None:
+        batches = scene.relabel(scene.need_data().loader(seed=scene.seed))
 
-    def look(epoch: int) -> None:
-        scene.look(f"epoch {epoch}", epoch)
+    def report(epoch: int) -> None:
+        scene.report(f"epoch {epoch}", epoch)
 
-    batches = scene.data.loader(seed=scene.seed) if batches is None else batches
-    done = fit(scene.model, batches, epochs=epochs, lr=lr, optimizer=optimizer, on_epoch=look, progress=False)
+    done = fit(scene.model, batches, epochs=epochs, lr=lr, optimizer=optimizer, on_epoch=report, progress=False)
     scene.steps += len(done.losses)

@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from clearstamp.coding import decode, read_bits
-from clearstamp.losses import SampledLoss
+from clearstamp.losses import StampLoss
 from clearstamp.reproduction.experiments import Findings
 from clearstamp.reproduction.generalizability import Row
 from clearstamp.reproduction.lifecycle import Content, LifeCycle, LifeSettings
@@ -95,7 +95,7 @@ class Capacity(LifeCycle):
         )
 
     def settings(self, profile: Profile) -> LifeSettings:
-        loss = partial(SampledLoss, count=self.sample, noise=self.noise, dropout=self.dropout)
+        loss = partial(StampLoss, sample=self.sample, noise=self.noise, dropout=self.dropout)
         return replace(super().settings(profile), content=self.content, loss=loss)
 
     def conduct(self, settings: LifeSettings, seed: int) -> Findings:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from clearstamp.errors import ClearStampError, RecordError
 from clearstamp.losses import StampLoss
+from clearstamp.method import Alternating, Joint
 from clearstamp.reading import Reading, read
 from clearstamp.reproduction.experiments import FEW, Experiment, Findings, Settings, device, trained_weights
 from clearstamp.reproduction.profiles import Precision, Profile, load_sets
@@ -222,8 +223,7 @@ def train(settings: LifeSettings, seed: int, model: nn.Module, loss: StampLoss |
         epochs=settings.epochs,
         lr=settings.lr,
         stamp_loss=loss,
-        every=settings.every,
-        joint=settings.joint,
+        schedule=(Joint if settings.joint else Alternating)(every=settings.every),
         optimizer=OPTIMIZERS[settings.optimizer],
         progress=False,
     )

@@ -5,7 +5,7 @@ import torch
 
 from clearstamp.attacks import LogitShift
 from clearstamp.errors import RecordError
-from clearstamp.losses import SampledLoss, StampLoss
+from clearstamp.losses import StampLoss
 from clearstamp.reading import read
 from clearstamp.reproduction import experiments, lifecycle, records
 from clearstamp.reproduction.campaigns import Campaign
@@ -44,7 +44,8 @@ def test_the_trained_model_is_that_of_the_record():
     experiment = LifeCycle(name="one", lr=1e-3, dropout=0.3, **SMALL)
     (record,) = run_all([experiment], "tiny")
     stamp = Texts(count=2).stamp((1, 28, 28), 10, 0)
-    found = read(transpose(trained(experiment.settings(PROFILES["tiny"]), 0), stamp.secrets[:1]), stamp)
+    model = trained(experiment.settings(PROFILES["tiny"]), 0)
+    found = read(transpose(model, stamp.secrets[:1], readout="paper"), stamp)
     assert found.summary()["ssim"] == pytest.approx(record.results["trained"]["ssim"], abs=1e-6)
 
 
@@ -110,7 +111,7 @@ def test_the_trained_model_is_kept_and_trained_again_if_it_is_lost(monkeypatch):
         patch.setattr(lifecycle, "marked", lambda *_: pytest.fail("trained a second time"))
         model = trained(experiment.settings(PROFILES["tiny"]), 0)
     stamp = Texts(count=2).stamp((1, 28, 28), 10, 0)
-    found = read(transpose(model, stamp.secrets[:1]), stamp)
+    found = read(transpose(model, stamp.secrets[:1], readout="paper"), stamp)
     assert found.summary()["ssim"] == pytest.approx(record.results["trained"]["ssim"], abs=1e-6)
     assert torch.equal(stamp.secrets, record.arrays["secrets"])
     weights_file(record).unlink()
@@ -282,7 +283,8 @@ def parts(experiment: LifeCycle, profile: str = "tiny") -> tuple:
 
 def test_content_loss_and_tuning_are_parts_of_the_settings():
     assert parts(LifeCycle(name="one")) == parts(Row(name="one")) == (Texts, StampLoss, lifecycle.finetune)
-    assert parts(Capacity(name="one")) == (Message, SampledLoss, lifecycle.finetune)
+    assert parts(Capacity(name="one")) == (Message, StampLoss, lifecycle.finetune)
+    assert Capacity(name="one", sample=3).settings(PROFILES["tiny"]).loss.keywords["sample"] == 3
     assert parts(CrossData(name="one", onto="cifar10")) == (Texts, StampLoss, move)
 
 
