@@ -11,9 +11,12 @@ from torch import Tensor
 
 from clearstamp.errors import StampError
 
+Shape = tuple[int, int, int]
+"""``(C, H, W)``."""
 
-def draw_text(text: str, shape: tuple[int, int, int], *, dark: bool = False) -> Tensor:
-    """A secret ``[C, H, W]`` showing `text` in DejaVu Sans Bold, broken into the lines that let it be largest."""
+
+def draw_text(text: str, shape: Shape, *, dark: bool = False) -> Tensor:
+    """A secret ``[C, H, W]`` showing `text` in DejaVu Sans Bold, broken into lines so as to be as large as possible."""
     check_shape(shape)
     channels, height, width = shape
     glyphs = [c for c in text if not c.isspace()]
@@ -80,7 +83,7 @@ def drawable() -> frozenset[str]:
     return frozenset(map(chr, FT2Font(font_file()).get_charmap()))
 
 
-def open_image(path: str | Path, shape: tuple[int, int, int]) -> Tensor:
+def open_image(path: str | Path, shape: Shape) -> Tensor:
     """A secret ``[C, H, W]`` in [0, 1] from an image file, transparent parts on white, resized to `shape`."""
     check_shape(shape)
     channels, height, width = shape
@@ -94,7 +97,7 @@ def open_image(path: str | Path, shape: tuple[int, int, int]) -> Tensor:
     return torch.from_numpy(pixels.reshape(height, width, -1).astype(np.float32) / 255).permute(2, 0, 1).contiguous()
 
 
-def check_shape(shape: tuple[int, int, int]) -> None:
+def check_shape(shape: Shape) -> None:
     if len(shape) != 3 or shape[0] not in (1, 3) or min(shape[1:]) < 8:
         raise StampError("not an image shape", got=tuple(shape), expected="(C, H, W) with C 1 or 3, H and W at least 8")
 

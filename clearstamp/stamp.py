@@ -1,4 +1,4 @@
-"""Stamps: secret keys and the images that they bring to light."""
+"""Stamps: secret keys and the images that they reveal."""
 
 import json
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from torch import Tensor
 from clearstamp.coding import Payload, encode
 from clearstamp.errors import StampError
 from clearstamp.files import checksum, write_atomically
-from clearstamp.pictures import draw_text, open_image
+from clearstamp.pictures import Shape, draw_text, open_image
 
 PAPER_KEY = (-0.0748, 5.3644, -8.2304, -7.3593, -3.8515, 2.6815, -0.1981, 7.9288, -0.8874, 2.6461)
 """The paper's single key, for a network of ten outputs."""
@@ -30,7 +30,7 @@ class Stamp:
     Attributes:
         keys: ``[k, outputs]`` float32, finite, no larger than 1000.
         secrets: ``[k, C, H, W]`` float32 in [0, 1], in the model's input space before normalisation.
-        labels: what each secret shows, one string a key.
+        labels: what each secret shows, one string per key.
         frozen: what the `paper` readout takes for the branches that it freezes, from `clearstamp.freeze`; a part of the
             key (set it with `dataclasses.replace`), to be passed to `transpose`. Empty for the public probe's values.
         payload: how bytes lie in the secrets, for a stamp made by `from_bytes`; else None.
@@ -51,7 +51,7 @@ class Stamp:
             raise StampError(
                 "keys, secrets and labels differ in number",
                 got=f"{len(self.keys)} keys, {len(self.secrets)} secrets, {len(self.labels)} labels",
-                expected="one of each a pair",
+                expected="one of each per pair",
             )
         if not all(value.isfinite().all() for value in self.frozen.values()):
             raise StampError("a frozen value is not finite")
@@ -71,14 +71,7 @@ class Stamp:
 
     @classmethod
     def from_texts(
-        cls,
-        texts: Sequence[str],
-        *,
-        outputs: int,
-        shape: tuple[int, int, int],
-        seed: int,
-        key_range: float = 10.0,
-        dark: bool = False,
+        cls, texts: Sequence[str], *, outputs: int, shape: Shape, seed: int, key_range: float = 10.0, dark: bool = False
     ) -> "Stamp":
         """A stamp whose secrets are `texts`, drawn as large as the image `shape` (C, H, W) holds.
 
@@ -92,13 +85,7 @@ class Stamp:
 
     @classmethod
     def from_images(
-        cls,
-        paths: Sequence[str | Path],
-        *,
-        outputs: int,
-        shape: tuple[int, int, int],
-        seed: int,
-        key_range: float = 10.0,
+        cls, paths: Sequence[str | Path], *, outputs: int, shape: Shape, seed: int, key_range: float = 10.0
     ) -> "Stamp":
         """A stamp whose secrets are image files in any format that Pillow reads, resized to `shape` (C, H, W)."""
         if isinstance(paths, str | Path):
@@ -132,7 +119,7 @@ class Stamp:
         data: bytes,
         *,
         outputs: int,
-        shape: tuple[int, int, int],
+        shape: Shape,
         seed: int,
         code: str = "ldpc",
         patches: int = 6,
@@ -143,7 +130,7 @@ class Stamp:
 
         `code` corrects errors: ``"ldpc"`` (the strongest), ``"reed-solomon"``, ``"hamming"`` as in the paper, or
         ``"none"``. With `per_channel` a patch of a colour image holds a bit for each channel. `clearstamp.read_bytes`
-        reads the data back. Raises `CodingError` for an unknown code or patches that the image does not hold.
+        reads the data back. Raises `CodingError` for an unknown code, and for more patches than an image has room for.
         """
         images, payload = encode(data, shape, code=code, patches=patches, per_channel=per_channel, seed=seed)
         drawn = cls.from_secrets(images, outputs=outputs, seed=seed, key_range=key_range)
@@ -175,7 +162,7 @@ class Stamp:
 
     @classmethod
     def load(cls, path: str | Path) -> "Stamp":
-        """Read a stamp file. Nothing is unpickled. Raises `StampError` for a file that is no whole, unchanged stamp."""
+        """Read a stamp file. Nothing is unpickled. Raises `StampError` unless the file is a whole, unchanged stamp."""
         try:
             with safe_open(path, framework="pt") as file:
                 about = json.loads((file.metadata() or {}).get(FORMAT, "null"))
@@ -191,7 +178,7 @@ class Stamp:
         frozen = {name.removeprefix(FROZEN): tensor for name, tensor in tensors.items() if name.startswith(FROZEN)}
         whole = {"keys", "secrets", *(FROZEN + name for name in frozen)} == set(tensors)
         if not isinstance(about, dict) or about.get("format") != FORMAT or not whole:
-            raise StampError("a safetensors file, but no stamp", got=sorted(tensors), where=path)
+            raise StampError("a safetensors file, but not a stamp", got=sorted(tensors), where=path)
         if about.get("version") != VERSION:
             raise StampError(
                 "unknown version of the stamp format",
@@ -209,7 +196,7 @@ class Stamp:
 def draw_keys(count: int, outputs: int, *, seed: int, key_range: float = 10.0) -> Tensor:
     """Keys ``[count, outputs]``, uniform in [-key_range, key_range]."""
     if outputs < 1 or count < 1:
-        raise StampError("no key of that size", got=f"{count} keys of {outputs} outputs", expected="at least 1 of each")
+        raise StampError("key size out of range", got=f"{count} keys of {outputs} outputs", expected="at least 1 each")
     if not 0 < key_range <= MAX_KEY:
         raise StampError("key range out of range", got=key_range, expected=f"0 < key_range <= {MAX_KEY:g}")
     generator = torch.Generator().manual_seed(seed)

@@ -1,6 +1,6 @@
 """Hidden units: the layers that write and read them, and how a model is rewritten unit by unit.
 
-Attackers use this to change a model without changing what it computes, and judges to undo it.
+Attackers use this to change a model without changing what it computes, and judges use it to undo that.
 """
 
 import copy
@@ -16,7 +16,6 @@ from clearstamp.errors import AttackError
 from clearstamp.transpose import Tracer
 
 Layer = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
-LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 HOMOGENEOUS = (
     *(nn.ReLU, nn.LeakyReLU, nn.PReLU, nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d),
@@ -24,17 +23,17 @@ HOMOGENEOUS = (
     *(nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d),
     *(F.relu, torch.relu, F.leaky_relu, F.dropout, F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d, "relu"),
 )
-"""Work on each unit by itself, and scale with it: f(d x) = d f(x) for d > 0."""
+"""They act on each unit separately and scale with it: f(d x) = d f(x) for d > 0."""
 ELEMENTWISE = (nn.GELU, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.ELU, nn.Softplus, nn.Hardswish, F.gelu, F.silu, torch.tanh)
-"""Work on each unit by itself."""
+"""They act on each unit separately."""
 FLATTEN = (nn.Flatten, torch.flatten, "flatten")
 
 
 @dataclass
 class Hidden:
-    """The units between two layers: `writer`'s rows make them, `reader`'s columns take them.
+    """The units between two layers: `writer`'s rows compute them, `reader`'s columns use them.
 
-    `norms` are the batch norms on the way, `width` the reader's columns a unit (more than 1 behind a flatten), and
+    `norms` are the batch norms on the way, `width` the reader's columns per unit (more than 1 after a flatten), and
     `homogeneous` says whether everything on the way scales with a unit.
     """
 
@@ -80,7 +79,7 @@ def hidden_layers(model: nn.Module, example: Tensor) -> list[Hidden]:
 
 
 def follow(node: fx.Node, modules: dict[str, nn.Module]) -> Hidden | None:
-    """The units that `node` writes, if each of them reaches one other layer by itself."""
+    """The units that `node` writes, if they stay separate on their way to a single other layer."""
     hidden = Hidden(writer=modules[str(node.target)], reader=modules[str(node.target)])  # type: ignore[arg-type]
     while len(node.users) == 1:
         before = node.meta["tensor_meta"].shape
@@ -105,7 +104,7 @@ def follow(node: fx.Node, modules: dict[str, nn.Module]) -> Hidden | None:
 
 
 def is_layer(layer: object) -> bool:
-    return isinstance(layer, LAYERS) and getattr(layer, "groups", 1) == 1
+    return isinstance(layer, Layer) and getattr(layer, "groups", 1) == 1
 
 
 def name_of(layer: nn.Module, modules: dict[str, nn.Module]) -> str:
@@ -113,7 +112,7 @@ def name_of(layer: nn.Module, modules: dict[str, nn.Module]) -> str:
 
 
 def trace(model: nn.Module, example: Tensor) -> fx.Graph:
-    """The model's graph in evaluation mode, every node with the shape of its value."""
+    """The model's graph in evaluation mode, with the shape of every node's value."""
     training = model.training
     model.eval()
     try:
@@ -130,7 +129,7 @@ def layers(model: nn.Module, example: Tensor) -> list[Layer]:
     """Every linear and convolutional layer, in the order in which they first run."""
     graph, modules = trace(model, example), dict(model.named_modules())
     ran = dict.fromkeys(str(node.target) for node in graph.nodes if node.op == "call_module")
-    return [layer for name in ran if isinstance(layer := modules[name], LAYERS)]
+    return [layer for name in ran if isinstance(layer := modules[name], Layer)]
 
 
 def last_layer(model: nn.Module, example: Tensor) -> Layer:
@@ -160,10 +159,10 @@ def resize(layer: nn.Module, names: tuple[str, ...], size: int) -> None:
 
 
 def merge_equal_units(model: nn.Module, example: Tensor, *, tolerance: float = 1e-4) -> nn.Module:
-    """A copy of the model that computes the same with every set of equal hidden units made one unit.
+    """A copy of the model that computes the same, with equal hidden units merged into one.
 
-    Equal are units whose incoming weights and biases are; between ReLU layers without a norm also units that are a
-    positive multiple of each other. An attacker who adds units that cancel, or splits units into parts of either sign,
+    Units are equal if their incoming weights and biases are; between ReLU layers without a norm, also if one is a
+    positive multiple of the other. An attacker who adds units that cancel, or splits units into parts of either sign,
     changes what a ReLU lets through when the network is run backwards; this undoes it. `tolerance` is the distance of
     the incoming weights, as vectors of length 1, up to which units count as equal. Raises `AttackError` if the model
     cannot be traced.

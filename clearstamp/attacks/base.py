@@ -1,4 +1,4 @@
-"""The contract of every attack: it works on a copy, and the judge measures before and after."""
+"""The contract of every attack: it works on a copy, and a judge measures before and after."""
 
 import copy
 import re
@@ -182,7 +182,7 @@ class Attack(ABC):
 
     @property
     def needs_unmarked(self) -> bool:
-        """Does the attacker need a model without a stamp?"""
+        """Whether the attacker needs a model without a stamp."""
         return False
 
     @abstractmethod
