@@ -1,19 +1,23 @@
 """ClearStamp: prove by eye who owns a neural network.
 
-A secret key goes in at a network's output end, a readable image comes out at its input end. See `Stamp`, `transpose`,
-`harden`, `fit` with a `StampLoss`, `extract`, `develop` and `similarity`, in the order in which an owner needs them.
+A secret key goes in at a network's output, and a readable image comes out at its input. An owner makes a `Stamp`,
+embeds it with `embed`, or step by step with `transpose`, `harden` and `fit` with a `StampLoss`, and shows it with
+`extract` and `develop`.
 """
 
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from clearstamp.data import Data
 from clearstamp.errors import ClearStampError
-from clearstamp.losses import SampledLoss, Stamped, StampLoss
+from clearstamp.losses import Stamped, StampLoss
+from clearstamp.method import PAPER, RECOMMENDED, Alternating, Joint, Method
 from clearstamp.pictures import develop
 from clearstamp.reading import Reading, Recovered, extract, read, read_bytes
 from clearstamp.scores import correlation, similarity
 from clearstamp.stamp import PAPER_KEY, Stamp
-from clearstamp.training import accuracy, fit, harden
+from clearstamp.suspects import Suspect, load_suspect
+from clearstamp.training import accuracy, embed, fit, harden
 from clearstamp.transpose import Transposed, freeze, public_probe, transpose
 from clearstamp.units import merge_equal_units
 
@@ -21,24 +25,31 @@ if TYPE_CHECKING:
     from clearstamp.explorer import explore
 
 __all__ = [
+    "PAPER",
     "PAPER_KEY",
+    "RECOMMENDED",
+    "Alternating",
     "ClearStampError",
     "Data",
+    "Joint",
+    "Method",
     "Reading",
     "Recovered",
-    "SampledLoss",
     "Stamp",
     "StampLoss",
     "Stamped",
+    "Suspect",
     "Transposed",
     "accuracy",
     "correlation",
     "develop",
+    "embed",
     "explore",
     "extract",
     "fit",
     "freeze",
     "harden",
+    "load_suspect",
     "merge_equal_units",
     "public_probe",
     "read",
@@ -49,8 +60,10 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name != "explore":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from clearstamp.explorer import explore  # its sliders need ipywidgets
+    if name == "__version__":
+        return version("clearstamp")  # the installed one, which is that of pyproject.toml
+    if name == "explore":
+        from clearstamp.explorer import explore  # its sliders need ipywidgets
 
-    return explore
+        return explore
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

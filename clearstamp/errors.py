@@ -1,8 +1,19 @@
 """One family of errors: what was got, what was expected, where, and what to do."""
 
+__all__ = [
+    "AttackError",
+    "ClearStampError",
+    "CodingError",
+    "DataError",
+    "RecordError",
+    "StampError",
+    "TrainingError",
+    "TransposeError",
+]
+
 
 class ClearStampError(ValueError):
-    """Base of every error that this library raises on purpose."""
+    """Base of every error that this library raises deliberately."""
 
     def __init__(
         self,
@@ -43,7 +54,11 @@ class DataError(ClearStampError):
 
 
 class AttackError(ClearStampError):
-    """An attack that does not fit the model or the data, or that is set to what it cannot do."""
+    """An attack that does not fit the model or the data, or whose settings are out of range."""
+
+
+class SuspectError(ClearStampError):
+    """A checkpoint that cannot be read safely, or that does not fit the model."""
 
 
 class RecordError(ClearStampError):

@@ -1,4 +1,4 @@
-"""Live exploration: sliders that manipulate a real model and show at once what is left of its stamp."""
+"""Live exploration: sliders that manipulate a copy of a model and show at once what is left of its stamp."""
 
 import copy
 import io
@@ -10,15 +10,19 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from clearstamp.attacks import Erasure, Look, Noise, Rescaling, Scene
+from clearstamp.attacks import Attack, Erasure, Noise, Pruning, Rescaling, Scene
+from clearstamp.attacks.base import Observer
 from clearstamp.data import Data, LabelledImages
 from clearstamp.errors import AttackError
+from clearstamp.method import RECOMMENDED
 from clearstamp.pictures import develop, montage
+from clearstamp.reading import Reading, read
 from clearstamp.stamp import Stamp
-from clearstamp.units import layers
+from clearstamp.training import accuracy
+from clearstamp.transpose import transpose
 
 ERASURE_STEPS = 16
-FEW = 6
+SHOWN = 6  # keys
 
 
 @dataclass(frozen=True)
@@ -26,9 +30,9 @@ class Manipulation:
     """What is done to a copy of the model, in this order, and to the keys.
 
     Attributes:
-        erasure: optimizer steps of an attacker who teaches noise to random keys, at most `ERASURE_STEPS`.
+        erasure: steps, at most `ERASURE_STEPS`, of an attacker who teaches noise to random keys.
         noise: normal error on every weight, in standard deviations of its tensor.
-        rescaling: hidden ReLU units are rescaled by random powers of two, up to this one.
+        rescaling: hidden ReLU units are rescaled by random powers of two with exponents up to this one.
         pruning: share of the weights that is set to zero.
         keys: normal error on the owner's keys, as a share of their range.
     """
@@ -41,59 +45,65 @@ class Manipulation:
 
 
 class Explorer:
-    """A marked model that can be manipulated again and again; it stays as it is.
+    """A marked model whose copies can be manipulated again and again.
 
     It keeps the weights after each step of erasure: `ERASURE_STEPS` times the model's memory. Raises `StampError` if
     the stamp does not fit, `AttackError` if the test images do not.
     """
 
-    def __init__(self, model: nn.Module, stamp: Stamp, test: Data | None, readout: str, seed: int):
+    def __init__(self, model: nn.Module, stamp: Stamp, test: LabelledImages | None, readout: str, seed: int):
         if test is not None and test.shape != tuple(stamp.secrets.shape[1:]):
             raise AttackError("the test images do not fit the model", got=test.shape, expected=stamp.secrets.shape[1:])
-        self.measured = test is not None
-        self.test = test or Data(stamp.secrets.cpu(), torch.zeros(len(stamp), dtype=torch.int64))  # to have some
-        self.model, self.stamp, self.readout, self.seed = model, stamp, readout, seed
-        scene = self.scene(stamp)
+        self.model, self.stamp, self.test, self.readout, self.seed = model, stamp, test, readout, seed
         generator = torch.Generator().manual_seed(seed)
         self.error = torch.randn(stamp.keys.shape, generator=generator).to(stamp.keys) * stamp.keys.abs().max()
-        self.erased = [weights(scene.model)]
-        with torch.random.fork_rng(devices=[scene.device] if scene.device.type == "cuda" else []):
+        self.erased = [weights(model)]
+        scene = self.scene(stamp, lambda scene, *_: self.erased.append(weights(scene.model)))
+        with scene.fork_rng():
             torch.manual_seed(seed)
-            scene.look = lambda *_: self.erased.append(weights(scene.model))  # type: ignore[assignment]
             Erasure(keys="random", count=None, steps=ERASURE_STEPS, looks=ERASURE_STEPS).run(scene)
 
-    def scene(self, stamp: Stamp) -> Scene:
-        """A copy of the model, and a judge who reads `stamp` from it."""
-        return Scene(copy.deepcopy(self.model), self.test, self.test, stamp, None, self.readout, False, self.seed)
+    def scene(self, stamp: Stamp, observer: Observer | None = None) -> Scene:
+        """A copy of the model, and an attacker without data."""
+        model = copy.deepcopy(self.model)
+        return Scene(model, None, stamp, readout=self.readout, seed=self.seed, observer=observer)
 
-    def __call__(self, manipulation: Manipulation) -> Look:
-        """What is left after a manipulation. Raises `AttackError` if the model has no unit to rescale."""
+    def __call__(self, manipulation: Manipulation) -> tuple[Reading, float | None]:
+        """The stamp and the accuracy, None without test images. Raises `AttackError` if no unit can be rescaled."""
         m = manipulation
         scene = self.scene(replace(self.stamp, keys=self.stamp.keys + m.keys * self.error))
         scene.model.load_state_dict(self.erased[m.erasure])
-        attacks = {
+        attacks: dict[Attack, float] = {
             Noise(scale=m.noise): m.noise,
             Rescaling(octaves=max(m.rescaling, 1)): m.rescaling,
+            Pruning(amount=m.pruning): m.pruning,
         }
-        with torch.random.fork_rng(devices=[scene.device] if scene.device.type == "cuda" else []):
+        with scene.fork_rng():
             for attack, amount in attacks.items():
                 if amount:
                     torch.manual_seed(self.seed)
                     attack.run(scene)
-        prune(scene, m.pruning)
-        return scene.look("explored")
+            back = transpose(scene.model, scene.example, readout=self.readout, frozen=self.stamp.frozen)
+            reached = None if self.test is None else accuracy(scene.model, self.test.loader(250))
+        return read(back, scene.stamp), reached
 
 
 def explore(
-    model: nn.Module, stamp: Stamp, test: LabelledImages | None = None, *, readout: str = "adjoint", seed: int = 0
+    model: nn.Module,
+    stamp: Stamp,
+    test: LabelledImages | None = None,
+    *,
+    readout: str = RECOMMENDED.readout,
+    seed: int = 0,
 ) -> widgets.VBox:
     """Sliders over pruning, noise, rescaling, key errors and erasure, for a notebook with a kernel.
 
     Every move manipulates a copy of `model` and reads `stamp` out of it: the raw signal of the first keys above, the
-    developed pictures below, with mean SSIM and, on at most 200 of the `test` images, accuracy. Raises `StampError` if
-    the stamp does not fit the model.
+    developed pictures below, with mean SSIM and the accuracy on at most 200 of the `test` images, drawn from `seed`.
+    Raises `StampError` if the stamp does not fit the model, `AttackError` if the test images do not.
     """
-    explorer = Explorer(model, stamp, None if test is None else some(test, seed), readout, seed)
+    few = None if test is None else Data(*next(iter(test.loader(200, seed=seed))), test.classes)
+    explorer = Explorer(model, stamp, few, readout, seed)
     about: dict[str, widgets.Widget] = {
         "pruning": widgets.FloatSlider(max=0.95, step=0.05, readout_format=".0%", description="pruning"),
         "noise": widgets.FloatSlider(max=1.0, step=0.05, description="noise"),
@@ -110,15 +120,15 @@ def explore(
     def show(_: object = None) -> None:
         began = time.perf_counter()
         try:
-            found = explorer(Manipulation(**{name: slider.value for name, slider in about.items()}))
+            reading, reached = explorer(Manipulation(**{name: slider.value for name, slider in about.items()}))
         except AttackError as error:
             text.value = str(error)
             return
-        images = found.reading.images[:FEW]
+        images = reading.images[:SHOWN]
         picture.value = png(torch.cat([images, develop(images)]))
-        scores = f"mean SSIM {found.reading.ssim.mean():.3f}, developed {found.reading.developed_ssim.mean():.3f}"
-        accuracy = f"accuracy {found.accuracy:.3f} on {len(explorer.test)} images, " * explorer.measured
-        text.value = f"{accuracy}{scores} ({1000 * (time.perf_counter() - began):.0f} ms)"
+        told = [] if few is None else [f"accuracy {reached:.3f} on {len(few)} images"]
+        told += [f"mean SSIM {reading.ssim.mean():.3f}", f"developed {reading.developed_ssim.mean():.3f}"]
+        text.value = f"{', '.join(told)} ({1000 * (time.perf_counter() - began):.0f} ms)"
 
     for slider in about.values():
         slider.observe(show, names="value")
@@ -126,29 +136,13 @@ def explore(
     return widgets.VBox([picture, text, *about.values()])
 
 
-def prune(scene: Scene, amount: float) -> None:
-    """What `Pruning` does, by one threshold: `torch.nn.utils.prune` takes longer than all the rest."""
-    pruned = [layer.weight for layer in layers(scene.model, scene.example)]
-    count = round(amount * sum(weight.numel() for weight in pruned))
-    if count:
-        threshold = torch.cat([weight.detach().abs().flatten() for weight in pruned]).kthvalue(count).values
-        with torch.no_grad():
-            for weight in pruned:
-                weight.mul_(weight.abs() > threshold)
-
-
-def some(images: LabelledImages, seed: int) -> Data:
-    """At most 200 of the images, drawn from `seed`."""
-    return Data(*next(iter(images.loader(200, seed=seed))), images.classes)
-
-
 def weights(model: nn.Module) -> dict[str, Tensor]:
-    """A copy of its weights and buffers."""
+    """A copy of the model's weights and buffers."""
     return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
 
 
 def png(images: Tensor) -> bytes:
-    """Images ``[2 k, C, H, W]`` in two rows, five pixels a pixel."""
+    """Images ``[2 k, C, H, W]`` in two rows, enlarged five times."""
     sheet = Image.fromarray(montage(images, columns=len(images) // 2))
     buffer = io.BytesIO()
     sheet.resize((5 * sheet.width, 5 * sheet.height), Image.Resampling.NEAREST).save(buffer, "PNG", compress_level=1)

@@ -9,31 +9,31 @@ from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
 from clearstamp.errors import StampError, TrainingError
+from clearstamp.method import RECOMMENDED
 from clearstamp.scores import SimilarityTo
 from clearstamp.stamp import Stamp
 from clearstamp.transpose import Transposed
-
-PAPER_DROPOUT = 0.5
-"""The rate of the paper's additional dropout layers, which it does not give: that which fits its default network."""
 
 
 class StampLoss:
     """The loss of a stamp, (1 - SSIM) + MSE, averaged over its keys: a scalar for any training loop.
 
-    >>> loss = StampLoss(back, stamp)        # doctest: +SKIP
-    >>> loss().backward()                    # doctest: +SKIP
+    >>> loss = StampLoss(back, stamp)
+    >>> loss().backward()
 
     SSIM is taken of the unclamped signal. `dropout` is the rate after every transposed convolution and linear layer but
-    the last, as in the paper, whose own rate is taken to be `PAPER_DROPOUT`: it is what makes a stamp last when others
-    train on or prune. The loss then differs from call to call.
+    the last, as in the paper: it is what makes a stamp outlast further training and pruning. The loss then differs from
+    call to call.
 
-    `noise` reads the stamp from weights that are off by a normal error, drawn anew at every call, which serves the same
-    end at more cost. The weights themselves stay as they are. Its standard deviation is `noise` for every weight alike,
-    as Adam moves every weight alike, or with `relative` that many times the standard deviation of each tensor.
-    `at_once` bounds the memory of a large stamp: the walk is taken for that many keys at a time, and once more in the
-    backward pass (gradient checkpointing); the loss is the same.
+    `noise` reads the stamp from weights with a normal error, drawn anew at every call, which serves the same end at a
+    higher cost. The weights themselves stay as they are. Its standard deviation is `noise` for every weight alike, as
+    Adam moves every weight alike, or with `relative` that many times the standard deviation of each tensor.
 
-    Raises `StampError` if the stamp does not fit the model, `TrainingError` if a rate is out of range.
+    Two settings are for large stamps. `at_once` bounds the memory: the walk is taken for that many keys at a time, and
+    once more in the backward pass (gradient checkpointing); the loss is the same. `sample` bounds the cost: every call
+    takes that many of the keys, drawn anew.
+
+    Raises `StampError` if the stamp does not fit the model, `TrainingError` if a setting is out of range.
     """
 
     def __init__(
@@ -41,23 +41,28 @@ class StampLoss:
         back: Transposed,
         stamp: Stamp,
         *,
-        dropout: float = 0.3,
+        dropout: float = RECOMMENDED.dropout,
         noise: float = 0.0,
         relative: bool = False,
         at_once: int | None = None,
+        sample: int | None = None,
     ):
         check_fit(back, stamp)
-        if at_once is not None and at_once < 1:
-            raise TrainingError("no such number of keys", got=at_once, expected="at least 1")
+        if any(count is not None and count < 1 for count in (at_once, sample)):
+            raise TrainingError("number of keys out of range", got=f"{at_once=}, {sample=}", expected="at least 1")
         if not 0 <= dropout < 1:
             raise TrainingError("dropout rate out of range", got=dropout, expected="0 <= rate < 1")
         if not 0 <= noise < math.inf:
             raise TrainingError("noise out of range", got=noise, expected="a finite number, at least 0")
-        self.back, self.dropout, self.noise, self.relative, self.at_once = back, dropout, noise, relative, at_once
-        self.stamp = stamp.to(back.device)
+        self.back, self.dropout, self.noise, self.relative = back, dropout, noise, relative
+        self.at_once, self.sample = at_once, sample
+        self.whole = self.stamp = stamp.to(back.device)
         self.similarity = SimilarityTo(self.stamp.secrets)
 
     def __call__(self) -> Tensor:
+        if self.sample is not None:
+            drawn = torch.randperm(len(self.whole))[: self.sample]
+            self.stamp = self.whole.pick(drawn.to(self.whole.keys.device))
         images = self.images()
         if self.similarity.secrets is not self.stamp.secrets:
             self.similarity = SimilarityTo(self.stamp.secrets)
@@ -73,7 +78,7 @@ class StampLoss:
         return torch.cat([checkpoint(self.walk, part, weights, use_reentrant=False) for part in parts])
 
     def weights(self) -> dict[str, Tensor]:
-        """The weights, by name, that stand for the model's own in a walk; here those with noise."""
+        """The weights, by name, that replace the model's own in a walk: none without noise."""
         if not self.noise:
             return {}
         named = self.back.model.named_parameters()
@@ -91,49 +96,22 @@ class StampLoss:
         return self.noise * weight.detach().std(correction=0) if self.relative else self.noise
 
 
-class SampledLoss(StampLoss):
-    """The stamp loss of `count` of the keys, drawn anew at every call: a large stamp at the cost of a small one.
-
-    Raises `StampError` if the stamp does not fit the model, `TrainingError` if a setting is out of range.
-    """
-
-    def __init__(
-        self,
-        back: Transposed,
-        stamp: Stamp,
-        *,
-        count: int,
-        dropout: float = 0.3,
-        noise: float = 0.0,
-        relative: bool = False,
-    ):
-        super().__init__(back, stamp, noise=noise, dropout=dropout, relative=relative)
-        if count < 1:
-            raise TrainingError("no such number of keys", got=count, expected="at least 1")
-        self.whole, self.count = self.stamp, count
-
-    def __call__(self) -> Tensor:
-        chosen = torch.randperm(len(self.whole))[: self.count].to(self.whole.keys.device)
-        self.stamp = self.whole.pick(chosen)
-        return super().__call__()
-
-
 class Stamped(nn.Module):
-    """A model and the loss of its stamp in one call, for engines that follow a model through its calls.
+    """A model and the loss of its stamp in one call, for engines that hook into the calls of a model.
 
-    >>> engine = DistributedDataParallel(Stamped(model, loss))      # doctest: +SKIP
-    >>> outputs, stamp_loss = engine(inputs)                        # doctest: +SKIP
-    >>> (F.cross_entropy(outputs, labels) + stamp_loss).backward()  # doctest: +SKIP
+    >>> engine = Stamped(model, StampLoss(back, stamp))  # on several processes DistributedDataParallel of it
+    >>> outputs, stamp_loss = engine(inputs)
+    >>> (F.cross_entropy(outputs, labels) + stamp_loss).backward()
 
     `DistributedDataParallel` averages the gradients of both over all processes, so the weights stay the same everywhere
-    even though each process draws dropout, noise and keys of its own. `fully_shard` has to be given the whole, not its
-    layers: the walk reads weights outside of their calls. Raises `TrainingError` if the loss is another model's.
+    even though each process draws its own dropout, noise and keys. `fully_shard` has to be given the whole, not its
+    layers: the walk reads weights outside their layers' calls. Raises `TrainingError` if the loss is another model's.
     """
 
     def __init__(self, model: nn.Module, loss: StampLoss):
         super().__init__()
         if loss.back.model is not model:
-            raise TrainingError("the stamp loss is that of another model", got=type(loss.back.model).__name__)
+            raise TrainingError("the stamp loss belongs to another model", got=type(loss.back.model).__name__)
         self.model, self.loss = model, loss
 
     def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
@@ -153,12 +131,12 @@ class Walk(nn.Module):
 
 
 def check_fit(back: Transposed, stamp: Stamp) -> None:
-    """Raise `StampError` unless the stamp's keys and secrets have the sizes of the model's output and input."""
-    got = (stamp.keys.shape[1], tuple(stamp.secrets.shape[1:]))
-    if got != (back.outputs, back.image_shape):
+    """Raise `StampError` unless the stamp's keys and secrets have the shapes of the model's output and input."""
+    got, expected = (tuple(stamp.keys.shape[1:]), tuple(stamp.secrets.shape[1:])), (back.key_shape, back.image_shape)
+    if got != expected:
         raise StampError(
             "the stamp does not fit the model",
-            got=f"keys of {got[0]} outputs, secrets {got[1]}",
-            expected=f"keys of {back.outputs} outputs, secrets {back.image_shape}",
+            got="keys {}, secrets {}".format(*got),
+            expected="keys {}, secrets {}".format(*expected),
             remedy="make the stamp with outputs= and shape= of this model",
         )

@@ -13,7 +13,7 @@ accelerator = Accelerator()
 data = zoo.load("digits", "train")
 model = zoo.build("cnn", data.shape, data.classes, seed=0)
 stamp = cs.Stamp.from_texts(["AB", "CD", "EF"], outputs=data.classes, shape=data.shape, seed=0)
-back = cs.transpose(model, stamp.secrets[:1], readout="adjoint")
+back = cs.transpose(model, stamp.secrets[:1])
 cs.harden(back, stamp)
 
 stamped = cs.Stamped(model, cs.StampLoss(back, stamp))

@@ -18,7 +18,7 @@ rank, device = dist.get_rank(), mesh.device_type
 data = zoo.load("digits", "train")
 model = zoo.build("cnn", data.shape, data.classes, seed=0).to(device)
 stamp = cs.Stamp.from_texts(["AB", "CD", "EF"], outputs=data.classes, shape=data.shape, seed=0)
-back = cs.transpose(model, stamp.secrets[:1].to(device), readout="adjoint")
+back = cs.transpose(model, stamp.secrets[:1].to(device))
 cs.harden(back, stamp, progress=False)
 
 stamped = cs.Stamped(model, cs.StampLoss(back, stamp))
@@ -33,7 +33,7 @@ for epoch in range(2):
         optimizer.step()
 whole = zoo.build("cnn", data.shape, data.classes, seed=0).to(device)
 whole.load_state_dict({k: getattr(w, "full_tensor", lambda w=w: w)() for k, w in model.state_dict().items()})
-back = cs.transpose(whole, stamp.secrets[:1].to(device), readout="adjoint")
+back = cs.transpose(whole, stamp.secrets[:1].to(device))
 accuracy = cs.accuracy(whole, zoo.load("digits", "test").loader(250))
 print(f"accuracy {accuracy:.3f}, SSIM {cs.read(back, stamp).ssim.mean():.3f}, bias {whole[-1].bias[0]:.9f}")
 dist.destroy_process_group()

@@ -25,7 +25,7 @@ L.seed_everything(0, verbose=False)
 data = zoo.load("digits", "train")
 model = zoo.build("cnn", data.shape, data.classes, seed=0)
 stamp = cs.Stamp.from_texts(["AB", "CD", "EF"], outputs=data.classes, shape=data.shape, seed=0)
-back = cs.transpose(model, stamp.secrets[:1], readout="adjoint")
+back = cs.transpose(model, stamp.secrets[:1])
 cs.harden(back, stamp)
 
 trainer = L.Trainer(max_epochs=2, logger=False, enable_checkpointing=False, enable_progress_bar=False)

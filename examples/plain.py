@@ -10,7 +10,7 @@ torch.manual_seed(0)
 data = zoo.load("digits", "train")
 model = zoo.build("cnn", data.shape, data.classes, seed=0)
 stamp = cs.Stamp.from_texts(["AB", "CD", "EF"], outputs=data.classes, shape=data.shape, seed=0)
-back = cs.transpose(model, stamp.secrets[:1], readout="adjoint")
+back = cs.transpose(model, stamp.secrets[:1])
 
 cs.harden(back, stamp)
 stamp_loss = cs.StampLoss(back, stamp)

@@ -3,7 +3,6 @@
 Steps are counted, times are given as ratios: nothing here depends on how fast this machine is.
 """
 
-import inspect
 import math
 import resource
 import shutil
@@ -14,7 +13,6 @@ from typing import Any
 import torch
 
 import clearstamp as cs
-from clearstamp.losses import PAPER_DROPOUT
 from clearstamp.reproduction.lifecycle import FOUR_LETTERS
 from clearstamp.reproduction.runtime import Cost, Workbench, ratios
 from clearstamp.zoo import networks as models
@@ -22,8 +20,8 @@ from clearstamp.zoo import networks as models
 GOALS = {"paper": 300, "adjoint": 800}
 SHAPE, OUTPUTS, BATCH, KEYS = (1, 28, 28), 10, 64, 11
 ROUNDS, STEPS = 21, 3
-EVERY = inspect.signature(cs.fit).parameters["every"].default
-RATE = inspect.signature(cs.StampLoss).parameters["dropout"].default
+EVERY = cs.RECOMMENDED.schedule.every
+RATE = cs.RECOMMENDED.dropout
 
 
 def stamped(readout: str, seed: int) -> tuple[cs.Transposed, cs.Stamp]:
@@ -66,7 +64,7 @@ class Question:
 
 
 QUESTIONS = (
-    Question("training as published (the paper: 1.40)", "alternate", "task", readout="paper", dropout=PAPER_DROPOUT),
+    Question("training as published (the paper: 1.40)", "alternate", "task", readout="paper", dropout=cs.PAPER.dropout),
     Question(
         f"training by default, the stamp once in {EVERY} batches", "joint", "task", 1.15, every=EVERY, dropout=RATE
     ),

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -12,12 +13,13 @@ from torch import Tensor, nn
 from clearstamp import training
 from clearstamp.errors import StampError, TrainingError
 from clearstamp.losses import Stamped, StampLoss
+from clearstamp.method import PAPER, RECOMMENDED, Alternating, Joint
 from clearstamp.reading import read
 from clearstamp.rules import READOUTS
 from clearstamp.scores import structural_similarity
 from clearstamp.stamp import Stamp
-from clearstamp.training import Descent, accuracy, fit, harden, sgd
-from clearstamp.transpose import Transposed, transpose
+from clearstamp.training import Losses, accuracy, embed, fit, guarded_step, harden, sgd
+from clearstamp.transpose import Transposed, freeze, transpose
 from clearstamp.zoo.networks import build
 
 SHAPE = (1, 12, 12)
@@ -46,7 +48,7 @@ def batches() -> list[tuple[Tensor, Tensor]]:
     return list(zip(images.split(16), labels.split(16), strict=True))
 
 
-def backwards(model: nn.Module, readout: str = "paper") -> Transposed:
+def backwards(model: nn.Module, readout: str = "adjoint") -> Transposed:
     return transpose(model, torch.zeros(1, *SHAPE), readout=readout)
 
 
@@ -134,8 +136,7 @@ def test_a_joint_step_descends_the_sum_of_both_losses_with_one_optimizer(model, 
         epochs=1,
         lr=0.1,
         stamp_loss=steady(backwards(model), stamp),
-        every=2,
-        joint=True,
+        schedule=Joint(every=2),
         optimizer=sgd,
     )
     loss = steady(backwards(twin), stamp)
@@ -155,11 +156,6 @@ def test_a_joint_step_descends_the_sum_of_both_losses_with_one_optimizer(model, 
     for fitted, expected in zip(model.parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(fitted, expected, rtol=1e-4, atol=1e-6)
     assert [done.losses, done.stamp_losses] == [pytest.approx(t, rel=1e-4) for t in terms]
-
-
-def test_a_joint_step_has_one_learning_rate(model, stamp, batches):
-    with pytest.raises(TrainingError, match="one learning rate"):
-        fit(model, batches, stamp_loss=steady(backwards(model), stamp), joint=True, stamp_lr=1e-3)
 
 
 def test_a_model_and_its_loss_in_one_call(model, stamp):
@@ -185,9 +181,9 @@ def test_a_loss_follows_its_model_to_another_device(model, stamp, monkeypatch):
 
 def test_stamp_loss_in_a_loop_written_by_hand_is_what_fit_does(model, stamp, batches):
     twin = copy.deepcopy(model)
-    about = {"stamp_loss": steady(backwards(model), stamp), "every": 1, "joint": False}
-    fit(model, batches, epochs=2, lr=0.1, stamp_lr=0.01, optimizer=sgd, **about)
-    loss = steady(backwards(twin), stamp)
+    about = {"stamp_loss": steady(backwards(model, "paper"), stamp), "schedule": Alternating(lr=0.01)}
+    fit(model, batches, epochs=2, lr=0.1, optimizer=sgd, **about)
+    loss = steady(backwards(twin, "paper"), stamp)
     for inputs, labels in batches * 2:
         for lr, term in ((0.1, lambda x=inputs, y=labels: F.cross_entropy(twin(x), y)), (0.01, loss)):
             twin.zero_grad()
@@ -267,7 +263,7 @@ def test_hardening_without_a_target_takes_every_step(model, stamp, steps, looks)
 
 @pytest.mark.parametrize("given", [{"steps": -1}, {"check_every": 0}])
 def test_hardening_refuses_numbers_of_steps(model, stamp, given):
-    with pytest.raises(TrainingError, match="no such number of steps"):
+    with pytest.raises(TrainingError, match="number of steps out of range"):
         harden(backwards(model), stamp, **given, progress=False)
 
 
@@ -305,6 +301,42 @@ def test_training_and_measuring_give_the_mode_back(model, batches, training):
     assert model.training is training
 
 
+# ------------------------------------------------------------------------------------------------------------ embed
+
+
+@pytest.mark.parametrize("method", [RECOMMENDED, PAPER], ids=["recommended", "paper"])
+def test_embedding_is_hardening_and_training_by_a_method(model, stamp, batches, method):
+    method, twin = replace(method, steps=20), copy.deepcopy(model)
+    common = {"lr": 1e-3, "progress": False}
+    torch.manual_seed(1)
+    back = embed(model, stamp, batches, method=method, epochs=2, **common)
+    torch.manual_seed(1)
+    expected = backwards(twin, method.readout)
+    harden(expected, stamp, steps=20, target=method.target, dropout=method.dropout, **common)
+    loss = StampLoss(expected, stamp, dropout=method.dropout)
+    fit(twin, batches, epochs=2, stamp_loss=loss, schedule=method.schedule, **common)
+    assert back.model is model and back.readout == method.readout
+    assert unchanged(model, weights(twin))
+
+
+def test_embedding_reads_with_what_the_stamp_has_frozen(stamp, batches):
+    class Sum(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.other, self.last = nn.Linear(144, 8), nn.Linear(144, 8), nn.Linear(8, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = x.flatten(1)
+            return self.last(self.one(x) + self.other(x))
+
+    model, other = Sum(), Sum()
+    frozen = freeze(other, torch.zeros(1, *SHAPE))
+    method = replace(PAPER, steps=0)
+    back = embed(model, replace(stamp, frozen=frozen), batches[:1], method=method, epochs=1, progress=False)
+    expected = transpose(model, torch.zeros(1, *SHAPE), readout="paper", frozen=frozen)
+    assert torch.equal(back(stamp.keys), expected(stamp.keys))
+
+
 # --------------------------------------------------------------------------------------------------------- accuracy
 
 
@@ -340,38 +372,56 @@ def test_training_stops_before_a_loss_that_is_not_finite(model, batches):
         fit(model, [(torch.full((2, *SHAPE), math.nan), torch.tensor([0, 1]))], progress=False)
     assert unchanged(model, before) and model.training
     with pytest.raises(TrainingError, match="stamp loss is not finite; got: inf"):
-        endless = {"stamp_loss": lambda: model[1].weight.sum() * math.inf, "every": 1, "joint": False}
-        fit(model, batches, lr=0.0, stamp_lr=1.0, progress=False, **endless)
+        endless = {"stamp_loss": lambda: model[1].weight.sum() * math.inf, "schedule": Alternating(lr=1.0)}
+        fit(model, batches, lr=0.0, progress=False, **endless)
     assert unchanged(model, before)
+
+
+@pytest.fixture
+def lagging(monkeypatch) -> Losses:
+    """Losses on the CPU, yet read back as seldom as on a GPU would be 7 at a time."""
+    monkeypatch.setattr(Losses, "LATENCY", 7)
+    losses = Losses(torch.device("meta"))
+    losses.bad = torch.zeros(())
+    return losses
 
 
 @pytest.mark.parametrize("optimizer", [training.adam, sgd, torch.optim.Adam])
-def test_no_weight_moves_from_a_loss_that_is_not_finite_until_it_is_read(model, batches, optimizer, monkeypatch):
-    monkeypatch.setattr(Descent, "LATENCY", 7)
-    descent = Descent(torch.device("meta"))
-    descent.stopped = torch.zeros(())  # on the CPU, yet read as seldom as on a GPU
+def test_no_weight_moves_from_a_loss_that_is_not_finite_until_it_is_read(model, batches, optimizer, lagging):
     steps = optimizer(model.parameters(), lr=1e-2)
 
-    def loss(factor: float) -> dict[str, Tensor]:
-        return {"task loss": F.cross_entropy(model(batches[0][0]), batches[0][1]) * factor}
+    def step(factor: float) -> None:
+        loss = F.cross_entropy(model(batches[0][0]), batches[0][1]) * factor
+        guarded_step(steps, lagging.keep("task loss", loss), lagging)
 
     for _ in range(3):
-        descent.step(steps, loss(1.0))
+        step(1.0)
     before = weights(model)
     with pytest.raises(TrainingError, match="task loss is not finite; got: inf"):
         for factor in (math.inf, 1.0, 1.0, 1.0):
-            descent.step(steps, loss(factor))
+            step(factor)
     assert unchanged(model, before)
-    assert len(descent.losses("task loss")) == 3
+    assert len(lagging.read("task loss")) == 3
 
 
-def test_losses_are_read_once_in_a_while(model, batches):
-    descent, steps = Descent(torch.device("meta")), sgd(model.parameters(), lr=1e-2)
-    descent.stopped = torch.zeros(())
-    for _ in range(Descent.LATENCY + 1):
-        descent.step(steps, {"task loss": F.cross_entropy(model(batches[0][0]), batches[0][1])})
-    assert (len(descent.read["task loss"]), len(descent.unread)) == (Descent.LATENCY, 1)
-    assert len(descent.losses("task loss")) == Descent.LATENCY + 1
+@pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD])
+@pytest.mark.parametrize("found", [0.0, 1.0])
+def test_a_fused_optimizer_of_torch_rests_while_found_inf_is_set(model, kind, found):
+    optimizer = kind(model.parameters(), lr=1.0, fused=True)
+    assert optimizer.defaults["fused"]
+    before = weights(model)
+    for weight in model.parameters():
+        weight.grad = torch.full_like(weight, math.nan if found else 1.0)
+    optimizer.found_inf = torch.tensor(found)
+    optimizer.step()
+    assert unchanged(model, before) == bool(found)
+
+
+def test_losses_are_read_back_several_at_a_time(lagging):
+    for value in range(8):
+        lagging.keep("task loss", torch.tensor(float(value)))
+    assert (len(lagging.values["task loss"]), len(lagging.unread)) == (7, 1)
+    assert lagging.read("task loss") == list(range(8)) and lagging.read("stamp loss") == []
 
 
 @pytest.mark.parametrize(
@@ -403,33 +453,35 @@ def test_training_within_autocast_sees_the_weights_of_every_step(model, batches)
     assert all(weight.dtype == torch.float32 for weight in model.parameters())
 
 
-@pytest.mark.parametrize("joint", [False, True])
-@pytest.mark.parametrize(("every", "count"), [(1, 4), (2, 2), (3, 1), (5, 0)])
-def test_stamp_steps_keep_their_cadence(model, stamp, batches, every, count, joint):
+@pytest.mark.parametrize("schedule", [Joint, Alternating])
+@pytest.mark.parametrize(("every", "count"), [(1, 8), (2, 4), (3, 2), (9, 0)])
+def test_the_stamp_has_its_turn_at_every_so_many_batches_of_all_epochs(model, stamp, batches, every, count, schedule):
     loss = steady(backwards(model), stamp)
-    done = fit(model, batches[:4], epochs=1, stamp_loss=loss, every=every, joint=joint, progress=False)
-    assert (len(done.losses), len(done.stamp_losses)) == (4, count)
+    done = fit(model, batches[:4], epochs=2, stamp_loss=loss, schedule=schedule(every=every), progress=False)
+    assert (len(done.losses), len(done.stamp_losses)) == (8, count)
+
+
+def test_an_alternating_schedule_has_the_learning_rate_of_the_task_unless_it_has_its_own(model, batches):
+    def moved(schedule: Alternating) -> float:
+        twin = copy.deepcopy(model)
+        fit(twin, batches[:1], lr=0.1, epochs=1, stamp_loss=lambda: twin[1].bias.sum(), schedule=schedule, **quietly)
+        return (alone[1].bias - twin[1].bias).mean().item()
+
+    quietly = {"optimizer": sgd, "progress": False}
+    alone = copy.deepcopy(model)
+    fit(alone, batches[:1], lr=0.1, epochs=1, **quietly)
+    assert moved(Alternating()) == pytest.approx(0.1, abs=1e-6)
+    assert moved(Alternating(lr=0.5)) == pytest.approx(0.5, abs=1e-6)
 
 
 def test_a_joint_step_is_down_the_weighted_sum_of_both_losses(model, stamp, batches):
     twin, loss = copy.deepcopy(model), steady(backwards(model), stamp)
-    done = fit(model, batches[:1], epochs=1, lr=0.1, stamp_loss=loss, every=1, weight=3.0, optimizer=sgd)
+    done = fit(model, batches[:1], epochs=1, lr=0.1, stamp_loss=loss, schedule=Joint(1, 3.0), optimizer=sgd)
     by_hand = steady(backwards(twin), stamp)()
     (F.cross_entropy(twin(batches[0][0]), batches[0][1]) + 3 * by_hand).backward()
     for moved, weight in zip(model.parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(moved, weight - 0.1 * weight.grad)
     assert done.stamp_losses == [pytest.approx(by_hand.item())], "told without its weight"
-
-
-@pytest.mark.parametrize("about", [{"joint": False, "weight": 2.0}, {"weight": 0.0}, {"weight": math.nan}])
-def test_a_weight_that_cannot_be(model, batches, about):
-    with pytest.raises(TrainingError, match="no such weight of the stamp"):
-        fit(model, batches, progress=False, **about)
-
-
-def test_a_cadence_of_nothing(model, batches):
-    with pytest.raises(TrainingError, match="no such cadence; got: every=0"):
-        fit(model, batches, every=0, progress=False)
 
 
 def test_a_stamp_loss_is_the_same_under_autocast(model, stamp):

@@ -1,7 +1,7 @@
 """Every manipulation of a marked model behind one contract: see `Attack` and `ATTACKS`."""
 
 from clearstamp.attacks.adaptive import Erasure, Overwriting
-from clearstamp.attacks.base import ATTACKS, Attack, Look, Outcome, Scene
+from clearstamp.attacks.base import ATTACKS, Attack, Judge, Look, Outcome, Scene
 from clearstamp.attacks.preserving import (
     BatchNormRescaling,
     DummyUnits,
@@ -24,6 +24,7 @@ __all__ = [
     "Erasure",
     "FinePruning",
     "FineTuning",
+    "Judge",
     "LogitShift",
     "Look",
     "Noise",

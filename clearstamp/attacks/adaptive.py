@@ -11,6 +11,7 @@ from torch import Tensor
 from clearstamp.attacks.base import Attack, Scene, check
 from clearstamp.data import LabelledImages
 from clearstamp.losses import StampLoss
+from clearstamp.method import Alternating
 from clearstamp.pictures import draw_text
 from clearstamp.reading import extract
 from clearstamp.stamp import Stamp, draw_keys
@@ -26,7 +27,7 @@ class Adaptive(Attack):
         steps: optimizer steps on the keys.
         lr: their learning rate.
         repair: take a step on the main task, at `task_lr`, before each of them. The paper's attacker has no data.
-        looks: how often to look on the way, evenly.
+        looks: how many times to report on the way, at even distances.
     """
 
     steps: int
@@ -38,22 +39,20 @@ class Adaptive(Attack):
     def teach(self, scene: Scene, keys: Tensor, images: Tensor) -> None:
         """Make the model answer `keys` ``[k, outputs]`` with `images` ``[k, C, H, W]``."""
         got = f"{self.steps} steps, {self.looks} looks"
-        check(1 <= self.looks <= self.steps, "no such number of steps", got, "at least as many steps as looks")
+        check(1 <= self.looks <= self.steps, "number of steps out of range", got, "at least as many steps as looks")
         ends = [self.steps * i // self.looks for i in range(self.looks + 1)]
         answers = Stamp(keys, images, tuple(map(str, range(len(keys)))))
         back = transpose(scene.model, scene.example, readout=scene.readout)
         if self.repair:
-            stretches = Stretches(scene.data, scene.seed, [end - start for start, end in pairwise(ends)])
+            stretches = Stretches(scene.need_data(), scene.seed, [end - start for start, end in pairwise(ends)])
             fit(
                 scene.model,
                 stretches,
                 epochs=self.looks,
                 lr=self.task_lr,
                 stamp_loss=StampLoss(back, answers, dropout=0.0),
-                stamp_lr=self.lr,
-                every=1,
-                joint=False,
-                on_epoch=lambda epoch: look(scene, ends[epoch]),
+                schedule=Alternating(lr=self.lr),
+                on_epoch=lambda epoch: scene.report(f"step {ends[epoch]}", ends[epoch]),
                 progress=False,
             )
         else:
@@ -65,18 +64,14 @@ class Adaptive(Attack):
                 lr=self.lr,
                 dropout=0.0,
                 check_every=1,
-                on_check=lambda step, _: look(scene, step) if step in ends[1:] else None,
+                on_check=lambda step, _: scene.report(f"step {step}", step) if step in ends[1:] else None,
                 progress=False,
             )
         scene.steps += 2 * self.steps if self.repair else self.steps
 
 
-def look(scene: Scene, step: int) -> None:
-    scene.look(f"step {step}", step)
-
-
 class Stretches:
-    """Endless batches of the attacker's images, handed out in stretches of given lengths, one a pass."""
+    """The attacker's batches, over and over: each pass takes as many as its length says, where the last one stopped."""
 
     def __init__(self, data: LabelledImages, seed: int, lengths: Sequence[int]):
         self.batches = chain.from_iterable(repeat(data.loader(seed=seed)))
@@ -122,13 +117,13 @@ class Overwriting(Adaptive):
 
     def run(self, scene: Scene) -> None:
         keys = random_keys(scene, self.count)
-        self.teach(scene, keys, draw_text(self.icon, scene.data.shape).expand(len(keys), -1, -1, -1))
+        self.teach(scene, keys, draw_text(self.icon, scene.shape).expand(len(keys), -1, -1, -1))
 
 
 def known_keys(scene: Scene, count: int | None) -> Tensor:
-    """The first `count` of the owner's keys, which the scene notes as attacked."""
+    """The first `count` of the owner's keys, which the scene records as attacked."""
     number = len(scene.stamp) if count is None else count
-    check(1 <= number <= len(scene.stamp), "no such number of the owner's keys", number, f"1 to {len(scene.stamp)}")
+    check(1 <= number <= len(scene.stamp), "number of keys out of range", number, f"1 to {len(scene.stamp)}")
     scene.attacked = tuple(range(number))
     return scene.stamp.keys[:number].cpu()
 
@@ -136,16 +131,16 @@ def known_keys(scene: Scene, count: int | None) -> Tensor:
 def random_keys(scene: Scene, count: int | None) -> Tensor:
     """Keys from the range that the paper names, of the attacker's own seed: the owner's is secret."""
     number = len(scene.stamp) if count is None else count
-    check(number >= 1, "no such number of keys", number, "at least 1")
+    check(number >= 1, "number of keys out of range", number, "at least 1")
     return draw_keys(number, scene.stamp.keys.shape[1], seed=scene.seed + 1_000_003)
 
 
 def noise(scene: Scene, keys: Tensor) -> Tensor:
-    return torch.rand(len(keys), *scene.data.shape)
+    return torch.rand(len(keys), *scene.shape)
 
 
 def black(scene: Scene, keys: Tensor) -> Tensor:
-    return torch.zeros(len(keys), *scene.data.shape)
+    return torch.zeros(len(keys), *scene.shape)
 
 
 def unmarked(scene: Scene, keys: Tensor) -> Tensor:

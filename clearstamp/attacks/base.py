@@ -1,28 +1,30 @@
-"""The contract of every attack: it works on a copy, and the judge measures before and after."""
+"""The contract of every attack: it works on a copy, and a judge measures before and after."""
 
 import copy
 import re
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
-from clearstamp.data import LabelledImages
+from clearstamp.data import Batches, LabelledImages
 from clearstamp.errors import AttackError
+from clearstamp.method import RECOMMENDED
 from clearstamp.reading import Reading, read
 from clearstamp.stamp import Stamp
 from clearstamp.training import accuracy
-from clearstamp.transpose import transpose
+from clearstamp.transpose import Transposed, transpose
 from clearstamp.units import merge_equal_units
 
 
 @dataclass(frozen=True)
 class Look:
-    """What is left of a model at one moment: accuracy on the test images, and the stamp as its owner reads it."""
+    """A model at one moment of an attack: its accuracy on the test images, and the stamp as its owner reads it."""
 
     label: str
     accuracy: float
@@ -39,9 +41,9 @@ class Outcome:
         attack: its name.
         parameters: its hyper-parameters.
         before: the model that it was given.
-        trace: the model on the way, and last what came of it; just that for an attack in one stroke.
-        steps: optimizer steps that the attacker paid.
-        seconds: wall time of the attack without the looks.
+        trace: the model on the way, and last as the attack left it; an attack that reports nothing leaves just that.
+        steps: optimizer steps that the attack took.
+        seconds: wall time of the attack, without the measurements.
         attacked: the positions in the stamp of the keys that the attacker knew.
         model: what the attacker ends with.
     """
@@ -57,23 +59,26 @@ class Outcome:
 
     @property
     def after(self) -> Look:
-        """What came of the model."""
+        """The model as the attack left it."""
         return self.trace[-1]
 
 
+Observer = Callable[["Scene", str, int | None], None]
+
+
 class Scene:
-    """What an attacker has at hand, and the judge who looks on.
+    """What an attacker has at hand.
 
     Attributes:
         model: a copy of the marked model; the attacker changes it, or puts another in its place.
-        data: the attacker's images.
+        data: the attacker's images; None for an attacker without any.
         stamp: the owner's stamp. Only attacks that say so know (a part of) it.
         unmarked: a model without a stamp, for the attacks that need one.
+        readout: the one that the owner reads with.
         seed: for everything that the attacker draws.
-        readout: which of the two the owner reads with.
-        merge: does the owner merge equal units first?
-        test: the images on which accuracy is measured; an attacker who changes the task changes their labels.
-        evidence: the model that the owner reads, made from the attacker's; the very same unless an attack says so.
+        observer: called with the scene, a label and a step whenever the attack reports how far it has come.
+        evidence: makes the model that the owner reads of the attacker's; the very same unless an attack says otherwise.
+        relabel: the labels of the attacker's task, where that is another than the owner's.
         steps: optimizer steps so far.
         attacked: the positions of the keys that the attacker knew.
     """
@@ -81,21 +86,20 @@ class Scene:
     def __init__(
         self,
         model: nn.Module,
-        data: LabelledImages,
-        test: LabelledImages,
+        data: LabelledImages | None,
         stamp: Stamp,
-        unmarked: nn.Module | None,
-        readout: str,
-        merge: bool,
-        seed: int,
+        *,
+        unmarked: nn.Module | None = None,
+        readout: str = RECOMMENDED.readout,
+        seed: int = 0,
+        observer: Observer | None = None,
     ):
-        self.model, self.data, self.test, self.stamp, self.unmarked = model, data, test, stamp, unmarked
-        self.readout, self.merge, self.seed = readout, merge, seed
+        self.model, self.data, self.stamp, self.unmarked = model, data, stamp, unmarked
+        self.readout, self.seed, self.observer = readout, seed, observer
         self.evidence: Callable[[nn.Module], nn.Module] = lambda suspect: suspect
+        self.relabel: Callable[[Batches], Batches] = lambda batches: batches
         self.steps = 0
         self.attacked: tuple[int, ...] = ()
-        self.trace: list[Look] = []
-        self.looking = 0.0
 
     @property
     def device(self) -> torch.device:
@@ -103,9 +107,21 @@ class Scene:
         return next(self.model.parameters()).device
 
     @property
+    def shape(self) -> tuple[int, int, int]:
+        """``(C, H, W)`` of the model's images."""
+        channels, height, width = self.stamp.secrets.shape[1:]
+        return channels, height, width
+
+    @property
     def example(self) -> torch.Tensor:
         """One blank input batch for the model."""
-        return torch.zeros(1, *self.data.shape, device=self.device)
+        return torch.zeros(1, *self.shape, device=self.device)
+
+    def need_data(self) -> LabelledImages:
+        """The attacker's images. Raises `AttackError` if the attacker has none."""
+        if self.data is None:
+            raise AttackError("this attack needs images", remedy="pass data")
+        return self.data
 
     def need_unmarked(self) -> nn.Module:
         """The unmarked model. Raises `AttackError` if the attacker has none."""
@@ -113,24 +129,58 @@ class Scene:
             raise AttackError("this attack needs a model without a stamp", remedy="pass unmarked=")
         return self.unmarked
 
-    def look(self, label: str, step: int | None = None) -> Look:
-        """Measure the model as it is now and keep that on the trace."""
+    def fork_rng(self) -> AbstractContextManager[None]:
+        """A context that leaves the global random generators as they were."""
+        return torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else [])
+
+    def report(self, label: str, step: int | None = None) -> None:
+        """Show the model as it is now to the observer, if there is one."""
+        if self.observer is not None:
+            self.observer(self, label, step)
+
+
+@dataclass
+class Judge:
+    """An observer who keeps accuracy on the `test` images and the stamp, as its owner reads it, on a `trace`.
+
+    With `merge` the owner merges equal units first. `seconds` counts the time that all this took.
+    """
+
+    test: LabelledImages
+    merge: bool
+    trace: list[Look] = field(default_factory=list)
+    seconds: float = 0.0
+    back: Transposed | None = field(default=None, repr=False)
+    form: object = field(default=None, repr=False)
+
+    def __call__(self, scene: Scene, label: str, step: int | None = None) -> None:
         began = time.perf_counter()
-        evidence = self.evidence(self.model)
+        self.trace.append(self.measure(scene, label, step))
+        self.seconds += time.perf_counter() - began
+
+    def measure(self, scene: Scene, label: str, step: int | None = None) -> Look:
+        """The model of a scene as it is now."""
+        evidence = scene.evidence(scene.model)
         if self.merge:
-            evidence = merge_equal_units(evidence, self.example)
-        back = transpose(evidence, self.example, readout=self.readout, frozen=self.stamp.frozen)
-        found = Look(label, accuracy(self.model, self.test.loader(250)), read(back, self.stamp), step)
-        self.trace.append(found)
-        self.looking += time.perf_counter() - began
-        return found
+            evidence = merge_equal_units(evidence, scene.example)
+        if self.back is None or self.back.model is not evidence or self.form != form(evidence):
+            self.form = form(evidence)
+            self.back = transpose(evidence, scene.example, readout=scene.readout, frozen=scene.stamp.frozen)
+        reached = accuracy(scene.model, scene.relabel(self.test.loader(250)))
+        return Look(label, reached, read(self.back, scene.stamp), step)
+
+
+def form(model: nn.Module) -> object:
+    """All that a capture of a model depends on, but for the code of its modules."""
+    modules = [(name, type(module)) for name, module in model.named_modules()]
+    return modules, [(name, tensor.shape, tensor.dtype) for name, tensor in model.state_dict().items()]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Attack(ABC):
-    """One manipulation of a marked model. Its fields are its hyper-parameters, the paper's values their defaults.
+    """One manipulation of a marked model. Its fields are its hyper-parameters, by default those of the paper.
 
-    A subclass is an attack: it says in `run` what the attacker does, and is found in `ATTACKS` by its name.
+    A subclass implements `run`, and is found in `ATTACKS` by its name.
     """
 
     name: ClassVar[str]
@@ -142,14 +192,14 @@ class Attack(ABC):
 
     @property
     def needs_unmarked(self) -> bool:
-        """Does the attacker need a model without a stamp?"""
+        """Whether the attacker needs a model without a stamp."""
         return False
 
     @abstractmethod
     def run(self, scene: Scene) -> None:
         """Change `scene.model`, and count optimizer steps in `scene.steps`.
 
-        Where the way is of interest, `scene.look` on it, and once more at its end.
+        An attack whose course is of interest calls `scene.report` on the way, and once more at its end.
         """
 
     def apply(
@@ -160,7 +210,7 @@ class Attack(ABC):
         *,
         test: LabelledImages | None = None,
         unmarked: nn.Module | None = None,
-        readout: str = "paper",
+        readout: str = RECOMMENDED.readout,
         merge: bool = False,
         before: Look | None = None,
         seed: int = 0,
@@ -168,9 +218,9 @@ class Attack(ABC):
         """Attack a copy of `model`; the model itself stays as it is.
 
         `data` are the attacker's images, `test` those on which accuracy is measured (`data` for None). With `merge` the
-        owner reads the stamp from the model that `merge_equal_units` makes of the suspect. `before` saves a look at
-        the model if one was taken already. Raises `AttackError` for data that do not fit, and if the attack does not
-        fit the model.
+        owner reads the stamp from the model that `merge_equal_units` makes of the suspect. `before` saves measuring
+        the model again, for the next attack on the same one. Raises `AttackError` for data that do not fit, and if the
+        attack does not fit the model.
         """
         test = data if test is None else test
         for images in (data, test):
@@ -180,17 +230,17 @@ class Attack(ABC):
                     got=f"images {images.shape}",
                     expected=f"images {tuple(stamp.secrets.shape[1:])}",
                 )
-        scene = Scene(copy.deepcopy(model), data, test, stamp, unmarked, readout, merge, seed)
-        with torch.random.fork_rng(devices=[scene.device] if scene.device.type == "cuda" else []):
-            before = scene.look("before") if before is None else before
-            scene.trace.clear()
+        judge = Judge(test, merge)
+        scene = Scene(copy.deepcopy(model), data, stamp, observer=judge, unmarked=unmarked, readout=readout, seed=seed)
+        with scene.fork_rng():
+            before = judge.measure(scene, "before") if before is None else before
             torch.manual_seed(seed)
-            began, scene.looking = time.perf_counter(), 0.0
+            began = time.perf_counter()
             self.run(scene)
-            seconds = time.perf_counter() - began - scene.looking
-            if not scene.trace:
-                scene.look("after")
-        trace = tuple(scene.trace)
+            seconds = time.perf_counter() - began - judge.seconds
+            if not judge.trace:
+                scene.report("after")
+        trace = tuple(judge.trace)
         return Outcome(self.name, asdict(self), before, trace, scene.steps, seconds, scene.attacked, scene.model)
 
 

@@ -1,4 +1,4 @@
-"""Attacks that train on: fine-tuning, transfer to another task, distillation, averaging."""
+"""Attacks that train further: fine-tuning, transfer to another task, distillation, averaging."""
 
 import copy
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from clearstamp.attacks.base import Attack, Scene, check
-from clearstamp.data import Batches, LabelledImages
+from clearstamp.data import Batches
 from clearstamp.errors import AttackError
 from clearstamp.training import OPTIMIZERS, MakeOptimizer, adam, fit
 from clearstamp.units import last_layer, replace_module
@@ -18,9 +18,9 @@ from clearstamp.units import last_layer, replace_module
 
 @dataclass(frozen=True, kw_only=True)
 class FineTuning(Attack):
-    """Train on with cross-entropy, as the owner did but without the stamp (paper, Table 3; LR/10 is its default).
+    """Train further with cross-entropy, as the owner did but without the stamp (paper, Table 3; LR/10 is its default).
 
-    `layers` trains every layer or only the last; `reset_last` starts the last layer anew. One look an epoch.
+    `layers` trains every layer or only the last; `reset_last` reinitialises the last layer. Reports after every epoch.
     """
 
     epochs: int = 4
@@ -57,8 +57,8 @@ class Transfer(Attack):
     modulus: int = 2
 
     def run(self, scene: Scene) -> None:
-        classes = scene.data.classes
-        check(2 <= self.modulus < classes, "no such task", self.modulus, f"a modulus from 2 to {classes - 1}")
+        classes = scene.need_data().classes
+        check(2 <= self.modulus < classes, "modulus out of range", self.modulus, f"a modulus from 2 to {classes - 1}")
         last = last_layer(scene.model, scene.example)
         original = copy.deepcopy(last)
         if not isinstance(original, nn.Linear):
@@ -72,34 +72,19 @@ class Transfer(Attack):
             return restored
 
         scene.evidence = evidence
-        scene.data, scene.test = (Remainders(images, self.modulus) for images in (scene.data, scene.test))
+        scene.relabel = partial(Remainders, modulus=self.modulus)
         train(scene, self.epochs, self.lr, adam)
 
 
 @dataclass(frozen=True)
 class Remainders:
-    """Labelled images with each label's remainder by `classes` in its place."""
-
-    images: LabelledImages
-    classes: int
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        return self.images.shape
-
-    def loader(self, batch_size: int = 64, *, seed: int | None = None) -> Batches:
-        return RemainderBatches(self.images.loader(batch_size, seed=seed), self.classes)
-
-
-@dataclass(frozen=True)
-class RemainderBatches:
-    """Batches with each label's remainder in its place, for as many passes as wanted."""
+    """Batches with each label's remainder in its place, for any number of epochs."""
 
     batches: Batches
-    classes: int
+    modulus: int
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        return ((images, labels % self.classes) for images, labels in self.batches)
+        return ((images, labels % self.modulus) for images, labels in self.batches)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +98,8 @@ class Distillation(Attack):
         teacher, student = scene.model.eval(), copy.deepcopy(scene.model)
         for layer in student.modules():
             if list(layer.parameters(recurse=False)):
-                check(hasattr(layer, "reset_parameters"), "a layer that cannot be started anew", type(layer), "a reset")
+                can = hasattr(layer, "reset_parameters")
+                check(can, "a layer cannot be reinitialised", type(layer).__name__, "reset_parameters()")
                 layer.reset_parameters()  # type: ignore[operator]
         scene.model = student
 
@@ -122,13 +108,13 @@ class Distillation(Attack):
 
 @dataclass(frozen=True)
 class Answers:
-    """The attacker's images with the teacher's probabilities in place of the labels, for as many passes as wanted."""
+    """The attacker's images with the teacher's probabilities in place of the labels, for any number of epochs."""
 
     teacher: nn.Module
     scene: Scene
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for images, _ in self.scene.data.loader(seed=self.scene.seed):
+        for images, _ in self.scene.need_data().loader(seed=self.scene.seed):
             with torch.no_grad():
                 answers = self.teacher(images.to(self.scene.device)).softmax(1)
             yield images, answers
@@ -145,7 +131,7 @@ class Averaging(Attack):
         return True
 
     def run(self, scene: Scene) -> None:
-        check(0 <= self.weight <= 1, "no such weight", self.weight, "0 to 1")
+        check(0 <= self.weight <= 1, "weight out of range", self.weight, "0 to 1")
         other = scene.need_unmarked()
         with torch.no_grad():
             for own, theirs in zip(scene.model.state_dict().values(), other.state_dict().values(), strict=True):
@@ -154,12 +140,13 @@ class Averaging(Attack):
 
 
 def train(scene: Scene, epochs: int, lr: float, optimizer: MakeOptimizer, batches: Batches | None = None) -> None:
-    """Epochs over the attacker's data (or over other `batches`), with a look after each."""
-    check(epochs >= 1, "no such number of epochs", epochs, "at least 1")
+    """Train for some epochs on the attacker's images, or on other `batches`, and report after each."""
+    check(epochs >= 1, "number of epochs out of range", epochs, "at least 1")
+    if batches is None:
+        batches = scene.relabel(scene.need_data().loader(seed=scene.seed))
 
-    def look(epoch: int) -> None:
-        scene.look(f"epoch {epoch}", epoch)
+    def report(epoch: int) -> None:
+        scene.report(f"epoch {epoch}", epoch)
 
-    batches = scene.data.loader(seed=scene.seed) if batches is None else batches
-    done = fit(scene.model, batches, epochs=epochs, lr=lr, optimizer=optimizer, on_epoch=look, progress=False)
+    done = fit(scene.model, batches, epochs=epochs, lr=lr, optimizer=optimizer, on_epoch=report, progress=False)
     scene.steps += len(done.losses)

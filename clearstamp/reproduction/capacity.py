@@ -10,7 +10,6 @@ import numpy as np
 from torch import Tensor
 
 from clearstamp.coding import decode, read_bits
-from clearstamp.losses import SampledLoss
 from clearstamp.reproduction.experiments import Findings
 from clearstamp.reproduction.generalizability import Row
 from clearstamp.reproduction.lifecycle import LifeCycle, LifeSettings
@@ -51,8 +50,9 @@ class Capacity(LifeCycle):
         return partial(Stamp.from_bytes, self.message, **layout)
 
     def settings(self, profile: Profile) -> LifeSettings:
-        loss = partial(SampledLoss, count=self.sample, noise=self.noise, dropout=self.dropout)
-        return replace(super().settings(profile), stamp=self.stamp, loss=loss, judge=partial(judge, self.message))
+        settings = super().settings(profile)
+        loss = partial(settings.loss, sample=self.sample)
+        return replace(settings, stamp=self.stamp, loss=loss, judge=partial(judge, self.message))
 
     def conduct(self, settings: LifeSettings, seed: int) -> Findings:
         stages, arrays, weights = super().conduct(settings, seed)

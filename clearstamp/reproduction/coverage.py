@@ -69,7 +69,7 @@ def cover(model: nn.Module, example: Tensor, readout: str) -> dict[str, Any]:
         back = transpose(model, example, readout=readout)
     except TransposeError as error:
         return {"reason": str(error)}
-    image = back(torch.linspace(-10, 10, back.outputs, dtype=example.dtype).unsqueeze(0))
+    image = back(torch.linspace(-10, 10, *back.key_shape, dtype=example.dtype).unsqueeze(0))
     image.square().mean().sqrt().backward()
     weights = [weight for weight in model.parameters() if weight.dim() > 1]
     reached = [weight for weight in weights if weight.grad is not None and bool(weight.grad.any())]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from clearstamp.errors import ClearStampError, RecordError
 from clearstamp.losses import StampLoss
+from clearstamp.method import Alternating, Joint
 from clearstamp.reading import Reading, read
 from clearstamp.reproduction.experiments import FEW, Experiment, Findings, Settings, device, trained_weights
 from clearstamp.reproduction.profiles import Precision, Profile, load_sets
@@ -69,14 +70,14 @@ class LifeSettings(Embedding, Settings):
     Attributes:
         network: one of `MODELS`.
         stamp: makes the stamp, from `outputs`, `shape` and `seed`; see `text_stamp`.
-        loss: makes the stamp loss of constraint training.
+        loss: makes the stamp loss of constraint training, from the model run backwards and the stamp.
         tune: what happens to the trained model, and what is measured then.
         judge: scores of the raw signals ``[k, C, H, W]`` of a stamp, beside those of its pictures.
     """
 
     network: str
     stamp: Callable[..., Stamp]
-    loss: Callable[[Transposed, Stamp], StampLoss]
+    loss: Callable[..., StampLoss]
     tune: Callable[["Life"], None]
     judge: Callable[[Tensor, Stamp], dict[str, Score]] | None = None
     needs: tuple["LifeSettings", ...] = ()
@@ -205,8 +206,7 @@ def train(settings: LifeSettings, seed: int, model: nn.Module, loss: StampLoss |
         epochs=settings.epochs,
         lr=settings.lr,
         stamp_loss=loss,
-        every=settings.every,
-        joint=settings.joint,
+        schedule=(Joint if settings.joint else Alternating)(every=settings.every),
         optimizer=OPTIMIZERS[settings.optimizer],
         progress=False,
     )

@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields, replace
 from itertools import product
 from typing import Any
 
+from clearstamp import method
 from clearstamp.attacks import (
     Attack,
     Averaging,
@@ -29,7 +30,6 @@ from clearstamp.attacks import (
     Transfer,
 )
 from clearstamp.errors import RecordError
-from clearstamp.losses import PAPER_DROPOUT
 from clearstamp.reproduction.campaigns import UNMARKED, campaigns
 from clearstamp.reproduction.capacity import LICENCE, Capacity
 from clearstamp.reproduction.coverage import HANDFUL, Coverage, Hardened, classifiers
@@ -57,10 +57,14 @@ Attacks = dict[str, Attack]
 
 # -------------------------------------------------------------------------------------------- models of many chapters
 
-PAPER: dict[str, Any] = {"target": None, "dropout": PAPER_DROPOUT}
-"""As the paper embeds: dropout in hardening, which takes all its steps, and in a stamp step after every batch's."""
-OURS: dict[str, Any] = {"target": 0.95, "dropout": 0.3, "every": 3, "joint": True}
-"""As this library embeds by default."""
+
+def embedded(by: method.Method) -> dict[str, Any]:
+    """The fields of a `LifeCycle` that embed a stamp by a method, in either readout."""
+    joint = isinstance(by.schedule, method.Joint)
+    return {"target": by.target, "dropout": by.dropout, "every": by.schedule.every, "joint": joint}
+
+
+PAPER, OURS = embedded(method.PAPER), embedded(method.RECOMMENDED)
 ONE_KEY = [
     LifeCycle(name=f"1-key-{r}", readout=r, keys=1, paper_key=True, hardening_steps=7_000, **PAPER)
     for r in BOTH_READOUTS
@@ -72,7 +76,7 @@ DEFAULT = LifeCycle(name="11-keys-default-adjoint", readout="adjoint", **OURS)
 MARKED = [*PUBLISHED, DEFAULT]
 """The models that every attack meets."""
 RATES = [
-    PUBLISHED[0] if rate == PAPER_DROPOUT else replace(PUBLISHED[0], name=f"11-keys-dropout-{rate:g}", dropout=rate)
+    PUBLISHED[0] if rate == PAPER["dropout"] else replace(PUBLISHED[0], name=f"11-keys-dropout-{rate:g}", dropout=rate)
     for rate in (0.0, 0.1, 0.3, 0.5)
 ]
 """As published but for the rate of dropout."""

@@ -21,7 +21,7 @@ from clearstamp.reproduction.profiles import Profile
 from clearstamp.reproduction.records import Score, Stage
 from clearstamp.scores import structural_similarity
 from clearstamp.stamp import Stamp
-from clearstamp.training import Descent, adam
+from clearstamp.training import Losses, adam, guarded_step
 from clearstamp.transpose import transpose
 from clearstamp.zoo.networks import MODELS, build
 
@@ -41,7 +41,7 @@ class Workbench:
         self.back = transpose(self.model, self.images[:1], readout=cost.readout)
         self.loss = StampLoss(self.back, stamp, dropout=cost.dropout, noise=cost.noise, at_once=cost.at_once)
         self.compiled_loss: Callable[[], Tensor] | None = None
-        self.descent = Descent(device())
+        self.losses = Losses(device())
         self.every = cost.every
         self.optimizers: dict[str, Optimizer] = {}
 
@@ -51,17 +51,24 @@ class Workbench:
             self.optimizers[name] = make(self.model.parameters(), lr=1e-4)
         return self.optimizers[name]
 
+    def step(self, name: str, loss: Tensor) -> None:
+        """A step of the optimizer of that name."""
+        guarded_step(self.optimizer(name), loss, self.losses)
+
     def task_loss(self) -> Tensor:
-        return F.cross_entropy(self.model(self.images), self.labels)
+        return self.losses.keep("task loss", F.cross_entropy(self.model(self.images), self.labels))
+
+    def stamp_loss(self) -> Tensor:
+        return self.losses.keep("stamp loss", self.loss())
 
     def task(self) -> None:
         """The steps of unmarked training that go with one stamp step."""
         for _ in range(self.every):
-            self.descent.step(self.optimizer("task"), {"task loss": self.task_loss()})
+            self.step("task", self.task_loss())
 
     def stamp(self) -> None:
         """One stamp step, in hardening as in constraint training."""
-        self.descent.step(self.optimizer("stamp"), {"stamp loss": self.loss()})
+        self.step("stamp", self.stamp_loss())
 
     def walk(self) -> None:
         """From keys to images, as in training."""
@@ -82,7 +89,7 @@ class Workbench:
         """A stamp step whose loss went through `torch.compile`, at the first call."""
         if self.compiled_loss is None:
             self.compiled_loss = torch.compile(self.loss)
-        self.descent.step(self.optimizer("stamp"), {"stamp loss": self.compiled_loss()})
+        self.step("stamp", self.losses.keep("stamp loss", self.compiled_loss()))
 
     def alternate(self) -> None:
         """Constraint training as published: the task's steps, then a stamp step."""
@@ -92,8 +99,8 @@ class Workbench:
     def joint(self) -> None:
         """Constraint training with one optimizer: the stamp loss is added to the last of the task's losses."""
         for _ in range(self.every - 1):
-            self.descent.step(self.optimizer("task"), {"task loss": self.task_loss()})
-        self.descent.step(self.optimizer("task"), {"task loss": self.task_loss(), "stamp loss": self.loss()})
+            self.step("task", self.task_loss())
+        self.step("task", self.task_loss() + self.stamp_loss())
 
     def plain(self) -> None:
         """The stamp step as one would write it by hand for this network, without this library."""

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 from clearstamp.attacks import (
     ATTACKS,
@@ -27,6 +28,7 @@ from clearstamp.attacks import (
     Pruning,
     Quantization,
     Rescaling,
+    Scene,
     SplitUnits,
     Transfer,
 )
@@ -146,6 +148,20 @@ def test_an_attack_is_found_by_its_name_as_soon_as_it_is_written(monkeypatch):
     assert found == {"brand-new": BrandNew}
 
 
+def test_an_observer_sees_the_model_whenever_an_attack_reports(model, stamp, data):
+    seen = []
+    scene = Scene(model, data, stamp, observer=lambda scene, *told: seen.append((scene, *told)))
+    FineTuning(epochs=2, lr=1e-3).run(scene)
+    assert seen == [(scene, "epoch 1", 1), (scene, "epoch 2", 2)]
+    FineTuning(epochs=1, lr=1e-3).run(Scene(model, data, stamp))
+
+
+@pytest.mark.parametrize("attack", [FineTuning(), Transfer(), Distillation(), Erasure(repair=True)], ids=repr)
+def test_an_attack_that_needs_images_says_so(attack, model, stamp):
+    with pytest.raises(AttackError, match="this attack needs images"):
+        attack.run(Scene(model, None, stamp))
+
+
 # -------------------------------------------------------------------------------------------- preserving the function
 
 PRESERVING: dict[str, tuple[Attack, bool, bool]] = {
@@ -208,7 +224,7 @@ def test_units_behind_a_tanh_are_permuted_but_not_rescaled(stamp, data):
     assert not hidden.homogeneous
     inputs = torch.rand(8, *SHAPE)
     torch.testing.assert_close(Permutation().apply(model, data, stamp).model(inputs), model(inputs))
-    with pytest.raises(AttackError, match="no unit that could be rescaled"):
+    with pytest.raises(AttackError, match="no unit can be rescaled"):
         Rescaling().apply(model, data, stamp)
 
 
@@ -240,6 +256,29 @@ def test_channel_pruning_silences_whole_units_and_spares_the_logits(model, stamp
         assert silent.sum() == len(layer.weight) // 2
         assert torch.equal(layer.bias[silent], torch.zeros(len(layer.weight) // 2))
     assert torch.equal(layers[-1].weight, model[-1].weight)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels last"])
+@pytest.mark.parametrize("digits", [1, 6], ids=["ties", "no ties"])
+@pytest.mark.parametrize("scope", ["global", "layer", "channels"])
+def test_pruning_is_that_of_torch_to_the_last_bit(model, stamp, data, scope, digits, layout):
+    for weight in model.parameters():
+        weight.data = weight.data.round(decimals=digits)
+    expected = copy.deepcopy(model)
+    *hidden, last = [layer for layer in expected if isinstance(layer, nn.Conv2d | nn.Linear)]
+    if scope == "channels":
+        for layer in hidden:
+            prune.ln_structured(layer, "weight", 0.4, n=2, dim=0)
+            layer.bias.data *= layer.weight_mask.flatten(1).any(1)
+    elif scope == "layer":
+        for layer in (*hidden, last):
+            prune.l1_unstructured(layer, "weight", 0.4)
+    else:
+        prune.global_unstructured([(layer, "weight") for layer in (*hidden, last)], prune.L1Unstructured, amount=0.4)
+    for layer in hidden if scope == "channels" else (*hidden, last):
+        prune.remove(layer, "weight")
+    found = Pruning(amount=0.4, scope=scope).apply(model.to(memory_format=layout), data, stamp).model
+    assert same(weights(found), {name: weights(expected)[name] for name in weights(found)})
 
 
 def test_fine_pruning_trains_and_keeps_the_zeros(model, stamp, data):
@@ -315,7 +354,7 @@ def test_transfer_trains_another_task_and_the_owner_reads_with_the_original_last
     assert found.after.accuracy > 0.8
     restored = copy.deepcopy(found.model)
     restored[-1] = model[-1]
-    assert torch.equal(images(restored, stamp, "paper"), found.after.reading.images)
+    assert torch.equal(images(restored, stamp, "adjoint"), found.after.reading.images)
 
 
 def test_distillation_starts_from_new_weights_and_learns_the_teachers_answers(model, stamp, data):
@@ -409,26 +448,26 @@ def test_overwriting_shows_the_icon_under_its_key(hardened, stamp, data):
         (FinePruning(amount=1.5), "pruning level out of range"),
         (Pruning(scope="rows"), "unknown scope.*rows"),
         (Cast(dtype="int7"), "unknown dtype.*int7.*float16"),
-        (Quantization(bits=1), "no such integer type"),
+        (Quantization(bits=1), "number of bits out of range"),
         (Quantization(per="row"), "unknown granularity"),
         (Noise(scale=float("nan")), "noise out of range"),
-        (FineTuning(epochs=0), "no such number of epochs"),
+        (FineTuning(epochs=0), "number of epochs out of range"),
         (FineTuning(optimizer="lion"), "unknown optimizer.*lion"),
         (FineTuning(layers="first"), "unknown choice of layers"),
-        (Transfer(modulus=4), "no such task"),
-        (Averaging(weight=2.0), "no such weight"),
-        (Rescaling(factor=-1.0), "no positive factor"),
-        (Rescaling(octaves=0), "no octaves"),
-        (BatchNormRescaling(octaves=0), "no octaves"),
-        (DummyUnits(share=0.0), "no units to add"),
+        (Transfer(modulus=4), "modulus out of range"),
+        (Averaging(weight=2.0), "weight out of range"),
+        (Rescaling(factor=-1.0), "factor out of range"),
+        (Rescaling(octaves=0), "octaves out of range"),
+        (BatchNormRescaling(octaves=0), "octaves out of range"),
+        (DummyUnits(share=0.0), "share of units out of range"),
         (DummyUnits(outgoing="half"), "unknown outgoing"),
         (SplitUnits(share=2.0), "no such share"),
-        (Erasure(count=4), "no such number of the owner's keys.*4.*1 to 3"),
+        (Erasure(count=4), "number of keys out of range.*4.*1 to 3"),
         (Erasure(keys="guessed"), "unknown choice of keys"),
         (Erasure(target="white"), "unknown target.*white"),
-        (Erasure(steps=0), "no such number of steps"),
+        (Erasure(steps=0), "number of steps out of range"),
         (Erasure(target="unmarked"), "needs a model without a stamp"),
-        (Overwriting(count=0), "no such number of keys"),
+        (Overwriting(count=0), "number of keys out of range"),
     ],
     ids=repr,
 )

@@ -9,7 +9,7 @@ import torch
 from clearstamp.attacks import Quantization
 from clearstamp.coding import decode
 from clearstamp.errors import TrainingError
-from clearstamp.losses import SampledLoss, StampLoss
+from clearstamp.losses import StampLoss
 from clearstamp.reproduction import report
 from clearstamp.reproduction.campaigns import campaigns
 from clearstamp.reproduction.capacity import LICENCE, Capacity, judge
@@ -142,7 +142,7 @@ def stamped(count: int) -> tuple:
 def test_a_sampled_loss_is_that_of_the_keys_it_draws():
     back, stamp = stamped(5)
     torch.manual_seed(1)
-    loss = SampledLoss(back, stamp, count=2, dropout=0.0)()
+    loss = StampLoss(back, stamp, sample=2, dropout=0.0)()
     torch.manual_seed(1)
     chosen = torch.randperm(5)[:2]
     torch.testing.assert_close(loss, StampLoss(back, stamp.pick(chosen), dropout=0.0)())
@@ -150,8 +150,8 @@ def test_a_sampled_loss_is_that_of_the_keys_it_draws():
 
 def test_a_sampled_loss_draws_anew_and_all_keys_at_most():
     back, stamp = stamped(5)
-    few, all_of_them = (SampledLoss(back, stamp, count=count, dropout=0.0) for count in (2, 9))
+    few, all_of_them = (StampLoss(back, stamp, sample=count, dropout=0.0) for count in (2, 9))
     assert len({few().item() for _ in range(6)}) > 1
     torch.testing.assert_close(all_of_them(), StampLoss(back, stamp, dropout=0.0)())
-    with pytest.raises(TrainingError, match="no such number of keys; got: 0"):
-        SampledLoss(back, stamp, count=0)
+    with pytest.raises(TrainingError, match="number of keys out of range; got: at_once=None, sample=0"):
+        StampLoss(back, stamp, sample=0)

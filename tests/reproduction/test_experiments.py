@@ -6,7 +6,7 @@ import torch
 
 from clearstamp.attacks import LogitShift
 from clearstamp.errors import RecordError
-from clearstamp.losses import SampledLoss, StampLoss
+from clearstamp.losses import StampLoss
 from clearstamp.reading import read
 from clearstamp.reproduction import experiments, lifecycle, records
 from clearstamp.reproduction.campaigns import Campaign
@@ -46,7 +46,8 @@ def test_the_trained_model_is_that_of_the_record():
     experiment = LifeCycle(name="one", lr=1e-3, dropout=0.3, **SMALL)
     (record,) = run_all([experiment], "tiny")
     stamp = text_stamp(2, **ABOUT)
-    found = read(transpose(trained(experiment.settings(PROFILES["tiny"]), 0), stamp.secrets[:1]), stamp)
+    model = trained(experiment.settings(PROFILES["tiny"]), 0)
+    found = read(transpose(model, stamp.secrets[:1], readout="paper"), stamp)
     assert found.summary()["ssim"] == pytest.approx(record.results["trained"]["ssim"], abs=1e-6)
 
 
@@ -112,7 +113,7 @@ def test_the_trained_model_is_kept_and_trained_again_if_it_is_lost(monkeypatch):
         patch.setattr(lifecycle, "marked", lambda *_: pytest.fail("trained a second time"))
         model = trained(experiment.settings(PROFILES["tiny"]), 0)
     stamp = text_stamp(2, **ABOUT)
-    found = read(transpose(model, stamp.secrets[:1]), stamp)
+    found = read(transpose(model, stamp.secrets[:1], readout="paper"), stamp)
     assert found.summary()["ssim"] == pytest.approx(record.results["trained"]["ssim"], abs=1e-6)
     assert torch.equal(stamp.secrets, record.arrays["secrets"])
     weights_file(record).unlink()
@@ -284,7 +285,8 @@ def parts(experiment: LifeCycle, profile: str = "tiny") -> tuple:
 
 def test_stamp_loss_and_tuning_are_parts_of_the_settings():
     assert parts(LifeCycle(name="one")) == parts(Row(name="one")) == (text_stamp, StampLoss, lifecycle.finetune)
-    assert parts(Capacity(name="one")) == (Stamp.from_bytes, SampledLoss, lifecycle.finetune)
+    assert parts(Capacity(name="one")) == (Stamp.from_bytes, StampLoss, lifecycle.finetune)
+    assert Capacity(name="one", sample=3).settings(PROFILES["tiny"]).loss.keywords["sample"] == 3
     assert parts(CrossData(name="one", onto="cifar10")) == (text_stamp, StampLoss, move)
 
 

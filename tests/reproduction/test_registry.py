@@ -10,7 +10,8 @@ import nbformat
 import pytest
 
 from clearstamp.errors import RecordError
-from clearstamp.losses import PAPER_DROPOUT, SampledLoss, StampLoss
+from clearstamp.losses import StampLoss
+from clearstamp.method import PAPER, Joint
 from clearstamp.reproduction import claims, registry
 from clearstamp.reproduction.lifecycle import LifeCycle
 from clearstamp.reproduction.profiles import PROFILES
@@ -116,10 +117,10 @@ def test_the_default_scenario_is_embedded_as_the_library_does_when_told_nothing(
     def default(of: Callable, name: str) -> object:
         return inspect.signature(of).parameters[name].default
 
-    assert {"dropout": default(StampLoss, "dropout"), "target": default(harden, "target")} | {
-        name: default(fit, name) for name in ("every", "joint")
-    } == registry.OURS
-    assert default(harden, "dropout") == default(SampledLoss, "dropout") == registry.OURS["dropout"]
+    dropout, target, schedule = default(StampLoss, "dropout"), default(harden, "target"), default(fit, "schedule")
+    assert {"dropout": dropout, "target": target, "every": schedule.every, "joint": True} == registry.OURS
+    assert isinstance(schedule, Joint)
+    assert default(harden, "dropout") == dropout
     assert default(StampLoss, "noise") == default(harden, "noise") == 0.0
 
 
@@ -130,7 +131,7 @@ def test_published_is_the_paper_s_dropout_at_every_step_and_two_optimizers():
     assert len(found) > 40
     for experiment in found.values():
         on = getattr(experiment, "on", experiment)
-        assert on.dropout == PAPER_DROPOUT and on.noise == 0.0
+        assert on.dropout == PAPER.dropout and on.noise == 0.0
         if isinstance(on, LifeCycle):
             assert on.target is None and (on.every, on.joint) == (1, False)
     assert found["cost-paper"].subject == "alternate" and found["cost-paper"].every == 1

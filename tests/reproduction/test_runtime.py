@@ -83,12 +83,15 @@ def test_a_cost_is_recorded_with_its_spread_and_its_floor(subject):
 
 
 def test_steps_leave_the_number_of_task_steps_to_one_stamp_step(monkeypatch):
-    steps: list[str] = []
+    steps: list[tuple[str, list[str]]] = []
     made = bench(every=3)
-    monkeypatch.setattr(made.descent, "step", lambda optimizer, losses: steps.append(" + ".join(losses)))
+    monkeypatch.setattr(made, "step", lambda optimizer, loss: steps.append((optimizer, loss)))
+    monkeypatch.setattr(made, "task_loss", lambda: ["task"])
+    monkeypatch.setattr(made, "stamp_loss", lambda: ["stamp"])
     made.alternate()
     made.joint()
-    assert steps == [*["task loss"] * 3, "stamp loss", *["task loss"] * 2, "task loss + stamp loss"]
+    task = ("task", ["task"])
+    assert steps == [task, task, task, ("stamp", ["stamp"]), task, task, ("task", ["task", "stamp"])]
 
 
 def test_a_network_of_torchvision_can_be_measured():
