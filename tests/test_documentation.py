@@ -3,6 +3,7 @@
 import doctest
 import importlib
 import re
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
@@ -42,10 +43,25 @@ def test_examples_in_docstrings_run(path: Path):
     module = importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
     model = nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
     stamp = cs.Stamp.from_texts(["AB"], outputs=10, shape=(1, 28, 28), seed=0)
-    back = cs.transpose(model, stamp.secrets, readout="adjoint")
+    back = cs.transpose(model, stamp.secrets)
     given = {"model": model, "stamp": stamp, "back": back, "inputs": stamp.secrets, "labels": torch.tensor([3])}
     assert "+SKIP" not in path.read_text()
     assert doctest.testmod(module, extraglobs=given).failed == 0
+
+
+def test_what_is_said_of_the_paper_names_code_that_there_is():
+    """In the second column of the page's tables: names, `module.name`, files, and keywords in brackets."""
+    known = defaultdict(set)
+    for path in (ROOT / "clearstamp").rglob("*.py"):
+        known[path.stem] |= set(re.findall(r"\w+", path.read_text()))
+    everywhere = {"py", *known, *set().union(*known.values())}
+    rows = re.findall(r"^\|[^|]*\|([^|]*)\|", (ROOT / "book" / "sentences.md").read_text(), re.MULTILINE)
+    named = [name for row in rows for name in re.findall(r"`([^`]+)`", row)]
+    assert len(named) > 30
+    for name in named:
+        first, *rest = words = re.findall(r"\w+", re.sub(r'"[^"]*"', "", name))
+        assert set(words) <= everywhere, name
+        assert "." not in name or rest == ["py"] or set(rest) <= known.get(first, everywhere), name
 
 
 def test_every_how_to_page_is_under_a_screen_and_runs():
