@@ -16,39 +16,39 @@ from torch import Tensor
 from clearstamp.codes import Bits, Code, Hamming, Ratios, ReedSolomon, Uncoded, hard
 from clearstamp.errors import CodingError
 from clearstamp.ldpc import LowDensity
-from clearstamp.pictures import as_pictures, develop
+from clearstamp.pictures import Shape, as_pictures, develop
 
 THRESHOLD = 0.53
-"""The grey value from which the paper reads a pixel as white."""
+"""The least grey value that the paper reads as white."""
 
 
 # --------------------------------------------------------------------------------------------------------- dot code
 
 
-def places(shape: tuple[int, int, int], patches: int, per_channel: bool) -> Tensor:
+def places(shape: Shape, patches: int, per_channel: bool) -> Tensor:
     """For every number of an image the bit that it shows, ``[C, H, W]``: patches row by row, channel after channel."""
     channels, height, width = shape
     if not 1 <= patches <= min(height, width):
-        raise CodingError("no such number of patches", got=patches, expected=f"1 to {min(height, width)} along a side")
+        raise CodingError("number of patches out of range", got=patches, expected=f"1 to {min(height, width)} per side")
     rows, columns = (torch.arange(size) * patches // size for size in (height, width))
     grid = rows[:, None] * patches + columns
     return torch.stack([grid + channel * patches**2 * per_channel for channel in range(channels)])
 
 
-def capacity(shape: tuple[int, int, int], patches: int, per_channel: bool = False) -> int:
+def capacity(shape: Shape, patches: int, per_channel: bool = False) -> int:
     """Bits of one image."""
     return patches**2 * (shape[0] if per_channel else 1)
 
 
-def draw_bits(bits: Bits, shape: tuple[int, int, int], patches: int, *, per_channel: bool = False) -> Tensor:
+def draw_bits(bits: Bits, shape: Shape, patches: int, *, per_channel: bool = False) -> Tensor:
     """Images ``[k, C, H, W]`` of bits ``[k, n]``: black patches for 0, white ones for 1, `patches` along each side.
 
-    One bit a patch as in the paper, or with `per_channel` one for each colour of a patch.
+    One bit per patch as in the paper, or with `per_channel` one per colour channel of a patch.
     """
     expected = capacity(shape, patches, per_channel)
     where = places(shape, patches, per_channel)
     if bits.ndim != 2 or bits.shape[1] != expected or bits.max(initial=0) > 1:
-        raise CodingError("these are no bits for such images", got=bits.shape, expected=f"[k, {expected}], each 0 or 1")
+        raise CodingError("the bits do not fit the images", got=bits.shape, expected=f"[k, {expected}], each 0 or 1")
     return torch.from_numpy(bits.astype(np.float32))[:, where]
 
 
@@ -98,9 +98,9 @@ class Payload:
         code: name of the error-correcting code.
         length: bytes.
         patches: along each side of an image.
-        per_channel: one bit for each colour of a patch, instead of one for all.
+        per_channel: one bit per colour channel of a patch instead of one per patch.
         seed: of scrambling and interleaving.
-        checksum: CRC-32 of the bytes, by which wrong ones are told from right.
+        checksum: CRC-32 of the bytes, which tells whether they were read back right.
     """
 
     code: str
@@ -126,7 +126,7 @@ class Payload:
 
 
 def encode(
-    data: bytes, shape: tuple[int, int, int], *, code: str, patches: int, per_channel: bool, seed: int
+    data: bytes, shape: Shape, *, code: str, patches: int, per_channel: bool, seed: int
 ) -> tuple[Tensor, Payload]:
     """Images ``[k, C, H, W]``, at least one, that hold `data`, and how to read them."""
     payload = Payload(code, len(data), patches, per_channel, seed, zlib.crc32(data))
@@ -145,7 +145,7 @@ class Found:
 
     Attributes:
         data: the bytes, right or not.
-        right: do they have the payload's checksum?
+        right: whether they have the payload's checksum.
         bits: as read, before correction, ``[k, n]``.
         corrected: code bits that correction changed.
     """

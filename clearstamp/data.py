@@ -17,7 +17,7 @@ Batches = Iterable[tuple[Tensor, Tensor]]
 class LabelledImages(Protocol):
     """What attacks ask of images: their shape ``(C, H, W)``, the number of classes, and batches.
 
-    `loader` gives batches shuffled anew at every pass from `seed`, or in order for None.
+    `loader` gives batches, reshuffled in every epoch from `seed`, or in order for None.
     """
 
     @property
@@ -36,7 +36,7 @@ class Data(Dataset[tuple[Tensor, Tensor]]):
     Attributes:
         images: ``[n, C, H, W]``, uint8 from 0 to 255, or floats as the model takes them.
         labels: ``[n]``, int64 from 0 on.
-        classes: number of classes; for 0 one more than the largest label.
+        classes: number of classes; 0 stands for one more than the largest label.
 
     Raises `DataError` for images and labels that do not fit each other.
     """
@@ -48,14 +48,14 @@ class Data(Dataset[tuple[Tensor, Tensor]]):
     def __post_init__(self) -> None:
         if self.images.dim() != 4 or self.labels.shape != self.images.shape[:1] or len(self.images) == 0:
             got = f"images {list(self.images.shape)}, labels {list(self.labels.shape)}"
-            raise DataError("these are no labelled images", got=got, expected="[n, C, H, W] and [n], n >= 1")
+            raise DataError("not labelled images", got=got, expected="[n, C, H, W] and [n], n >= 1")
         if self.labels.is_floating_point() or self.labels.min() < 0:
-            raise DataError("labels are not numbers of classes", got=self.labels.dtype, expected="integers from 0 on")
+            raise DataError("labels are not class numbers", got=self.labels.dtype, expected="integers from 0 on")
         most = int(self.labels.max()) + 1
         if self.classes == 0:
             object.__setattr__(self, "classes", most)
         if most > self.classes:
-            raise DataError("a label outside of the classes", got=most - 1, expected=f"0 to {self.classes - 1}")
+            raise DataError("a label outside the classes", got=most - 1, expected=f"0 to {self.classes - 1}")
 
     @classmethod
     def of(cls, dataset: Dataset[Any], classes: int = 0) -> "Data":
@@ -89,7 +89,7 @@ class Data(Dataset[tuple[Tensor, Tensor]]):
         return self.pick(torch.arange(count) * len(self) // count)
 
     def loader(self, batch_size: int = 64, *, seed: int | None = None) -> DataLoader[tuple[Tensor, Tensor]]:
-        """Batches ``[b, C, H, W]`` and ``[b]``: shuffled anew at every pass from `seed`, in order for None."""
+        """Batches ``[b, C, H, W]`` and ``[b]``: reshuffled in every epoch from `seed`, or in order for None."""
         generator = None if seed is None else torch.Generator().manual_seed(seed)
         order = SequentialSampler(self) if seed is None else RandomSampler(self, generator=generator)
         return DataLoader(self, sampler=BatchSampler(order, batch_size, drop_last=False), batch_size=None)

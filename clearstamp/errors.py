@@ -14,7 +14,7 @@ __all__ = [
 
 
 class ClearStampError(ValueError):
-    """Base of every error that this library raises on purpose."""
+    """Base of every error that this library raises deliberately."""
 
     def __init__(
         self,
@@ -55,7 +55,7 @@ class DataError(ClearStampError):
 
 
 class AttackError(ClearStampError):
-    """An attack that does not fit the model or the data, or that is set to what it cannot do."""
+    """An attack that does not fit the model or the data, or whose settings are out of range."""
 
 
 class SuspectError(ClearStampError):

@@ -78,7 +78,7 @@ class StampLoss:
         return torch.cat([checkpoint(self.walk, part, weights, use_reentrant=False) for part in parts])
 
     def weights(self) -> dict[str, Tensor]:
-        """The weights, by name, that stand for the model's own in a walk; here those with noise."""
+        """The weights, by name, that replace the model's own in a walk: none without noise."""
         if not self.noise:
             return {}
         named = self.back.model.named_parameters()
@@ -97,21 +97,21 @@ class StampLoss:
 
 
 class Stamped(nn.Module):
-    """A model and the loss of its stamp in one call, for engines that follow a model through its calls.
+    """A model and the loss of its stamp in one call, for engines that hook into the calls of a model.
 
     >>> engine = Stamped(model, StampLoss(back, stamp))  # on several processes DistributedDataParallel of it
     >>> outputs, stamp_loss = engine(inputs)
     >>> (F.cross_entropy(outputs, labels) + stamp_loss).backward()
 
     `DistributedDataParallel` averages the gradients of both over all processes, so the weights stay the same everywhere
-    even though each process draws dropout, noise and keys of its own. `fully_shard` has to be given the whole, not its
-    layers: the walk reads weights outside of their calls. Raises `TrainingError` if the loss is another model's.
+    even though each process draws its own dropout, noise and keys. `fully_shard` has to be given the whole, not its
+    layers: the walk reads weights outside their layers' calls. Raises `TrainingError` if the loss is another model's.
     """
 
     def __init__(self, model: nn.Module, loss: StampLoss):
         super().__init__()
         if loss.back.model is not model:
-            raise TrainingError("the stamp loss is that of another model", got=type(loss.back.model).__name__)
+            raise TrainingError("the stamp loss belongs to another model", got=type(loss.back.model).__name__)
         self.model, self.loss = model, loss
 
     def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:

@@ -60,6 +60,6 @@ class Method:
 
 
 RECOMMENDED = Method(readout="adjoint", dropout=0.3, steps=10_000, target=0.95, schedule=Joint())
-"""What this library does when told nothing, chosen in the book's chapter on runtime."""
+"""The defaults of this library; the book's chapter on runtime has the table by which they were chosen."""
 PAPER = Method(readout="paper", dropout=0.5, steps=10_000, target=None, schedule=Alternating())
 """The published method. The paper does not give its rate of dropout; 0.5 fits its default network best."""

@@ -15,7 +15,11 @@ from clearstamp.errors import StampError
 __all__ = ["develop", "draw_text", "montage", "open_image"]
 
 
-def picture_shape(shape: Sequence[int]) -> tuple[int, int, int]:
+Shape = tuple[int, int, int]
+"""``(C, H, W)`` of a picture."""
+
+
+def picture_shape(shape: Sequence[int]) -> Shape:
     """How an input of any shape is looked at: as a picture ``(C, H, W)`` of the same numbers in the same order.
 
     An image is what it is, a volume the picture of each of its slices. A series ``(C, T)``, such as sound, is broken
@@ -44,7 +48,7 @@ def as_pictures(signals: Tensor) -> Tensor:
 
 
 def draw_text(text: str, shape: Sequence[int], *, dark: bool = False) -> Tensor:
-    """A secret of `shape` showing `text` in DejaVu Sans Bold, broken into the lines that let it be largest."""
+    """A secret of `shape` showing `text` in DejaVu Sans Bold, broken into lines so as to be as large as possible."""
     channels, height, width = picture_shape(shape)
     glyphs = [c for c in text if not c.isspace()]
     if not glyphs:

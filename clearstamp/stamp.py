@@ -1,4 +1,4 @@
-"""Stamps: secret keys and the images that they bring to light."""
+"""Stamps: secret keys and the images that they reveal."""
 
 import json
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ class Stamp:
     Attributes:
         keys: ``[k, *outputs]`` float32, finite, no larger than 1000, shaped like the model's output.
         secrets: ``[k, *input]`` float32 in [0, 1], shaped like the model's input, before normalisation.
-        labels: what each secret shows, one string a key.
+        labels: what each secret shows, one string per key.
         frozen: what the `paper` readout takes for the branches that it freezes, from `clearstamp.freeze`; a part of the
             key (set it with `dataclasses.replace`), to be passed to `transpose`. Empty for the public probe's values.
         payload: how bytes lie in the secrets, for a stamp made by `from_bytes`; else None.
@@ -51,7 +51,7 @@ class Stamp:
             raise StampError(
                 "keys, secrets and labels differ in number",
                 got=f"{len(self.keys)} keys, {len(self.secrets)} secrets, {len(self.labels)} labels",
-                expected="one of each a pair",
+                expected="one of each per pair",
             )
         if not all(value.isfinite().all() for value in self.frozen.values()):
             raise StampError("a frozen value is not finite")
@@ -147,7 +147,7 @@ class Stamp:
 
         `code` corrects errors: ``"ldpc"`` (the strongest), ``"reed-solomon"``, ``"hamming"`` as in the paper, or
         ``"none"``. With `per_channel` a patch of a colour image holds a bit for each channel. `clearstamp.read_bytes`
-        reads the data back. Raises `CodingError` for an unknown code or patches that the image does not hold.
+        reads the data back. Raises `CodingError` for an unknown code, and for more patches than an image has room for.
         """
         seen = picture_shape(shape)
         images, payload = encode(data, seen, code=code, patches=patches, per_channel=per_channel, seed=seed)
@@ -180,7 +180,7 @@ class Stamp:
 
     @classmethod
     def load(cls, path: str | Path) -> "Stamp":
-        """Read a stamp file. Nothing is unpickled. Raises `StampError` for a file that is no whole, unchanged stamp."""
+        """Read a stamp file. Nothing is unpickled. Raises `StampError` unless the file is a whole, unchanged stamp."""
         try:
             with safe_open(path, framework="pt") as file:
                 about = json.loads((file.metadata() or {}).get(FORMAT, "null"))
@@ -196,7 +196,7 @@ class Stamp:
         frozen = {name.removeprefix(FROZEN): tensor for name, tensor in tensors.items() if name.startswith(FROZEN)}
         whole = {"keys", "secrets", *(FROZEN + name for name in frozen)} == set(tensors)
         if not isinstance(about, dict) or about.get("format") != FORMAT or not whole:
-            raise StampError("a safetensors file, but no stamp", got=sorted(tensors), where=path)
+            raise StampError("a safetensors file, but not a stamp", got=sorted(tensors), where=path)
         if about.get("version") != VERSION:
             raise StampError(
                 "unknown version of the stamp format",
@@ -215,7 +215,7 @@ def draw_keys(count: int, outputs: int | Sequence[int], *, seed: int, key_range:
     """Keys ``[count, *outputs]``, uniform in [-key_range, key_range], the same on every device."""
     shape = (count, outputs) if isinstance(outputs, int) else (count, *outputs)
     if min(shape) < 1 or len(shape) < 2:
-        raise StampError("no key of that size", got=f"{count} keys of {outputs} outputs", expected="at least 1 of each")
+        raise StampError("key size out of range", got=f"{count} keys of {outputs} outputs", expected="at least 1 each")
     if not 0 < key_range <= MAX_KEY:
         raise StampError("key range out of range", got=key_range, expected=f"0 < key_range <= {MAX_KEY:g}")
     generator = torch.Generator("cpu").manual_seed(seed)

@@ -27,7 +27,7 @@ OPTIMIZERS = {"adam": adam, "sgd": sgd}
 
 @dataclass(frozen=True)
 class Hardening:
-    """How hardening went: optimizer steps taken, whether the target was reached, loss and mean SSIM on the way."""
+    """How hardening went: optimizer steps, whether the target was reached, and the course of loss and mean SSIM."""
 
     steps: int
     reached: bool
@@ -158,10 +158,10 @@ def embed(
     optimizer: MakeOptimizer = adam,
     progress: bool = True,
 ) -> Transposed:
-    """Steps 1 and 2 in one call: `harden`, then `fit` with a `StampLoss`, by `method`; `clearstamp.PAPER` is published.
+    """Steps 1 and 2 in one call: `harden`, then `fit` with a `StampLoss`, by `method`, as published with `PAPER`.
 
-    Returns the transposed model, which reads the stamp: ``read(back, stamp)`` tells what became of it. Raises
-    `TransposeError`, `StampError` and `TrainingError` as these functions do.
+    Returns the transposed model, from which `read` reads the stamp. Raises `TransposeError`, `StampError` and
+    `TrainingError` as these functions do.
     """
     example = stamp.secrets[:1].to(next(model.parameters()).device)
     back = transpose(model, example, readout=method.readout, frozen=stamp.frozen)
@@ -233,7 +233,7 @@ class Losses:
 
 
 def accuracy(model: nn.Module, loader: Iterable[tuple[Tensor, Tensor]]) -> float:
-    """The share of images in [0, 1] that the model, in evaluation mode and full precision, puts in their class."""
+    """The share of images that the model, in evaluation mode and full precision, classifies correctly: 0 to 1."""
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
@@ -246,5 +246,5 @@ def accuracy(model: nn.Module, loader: Iterable[tuple[Tensor, Tensor]]) -> float
     finally:
         model.train(was_training)
     if total == 0:
-        raise TrainingError("no data to measure accuracy on", expected="at least one batch")
+        raise TrainingError("no data on which to measure accuracy", expected="at least one batch")
     return right / total

@@ -1,6 +1,6 @@
 """Hidden units: the layers that write and read them, and how a model is rewritten unit by unit.
 
-Attackers use this to change a model without changing what it computes, and judges to undo it.
+Attackers use this to change a model without changing what it computes, and judges use it to undo that.
 """
 
 import copy
@@ -15,23 +15,22 @@ from clearstamp.errors import AttackError, TransposeError
 from clearstamp.graph import Graph, arguments, capture, operation
 
 Layer = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
-LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 WEIGHTED = ("linear", "conv1d", "conv2d", "conv3d")
 HOMOGENEOUS = (
     *("relu", "leaky_relu", "prelu", "dropout", "feature_dropout", "clone", "contiguous", "alias"),
     *(f"{kind}_pool{axes}d" for kind in ("max", "avg", "adaptive_avg") for axes in (1, 2, 3)),
 )
-"""Work on each unit by itself, and scale with it: f(d x) = d f(x) for d > 0."""
+"""They act on each unit separately and scale with it: f(d x) = d f(x) for d > 0."""
 ELEMENTWISE = ("gelu", "silu", "tanh", "sigmoid", "elu", "softplus", "hardswish")
-"""Work on each unit by itself."""
+"""They act on each unit separately."""
 FLATTEN = ("flatten", "view", "reshape")
 
 
 @dataclass
 class Hidden:
-    """The units between two layers: `writer`'s rows make them, `reader`'s columns take them.
+    """The units between two layers: `writer`'s rows compute them, `reader`'s columns use them.
 
-    `norms` are the batch norms on the way, `width` the reader's columns a unit (more than 1 behind a flatten), and
+    `norms` are the batch norms on the way, `width` the reader's columns per unit (more than 1 after a flatten), and
     `homogeneous` says whether everything on the way scales with a unit.
     """
 
@@ -77,7 +76,7 @@ def hidden_layers(model: nn.Module, example: Tensor) -> list[Hidden]:
 
 
 def follow(node: fx.Node, model: nn.Module, graph: Graph) -> Hidden | None:
-    """The units that `node` writes, if each of them reaches one other layer by itself."""
+    """The units that `node` writes, if they stay separate on their way to a single other layer."""
     writer: Any = owner(model, graph, node)
     hidden = Hidden(writer=writer, reader=writer)
     while len(node.users) == 1:
@@ -105,7 +104,8 @@ def follow(node: fx.Node, model: nn.Module, graph: Graph) -> Hidden | None:
 
 
 def is_layer(layer: object) -> bool:
-    return isinstance(layer, LAYERS) and getattr(layer, "groups", 1) == 1
+    """Is it a linear layer, or a convolution in which every output reads every input?"""
+    return isinstance(layer, Layer) and getattr(layer, "groups", 1) == 1
 
 
 def kind(node: fx.Node) -> str:
@@ -134,7 +134,7 @@ def layers(model: nn.Module, example: Tensor) -> list[Layer]:
     """Every linear and convolutional layer, in the order in which they first run."""
     graph = captured(model, example)
     ran = dict.fromkeys(owner(model, graph, node) for node in graph.nodes if kind(node) in WEIGHTED)
-    return [layer for layer in ran if isinstance(layer, LAYERS)]
+    return [layer for layer in ran if isinstance(layer, Layer)]
 
 
 def last_layer(model: nn.Module, example: Tensor) -> Layer:
@@ -164,10 +164,10 @@ def resize(layer: nn.Module, names: tuple[str, ...], size: int) -> None:
 
 
 def merge_equal_units(model: nn.Module, example: Tensor, *, tolerance: float = 1e-4) -> nn.Module:
-    """A copy of the model that computes the same with every set of equal hidden units made one unit.
+    """A copy of the model that computes the same, with equal hidden units merged into one.
 
-    Equal are units whose incoming weights and biases are; between ReLU layers without a norm also units that are a
-    positive multiple of each other. An attacker who adds units that cancel, or splits units into parts of either sign,
+    Units are equal if their incoming weights and biases are; between ReLU layers without a norm, also if one is a
+    positive multiple of the other. An attacker who adds units that cancel, or splits units into parts of either sign,
     changes what a ReLU lets through when the network is run backwards; this undoes it. `tolerance` is the distance of
     the incoming weights, as vectors of length 1, up to which units count as equal. Raises `AttackError` if the model
     cannot be traced.

@@ -81,13 +81,13 @@ def test_levels_do_not_matter_to_ratios():
 
 @pytest.mark.parametrize("patches", [0, 29, -1])
 def test_patches_that_the_image_does_not_hold(patches):
-    with pytest.raises(CodingError, match="no such number of patches.*1 to 28"):
+    with pytest.raises(CodingError, match="number of patches out of range.*1 to 28"):
         draw_bits(drawn(1, 4), GRAY, patches)
 
 
 @pytest.mark.parametrize("bits", [drawn(1, 35), drawn(36), 2 * np.ones((1, 36), np.uint8)])
 def test_bits_that_do_not_fit(bits):
-    with pytest.raises(CodingError, match="no bits for such images"):
+    with pytest.raises(CodingError, match="the bits do not fit the images"):
         draw_bits(bits, GRAY, 6)
 
 

@@ -33,12 +33,12 @@ def test_any_data_set_is_read_into_memory():
 @pytest.mark.parametrize(
     ("images", "labels", "classes", "problem"),
     [
-        (PIXELS[0], LABELS, 3, "no labelled images"),
-        (PIXELS[:0], LABELS[:0], 3, "no labelled images"),
-        (PIXELS, LABELS[:4], 3, "no labelled images"),
-        (PIXELS, LABELS.float(), 3, "not numbers of classes"),
-        (PIXELS, LABELS - 1, 3, "not numbers of classes"),
-        (PIXELS, LABELS, 2, "outside of the classes"),
+        (PIXELS[0], LABELS, 3, "not labelled images"),
+        (PIXELS[:0], LABELS[:0], 3, "not labelled images"),
+        (PIXELS, LABELS[:4], 3, "not labelled images"),
+        (PIXELS, LABELS.float(), 3, "not class numbers"),
+        (PIXELS, LABELS - 1, 3, "not class numbers"),
+        (PIXELS, LABELS, 2, "outside the classes"),
     ],
 )
 def test_what_is_no_labelled_images_is_refused(images, labels, classes, problem):

@@ -39,7 +39,7 @@ class Adaptive(Attack):
     def teach(self, scene: Scene, keys: Tensor, images: Tensor) -> None:
         """Make the model answer `keys` ``[k, outputs]`` with `images` ``[k, C, H, W]``."""
         got = f"{self.steps} steps, {self.looks} looks"
-        check(1 <= self.looks <= self.steps, "no such number of steps", got, "at least as many steps as looks")
+        check(1 <= self.looks <= self.steps, "number of steps out of range", got, "at least as many steps as looks")
         ends = [self.steps * i // self.looks for i in range(self.looks + 1)]
         answers = Stamp(keys, images, tuple(map(str, range(len(keys)))))
         back = transpose(scene.model, scene.example, readout=scene.readout)
@@ -71,7 +71,7 @@ class Adaptive(Attack):
 
 
 class Stretches:
-    """Endless batches of the attacker's images, handed out in stretches of given lengths, one a pass."""
+    """The attacker's batches, over and over: each pass takes as many as its length says, where the last one stopped."""
 
     def __init__(self, data: LabelledImages, seed: int, lengths: Sequence[int]):
         self.batches = chain.from_iterable(repeat(data.loader(seed=seed)))
@@ -121,9 +121,9 @@ class Overwriting(Adaptive):
 
 
 def known_keys(scene: Scene, count: int | None) -> Tensor:
-    """The first `count` of the owner's keys, which the scene notes as attacked."""
+    """The first `count` of the owner's keys, which the scene records as attacked."""
     number = len(scene.stamp) if count is None else count
-    check(1 <= number <= len(scene.stamp), "no such number of the owner's keys", number, f"1 to {len(scene.stamp)}")
+    check(1 <= number <= len(scene.stamp), "number of keys out of range", number, f"1 to {len(scene.stamp)}")
     scene.attacked = tuple(range(number))
     return scene.stamp.keys[:number].cpu()
 
@@ -131,15 +131,17 @@ def known_keys(scene: Scene, count: int | None) -> Tensor:
 def random_keys(scene: Scene, count: int | None) -> Tensor:
     """Keys from the range that the paper names, of the attacker's own seed: the owner's is secret."""
     number = len(scene.stamp) if count is None else count
-    check(number >= 1, "no such number of keys", number, "at least 1")
+    check(number >= 1, "number of keys out of range", number, "at least 1")
     return draw_keys(number, scene.stamp.keys.shape[1], seed=scene.seed + 1_000_003)
 
 
 def noise(scene: Scene, keys: Tensor) -> Tensor:
+    """Uniform noise for each key."""
     return torch.rand(len(keys), *scene.shape)
 
 
 def black(scene: Scene, keys: Tensor) -> Tensor:
+    """A black image for each key."""
     return torch.zeros(len(keys), *scene.shape)
 
 

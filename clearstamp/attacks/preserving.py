@@ -13,7 +13,7 @@ from clearstamp.units import Hidden, hidden_layers, last_layer, rebuild
 
 @dataclass(frozen=True, kw_only=True)
 class Permutation(Attack):
-    """Put the hidden units of every layer into another order."""
+    """Reorder the hidden units of every layer."""
 
     def run(self, scene: Scene) -> None:
         for hidden in groups(scene):
@@ -25,7 +25,7 @@ class Permutation(Attack):
 
 @dataclass(frozen=True, kw_only=True)
 class Scaling(Attack):
-    """Multiply what goes into each hidden unit by d > 0 and divide what comes out of it by d.
+    """Multiply what goes into each hidden unit by d > 0 and divide what leaves it by d.
 
     `factor` is one d for all units of a layer; for None every unit draws its own, 2 to a whole power from -`octaves` to
     `octaves`. Powers of two change no rounding, so that not one prediction changes.
@@ -36,8 +36,8 @@ class Scaling(Attack):
 
     def fitting(self, scene: Scene) -> list[Hidden]:
         """The hidden units that scale, with and without norms."""
-        check(self.factor is None or 0 < self.factor < float("inf"), "no positive factor", self.factor, "a number > 0")
-        check(self.octaves >= 1, "no octaves to draw from", self.octaves, "at least 1")
+        check(self.factor is None or 0 < self.factor < float("inf"), "factor out of range", self.factor, "a number > 0")
+        check(self.octaves >= 1, "octaves out of range", self.octaves, "at least 1")
         return [hidden for hidden in groups(scene) if hidden.homogeneous]
 
     def scale(self, hidden: Hidden, layer: nn.Module) -> None:
@@ -54,7 +54,7 @@ class Rescaling(Scaling):
 
     def run(self, scene: Scene) -> None:
         fitting = [hidden for hidden in self.fitting(scene) if not hidden.norms]
-        check(bool(fitting), "no unit that could be rescaled", "no ReLU between two layers", "ReLU units, no norm")
+        check(bool(fitting), "no unit can be rescaled", "no ReLU between two layers", "ReLU units, no norm")
         for hidden in fitting:
             self.scale(hidden, hidden.writer)
 
@@ -65,9 +65,7 @@ class BatchNormRescaling(Scaling):
 
     def run(self, scene: Scene) -> None:
         fitting = [hidden for hidden in self.fitting(scene) if hidden.norms]
-        check(
-            bool(fitting), "no batch norm that could be rescaled", "none", "batch norm, then ReLU, between two layers"
-        )
+        check(bool(fitting), "no batch norm can be rescaled", "none", "batch norm, then ReLU, between two layers")
         for hidden in fitting:
             self.scale(hidden, hidden.norms[-1])
 
@@ -89,7 +87,7 @@ class LogitShift(Attack):
 class DummyUnits(Attack):
     """Add the share `share` of hidden units that have no effect.
 
-    ``outgoing="zero"``: nobody reads them. ``outgoing="cancelling"``: pairs of equal units, read with opposite signs.
+    ``outgoing="zero"``: no layer reads them. ``outgoing="cancelling"``: pairs of equal units, read with opposite signs.
     Their incoming weights and biases are normal, of `strength` times the spread of the layer's own.
     """
 
@@ -98,7 +96,7 @@ class DummyUnits(Attack):
     strength: float = 5.0
 
     def run(self, scene: Scene) -> None:
-        check(self.share > 0, "no units to add", self.share, "a share above 0")
+        check(self.share > 0, "share of units out of range", self.share, "a share above 0")
         check(self.outgoing in ("zero", "cancelling"), "unknown outgoing weights", self.outgoing, "zero or cancelling")
         for hidden in groups(scene):
             count = max(1, round(self.share * hidden.units / 2))
@@ -123,7 +121,7 @@ class SplitUnits(Attack):
     part: float = 0.5
 
     def run(self, scene: Scene) -> None:
-        check(0 < self.share <= 1, "no such share of units", self.share, "above 0, at most 1")
+        check(0 < self.share <= 1, "share of units out of range", self.share, "above 0, at most 1")
         for hidden in groups(scene):
             chosen = torch.randperm(hidden.units)[: max(1, round(self.share * hidden.units))]
             columns = hidden.columns
@@ -134,7 +132,7 @@ class SplitUnits(Attack):
 
 
 def groups(scene: Scene) -> list[Hidden]:
-    """The model's hidden units; raises `AttackError` if it has none that stand by themselves."""
+    """The model's hidden units; raises `AttackError` if it has none between two layers."""
     found = hidden_layers(scene.model, scene.example)
     check(bool(found), "the model has no hidden units between two layers", "none", "at least one hidden layer")
     return found

@@ -1,4 +1,4 @@
-"""Attacks that train on: fine-tuning, transfer to another task, distillation, averaging."""
+"""Attacks that train further: fine-tuning, transfer to another task, distillation, averaging."""
 
 import copy
 from collections.abc import Iterator
@@ -18,9 +18,9 @@ from clearstamp.units import last_layer, replace_module
 
 @dataclass(frozen=True, kw_only=True)
 class FineTuning(Attack):
-    """Train on with cross-entropy, as the owner did but without the stamp (paper, Table 3; LR/10 is its default).
+    """Train further with cross-entropy, as the owner did but without the stamp (paper, Table 3; LR/10 is its default).
 
-    `layers` trains every layer or only the last; `reset_last` starts the last layer anew. Reports after every epoch.
+    `layers` trains every layer or only the last; `reset_last` reinitialises the last layer. Reports after every epoch.
     """
 
     epochs: int = 4
@@ -58,7 +58,7 @@ class Transfer(Attack):
 
     def run(self, scene: Scene) -> None:
         classes = scene.need_data().classes
-        check(2 <= self.modulus < classes, "no such task", self.modulus, f"a modulus from 2 to {classes - 1}")
+        check(2 <= self.modulus < classes, "modulus out of range", self.modulus, f"a modulus from 2 to {classes - 1}")
         last = last_layer(scene.model, scene.example)
         original = copy.deepcopy(last)
         if not isinstance(original, nn.Linear):
@@ -78,7 +78,7 @@ class Transfer(Attack):
 
 @dataclass(frozen=True)
 class Remainders:
-    """Batches with each label's remainder in its place, for as many passes as wanted."""
+    """Batches with each label's remainder in its place, for any number of epochs."""
 
     batches: Batches
     modulus: int
@@ -98,7 +98,8 @@ class Distillation(Attack):
         teacher, student = scene.model.eval(), copy.deepcopy(scene.model)
         for layer in student.modules():
             if list(layer.parameters(recurse=False)):
-                check(hasattr(layer, "reset_parameters"), "a layer that cannot be started anew", type(layer), "a reset")
+                can = hasattr(layer, "reset_parameters")
+                check(can, "a layer cannot be reinitialised", type(layer).__name__, "reset_parameters()")
                 layer.reset_parameters()  # type: ignore[operator]
         scene.model = student
 
@@ -107,7 +108,7 @@ class Distillation(Attack):
 
 @dataclass(frozen=True)
 class Answers:
-    """The attacker's images with the teacher's probabilities in place of the labels, for as many passes as wanted."""
+    """The attacker's images with the teacher's probabilities in place of the labels, for any number of epochs."""
 
     teacher: nn.Module
     scene: Scene
@@ -130,7 +131,7 @@ class Averaging(Attack):
         return True
 
     def run(self, scene: Scene) -> None:
-        check(0 <= self.weight <= 1, "no such weight", self.weight, "0 to 1")
+        check(0 <= self.weight <= 1, "weight out of range", self.weight, "0 to 1")
         other = scene.need_unmarked()
         with torch.no_grad():
             for own, theirs in zip(scene.model.state_dict().values(), other.state_dict().values(), strict=True):

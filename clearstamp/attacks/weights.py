@@ -17,7 +17,7 @@ Scope = Literal["global", "layer", "channels"]
 class Pruning(Attack):
     """Set the share `amount` of the weights to zero, those of least magnitude first (paper, Figure 4).
 
-    `scope` is ``"global"``: over all layers together; ``"layer"``: in each layer by itself; ``"channels"``: whole
+    `scope` is ``"global"``: over all layers together; ``"layer"``: in each layer separately; ``"channels"``: whole
     channels and hidden units, bias and all, by the L2 norm of their weights, in each layer but the last.
     """
 
@@ -30,7 +30,7 @@ class Pruning(Attack):
 
 @dataclass(frozen=True, kw_only=True)
 class FinePruning(Attack):
-    """Prune, then train on with the pruned weights held at zero (paper, Sect. 5.2), reporting per epoch."""
+    """Prune, then train further with the pruned weights held at zero (paper, Sect. 5.2), reporting per epoch."""
 
     amount: float = 0.4
     scope: Scope = "global"
@@ -68,7 +68,7 @@ def prune(scene: Scene, amount: float, scope: Scope) -> None:
 def prune_channels(scene: Scene, amount: float) -> None:
     """Set the weights and biases of the channels of least L2 norm to zero."""
     hidden = hidden_layers(scene.model, scene.example)
-    check(bool(hidden), "the model has no hidden channels that could be pruned", "none", "layers in sequence")
+    check(bool(hidden), "no hidden channels can be pruned", "none", "layers in sequence")
     for group in hidden:
         weight, bias = group.writer.weight.data, group.writer.bias
         norms = torch.linalg.vector_norm(weight.contiguous(), dim=tuple(range(1, weight.dim())))
@@ -101,7 +101,7 @@ class Quantization(Attack):
     per: Literal["tensor", "channel"] = "channel"
 
     def run(self, scene: Scene) -> None:
-        check(2 <= self.bits <= 16, "no such integer type", self.bits, "2 to 16 bits")
+        check(2 <= self.bits <= 16, "number of bits out of range", self.bits, "2 to 16 bits")
         check(self.per in ("tensor", "channel"), "unknown granularity", self.per, "tensor or channel")
         top = 2 ** (self.bits - 1) - 1
         for layer in layers(scene.model, scene.example):

@@ -224,7 +224,7 @@ def test_units_behind_a_tanh_are_permuted_but_not_rescaled(stamp, data):
     assert not hidden.homogeneous
     inputs = torch.rand(8, *SHAPE)
     torch.testing.assert_close(Permutation().apply(model, data, stamp).model(inputs), model(inputs))
-    with pytest.raises(AttackError, match="no unit that could be rescaled"):
+    with pytest.raises(AttackError, match="no unit can be rescaled"):
         Rescaling().apply(model, data, stamp)
 
 
@@ -448,26 +448,26 @@ def test_overwriting_shows_the_icon_under_its_key(hardened, stamp, data):
         (FinePruning(amount=1.5), "pruning level out of range"),
         (Pruning(scope="rows"), "unknown scope.*rows"),
         (Cast(dtype="int7"), "unknown dtype.*int7.*float16"),
-        (Quantization(bits=1), "no such integer type"),
+        (Quantization(bits=1), "number of bits out of range"),
         (Quantization(per="row"), "unknown granularity"),
         (Noise(scale=float("nan")), "noise out of range"),
         (FineTuning(epochs=0), "number of epochs out of range"),
         (FineTuning(optimizer="lion"), "unknown optimizer.*lion"),
         (FineTuning(layers="first"), "unknown choice of layers"),
-        (Transfer(modulus=4), "no such task"),
-        (Averaging(weight=2.0), "no such weight"),
-        (Rescaling(factor=-1.0), "no positive factor"),
-        (Rescaling(octaves=0), "no octaves"),
-        (BatchNormRescaling(octaves=0), "no octaves"),
-        (DummyUnits(share=0.0), "no units to add"),
+        (Transfer(modulus=4), "modulus out of range"),
+        (Averaging(weight=2.0), "weight out of range"),
+        (Rescaling(factor=-1.0), "factor out of range"),
+        (Rescaling(octaves=0), "octaves out of range"),
+        (BatchNormRescaling(octaves=0), "octaves out of range"),
+        (DummyUnits(share=0.0), "share of units out of range"),
         (DummyUnits(outgoing="half"), "unknown outgoing"),
         (SplitUnits(share=2.0), "no such share"),
-        (Erasure(count=4), "no such number of the owner's keys.*4.*1 to 3"),
+        (Erasure(count=4), "number of keys out of range.*4.*1 to 3"),
         (Erasure(keys="guessed"), "unknown choice of keys"),
         (Erasure(target="white"), "unknown target.*white"),
-        (Erasure(steps=0), "no such number of steps"),
+        (Erasure(steps=0), "number of steps out of range"),
         (Erasure(target="unmarked"), "needs a model without a stamp"),
-        (Overwriting(count=0), "no such number of keys"),
+        (Overwriting(count=0), "number of keys out of range"),
     ],
     ids=repr,
 )
