@@ -128,7 +128,10 @@ MODELS: dict[str, Callable[[Shape, int], nn.Module]] = {
 
 
 def build(name: str, shape: Shape, outputs: int, *, seed: int) -> nn.Module:
-    """The model `name` for images `shape` (C, H, W), initialised from `seed` without touching the global generator."""
+    """The model `name` for images `shape` (C, H, W), initialised from `seed` without touching the global generator.
+
+    Raises `ClearStampError` if there is none of that name.
+    """
     if name not in MODELS:
         raise ClearStampError("unknown model", got=repr(name), expected=" or ".join(map(repr, MODELS)))
     with torch.random.fork_rng(devices=[]):
