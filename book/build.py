@@ -68,7 +68,7 @@ def readable(path: Path) -> nbformat.NotebookNode:
 def check_claims(book: Path, notebooks: Mapping[Path, nbformat.NotebookNode]) -> None:
     """Raise `RecordError` for a file whose text names a claim (C1, C2, ...) that is not in `claims.yml`."""
     known = {claim.id for claim in claims.load()}
-    texts = {path: path.read_text(encoding="utf-8") for path in book.glob("*.md")}
+    texts = {path: path.read_text(encoding="utf-8") for path in (*book.glob("*.md"), *book.glob("how-to/*.md"))}
     for path, notebook in notebooks.items():
         texts[path] = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
     for path, text in texts.items():

@@ -150,7 +150,7 @@ def walk(folder: Path, notebooks: Mapping[Path, nbformat.NotebookNode]) -> str:
     return f"```{{figure}} {GENERATED}/walk.png\n:name: fig-walk\n:alt: {alt}\n\n{caption}\n```\n"
 
 
-def falls(judged: Sequence[claims.Row], links: Mapping[str, str]) -> str:
+def falls(judged: Sequence[claims.Outcome], links: Mapping[str, str]) -> str:
     """How many claims were run and hold, what the library's default makes of them, and the table of those that fall."""
     run = [row for row in judged if row.verdict]
     fallen = [row for row in run if row.holds("published") is False]
@@ -232,10 +232,10 @@ def audits(made: Iterable[audit.Audit]) -> str:
 
 def rules() -> str:
     """Every rule of both readouts: what it computes, its label, its source. Rules that do the same share a row."""
-    found = {rule: None for registry in READOUTS.values() for rule in registry.values()}
+    found = {rule: None for table in READOUTS.values() for rule in table.rules.values()}
     rows: dict[tuple[str, ...], list[str]] = {}
     for rule in found:
-        readouts = [readout for readout, registry in READOUTS.items() if rule in registry.values()]
+        readouts = [readout for readout, table in READOUTS.items() if rule in table.rules.values()]
         summary = (rule.apply.__doc__ or "").strip().split("\n")[0]
         summary = summary.replace(f"{rule.name} of the signal", "The same function of the signal")
         names = rows.setdefault((summary, ", ".join(readouts), rule.label, rule.source), [])

@@ -16,6 +16,7 @@ from clearstamp.pictures import develop
 from clearstamp.reading import Reading, Recovered, extract, read, read_bytes
 from clearstamp.scores import correlation, similarity
 from clearstamp.stamp import PAPER_KEY, Stamp
+from clearstamp.suspects import Suspect, load_suspect
 from clearstamp.training import accuracy, embed, fit, harden
 from clearstamp.transpose import Transposed, freeze, public_probe, transpose
 from clearstamp.units import merge_equal_units
@@ -37,6 +38,7 @@ __all__ = [
     "Stamp",
     "StampLoss",
     "Stamped",
+    "Suspect",
     "Transposed",
     "accuracy",
     "correlation",
@@ -47,6 +49,7 @@ __all__ = [
     "fit",
     "freeze",
     "harden",
+    "load_suspect",
     "merge_equal_units",
     "public_probe",
     "read",

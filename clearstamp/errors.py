@@ -1,5 +1,16 @@
 """One family of errors: what was got, what was expected, where, and what to do."""
 
+__all__ = [
+    "AttackError",
+    "ClearStampError",
+    "CodingError",
+    "DataError",
+    "RecordError",
+    "StampError",
+    "TrainingError",
+    "TransposeError",
+]
+
 
 class ClearStampError(ValueError):
     """Base of every error that this library raises deliberately."""
@@ -44,6 +55,10 @@ class DataError(ClearStampError):
 
 class AttackError(ClearStampError):
     """An attack that does not fit the model or the data, or whose settings are out of range."""
+
+
+class SuspectError(ClearStampError):
+    """A checkpoint that cannot be read safely, or that does not fit the model."""
 
 
 class RecordError(ClearStampError):

@@ -18,8 +18,8 @@ from clearstamp.transpose import Transposed
 class StampLoss:
     """The loss of a stamp, (1 - SSIM) + MSE, averaged over its keys: a scalar for any training loop.
 
-    >>> loss = StampLoss(back, stamp)        # doctest: +SKIP
-    >>> loss().backward()                    # doctest: +SKIP
+    >>> loss = StampLoss(back, stamp)
+    >>> loss().backward()
 
     SSIM is taken of the unclamped signal. `dropout` is the rate after every transposed convolution and linear layer but
     the last, as in the paper: it is what makes a stamp outlast further training and pruning. The loss then differs from
@@ -99,9 +99,9 @@ class StampLoss:
 class Stamped(nn.Module):
     """A model and the loss of its stamp in one call, for engines that hook into the calls of a model.
 
-    >>> engine = DistributedDataParallel(Stamped(model, loss))      # doctest: +SKIP
-    >>> outputs, stamp_loss = engine(inputs)                        # doctest: +SKIP
-    >>> (F.cross_entropy(outputs, labels) + stamp_loss).backward()  # doctest: +SKIP
+    >>> engine = Stamped(model, StampLoss(back, stamp))  # on several processes DistributedDataParallel of it
+    >>> outputs, stamp_loss = engine(inputs)
+    >>> (F.cross_entropy(outputs, labels) + stamp_loss).backward()
 
     `DistributedDataParallel` averages the gradients of both over all processes, so the weights stay the same everywhere
     even though each process draws its own dropout, noise and keys. `fully_shard` has to be given the whole, not its
@@ -131,12 +131,12 @@ class Walk(nn.Module):
 
 
 def check_fit(back: Transposed, stamp: Stamp) -> None:
-    """Raise `StampError` unless the stamp's keys and secrets have the sizes of the model's output and input."""
-    got = (stamp.keys.shape[1], tuple(stamp.secrets.shape[1:]))
-    if got != (back.outputs, back.image_shape):
+    """Raise `StampError` unless the stamp's keys and secrets have the shapes of the model's output and input."""
+    got, expected = (tuple(stamp.keys.shape[1:]), tuple(stamp.secrets.shape[1:])), (back.key_shape, back.image_shape)
+    if got != expected:
         raise StampError(
             "the stamp does not fit the model",
-            got=f"keys of {got[0]} outputs, secrets {got[1]}",
-            expected=f"keys of {back.outputs} outputs, secrets {back.image_shape}",
+            got="keys {}, secrets {}".format(*got),
+            expected="keys {}, secrets {}".format(*expected),
             remedy="make the stamp with outputs= and shape= of this model",
         )

@@ -1,6 +1,7 @@
 """Pictures: text and image files as tensors, signals developed like photographs, and many images on one sheet."""
 
 import math
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -11,14 +12,40 @@ from torch import Tensor
 
 from clearstamp.errors import StampError
 
-Shape = tuple[int, int, int]
-"""``(C, H, W)``."""
+__all__ = ["develop", "draw_text", "montage", "open_image"]
 
 
-def draw_text(text: str, shape: Shape, *, dark: bool = False) -> Tensor:
-    """A secret ``[C, H, W]`` showing `text` in DejaVu Sans Bold, broken into lines so as to be as large as possible."""
-    check_shape(shape)
-    channels, height, width = shape
+def picture_shape(shape: Sequence[int]) -> tuple[int, int, int]:
+    """The picture ``(C, H, W)`` as which an input of any shape is seen: the same numbers in the same order.
+
+    An image is its own picture, a volume those of its slices. A series ``(C, T)``, such as sound, is broken
+    into lines; with at least 8 rows it is a picture itself. Raises `StampError` if height or width would be under 8.
+    """
+    *outer, inner = shape or (0,)
+    if len(outer) >= 2:
+        found = (math.prod(outer[:-1]), outer[-1], inner)
+    elif outer and outer[0] >= 8:
+        found = (1, outer[0], inner)
+    else:
+        lines = next((n for n in range(math.isqrt(inner), 0, -1) if inner % n == 0), 0)
+        found = (*(outer or (1,)), lines, inner // max(lines, 1))
+    if min(found) < 1 or min(found[1:]) < 8:
+        raise StampError(
+            "nothing can be seen in inputs of this shape",
+            got=tuple(shape),
+            expected="height and width of at least 8: (C, H, W), (..., D, H, W), (H, W), or (C, T) with T = H W",
+        )
+    return found
+
+
+def as_pictures(signals: Tensor) -> Tensor:
+    """Signals ``[k, ...]`` of any input shape as pictures ``[k, C, H, W]``; see `picture_shape`."""
+    return signals if signals.dim() == 4 else signals.reshape(len(signals), *picture_shape(signals.shape[1:]))
+
+
+def draw_text(text: str, shape: Sequence[int], *, dark: bool = False) -> Tensor:
+    """A secret of `shape` showing `text` in DejaVu Sans Bold, broken into lines so as to be as large as possible."""
+    channels, height, width = picture_shape(shape)
     glyphs = [c for c in text if not c.isspace()]
     if not glyphs:
         raise StampError("a text without a visible character", got=repr(text))
@@ -44,7 +71,7 @@ def draw_text(text: str, shape: Shape, *, dark: bool = False) -> Tensor:
     box = text_box(layout, size)
     corner = ((width - box[0] - box[2]) / 2, (height - box[1] - box[3]) / 2)
     ImageDraw.Draw(canvas).multiline_text(corner, layout, ink, font(size), spacing=1, align="center")
-    return torch.from_numpy(np.asarray(canvas, np.float32) / 255).expand(channels, -1, -1).clone()
+    return torch.from_numpy(np.asarray(canvas, np.float32) / 255).expand(channels, -1, -1).reshape(shape).clone()
 
 
 def text_box(text: str, size: int) -> tuple[float, float, float, float]:
@@ -64,11 +91,11 @@ def largest_size(text: str, height: int, width: int) -> int:
 
 
 @cache
-def font_file() -> Path:
-    """DejaVu Sans Bold, which comes with matplotlib."""
+def font_file() -> str:
+    """The path of DejaVu Sans Bold, which comes with matplotlib."""
     import matplotlib  # takes a while
 
-    return Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans-Bold.ttf"
+    return f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans-Bold.ttf"
 
 
 @cache
@@ -83,27 +110,22 @@ def drawable() -> frozenset[str]:
     return frozenset(map(chr, FT2Font(font_file()).get_charmap()))
 
 
-def open_image(path: str | Path, shape: Shape) -> Tensor:
-    """A secret ``[C, H, W]`` in [0, 1] from an image file, transparent parts on white, resized to `shape`."""
-    check_shape(shape)
-    channels, height, width = shape
+def open_image(path: str | Path, shape: Sequence[int]) -> Tensor:
+    """A secret of `shape` in [0, 1] from an image file, on white and resized; grey unless it has 3 channels."""
+    channels, height, width = picture_shape(shape)
     try:
         with Image.open(path) as image:
             rgba = image.convert("RGBA")
     except (OSError, UnidentifiedImageError) as error:
         raise StampError("not a readable image file", got=f"{type(error).__name__}: {error}", where=path) from error
     flat = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-    pixels = np.asarray(flat.convert("L" if channels == 1 else "RGB").resize((width, height), Image.Resampling.LANCZOS))
-    return torch.from_numpy(pixels.reshape(height, width, -1).astype(np.float32) / 255).permute(2, 0, 1).contiguous()
-
-
-def check_shape(shape: Shape) -> None:
-    if len(shape) != 3 or shape[0] not in (1, 3) or min(shape[1:]) < 8:
-        raise StampError("not an image shape", got=tuple(shape), expected="(C, H, W) with C 1 or 3, H and W at least 8")
+    pixels = np.asarray(flat.convert("RGB" if channels == 3 else "L").resize((width, height), Image.Resampling.LANCZOS))
+    drawn = torch.from_numpy(pixels.reshape(height, width, -1).astype(np.float32) / 255).permute(2, 0, 1)
+    return drawn.expand(channels, -1, -1).reshape(shape).contiguous()
 
 
 def develop(images: Tensor, *, low: float = 0.02, high: float = 0.98) -> Tensor:
-    """Raw signals ``[k, C, H, W]`` to pictures of the same shape in [0, 1], as a photograph is developed.
+    """Raw signals ``[k, ...]`` to values of the same shape in [0, 1], as a photograph is developed.
 
     Stretches each image's levels so that its quantiles `low` and `high` become 0 and 1; a flat image becomes 0.5
     throughout. Every image is developed by itself, without its secret, so that nothing can be read into it.
@@ -112,15 +134,21 @@ def develop(images: Tensor, *, low: float = 0.02, high: float = 0.98) -> Tensor:
         raise StampError("quantiles out of order", got=f"low={low}, high={high}", expected="0 <= low < high <= 1")
     values = images.detach().flatten(1)
     limits = torch.quantile(values.float(), torch.tensor([low, high], device=values.device), dim=1)
-    black, white = (limit.reshape(-1, 1, 1, 1).to(images.dtype) for limit in limits)
+    black, white = (limit.reshape(-1, *[1] * (images.dim() - 1)).to(images.dtype) for limit in limits)
     flat = white - black <= torch.finfo(images.dtype).eps * white.abs()
     pictures = ((images.detach() - black) / torch.where(flat, 1.0, white - black)).clamp(0, 1)
     return torch.where(flat, 0.5, pictures)
 
 
 def montage(images: Tensor, columns: int = 11, gap: int = 2) -> np.ndarray:
-    """Images ``[k, C, H, W]``, clamped to [0, 1], side by side on white: uint8 ``[h, w]`` or ``[h, w, 3]``."""
-    pixels = (images.float().clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+    """Images ``[k, ...]``, clamped to [0, 1], side by side on white: uint8 ``[h, w]`` or ``[h, w, 3]``.
+
+    Where they have neither one channel nor three, the channels of each stand under one another.
+    """
+    pictures = as_pictures(images)
+    if pictures.shape[1] not in (1, 3):
+        pictures = pictures.reshape(len(pictures), 1, -1, pictures.shape[3])
+    pixels = (pictures.float().clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
     count, height, width, channels = pixels.shape
     columns = min(columns, count)
     rows = -(-count // columns)

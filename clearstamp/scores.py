@@ -6,25 +6,27 @@ from pytorch_msssim.ssim import gaussian_filter
 from torch import Tensor
 
 from clearstamp.errors import StampError
+from clearstamp.pictures import as_pictures
 
 
 def paired(images: Tensor, secrets: Tensor) -> None:
-    """Raise `StampError` unless both are non-empty image batches of one shape."""
-    if images.shape != secrets.shape or images.dim() != 4 or len(images) == 0:
+    """Raise `StampError` unless both are non-empty batches of one shape."""
+    if images.shape != secrets.shape or images.dim() < 2 or len(images) == 0:
         raise StampError(
             "images and secrets do not pair",
             got=f"{list(images.shape)} and {list(secrets.shape)}",
-            expected="two batches [k, C, H, W] of one shape, k >= 1",
+            expected="two batches [k, ...] of one shape, k >= 1",
         )
 
 
 def structural_similarity(images: Tensor, secrets: Tensor) -> Tensor:
-    """SSIM ``[k]`` of two image batches ``[k, C, H, W]``, unclamped and differentiable, data range 1.
+    """SSIM ``[k]`` of two batches ``[k, ...]``, seen `as_pictures`, unclamped and differentiable, data range 1.
 
     The Gaussian window is 11 pixels wide, or the largest odd width that the image holds. Never in a lower precision,
     also not under autocast.
     """
     paired(images, secrets)
+    images, secrets = as_pictures(images), as_pictures(secrets)
     with torch.autocast(images.device.type, enabled=False):
         return ssim(images, secrets, data_range=1.0, size_average=False, win_size=window_size(images))
 
@@ -36,7 +38,7 @@ def window_size(images: Tensor) -> int:
 
 
 class SimilarityTo:
-    """`structural_similarity` to secrets ``[k, C, H, W]`` that stay: the same score and gradient in less time.
+    """`structural_similarity` to secrets ``[k, ...]`` that stay: the same score and gradient in less time.
 
     What SSIM needs of the secrets alone is computed once, and what it needs of the images in two blurs, not in three.
     """
@@ -44,18 +46,20 @@ class SimilarityTo:
     def __init__(self, secrets: Tensor):
         paired(secrets, secrets)
         self.secrets = secrets
+        secrets = as_pictures(secrets)
         self.window = SSIM(win_size=window_size(secrets), channel=secrets.shape[1]).win.to(secrets)
         with torch.autocast(secrets.device.type, enabled=False):
             self.mean = gaussian_filter(secrets, self.window)
             self.variance = gaussian_filter(secrets * secrets, self.window) - self.mean.pow(2)
 
     def __call__(self, images: Tensor) -> Tensor:
-        """SSIM ``[k]`` of images ``[k, C, H, W]``."""
+        """SSIM ``[k]`` of images of the shape of the secrets."""
         paired(images, self.secrets)
+        images, secrets = as_pictures(images), as_pictures(self.secrets)
         with torch.autocast(images.device.type, enabled=False):
             images = images[:]  # a view, as `ssim` takes one, so that the gradient is the same sum to the last bit
             mean = gaussian_filter(images, self.window)
-            products = torch.cat((images * images, images * self.secrets))
+            products = torch.cat((images * images, images * secrets))
             square, product = gaussian_filter(products, self.window).chunk(2)
             means, both = mean.pow(2), mean * self.mean
             contrast = (2 * (product - both) + 0.03**2) / ((square - means) + self.variance + 0.03**2)
@@ -66,7 +70,7 @@ class SimilarityTo:
 def similarity(images: Tensor, secrets: Tensor) -> Tensor:
     """SSIM ``[k]`` in [-1, 1] of each image, clamped to [0, 1], with its secret: the paper's score.
 
-    `images` is the raw signal ``[k, C, H, W]``, `secrets` the same shape. Raises `StampError` for other shapes.
+    `images` is the raw signal ``[k, ...]``, `secrets` the same shape. Raises `StampError` for other shapes.
     """
     return structural_similarity(images.detach().clamp(0, 1), secrets)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from clearstamp.coding import Payload, encode
 from clearstamp.errors import StampError
 from clearstamp.files import checksum, write_atomically
-from clearstamp.pictures import Shape, draw_text, open_image
+from clearstamp.pictures import draw_text, open_image, picture_shape
 
 PAPER_KEY = (-0.0748, 5.3644, -8.2304, -7.3593, -3.8515, 2.6815, -0.1981, 7.9288, -0.8874, 2.6461)
 """The paper's single key, for a network of ten outputs."""
@@ -28,8 +28,8 @@ class Stamp:
     """Key-secret pairs.
 
     Attributes:
-        keys: ``[k, outputs]`` float32, finite, no larger than 1000.
-        secrets: ``[k, C, H, W]`` float32 in [0, 1], in the model's input space before normalisation.
+        keys: ``[k, *outputs]`` float32, finite, no larger than 1000, shaped like the model's output.
+        secrets: ``[k, *input]`` float32 in [0, 1], shaped like the model's input, before normalisation.
         labels: what each secret shows, one string per key.
         frozen: what the `paper` readout takes for the branches that it freezes, from `clearstamp.freeze`; a part of the
             key (set it with `dataclasses.replace`), to be passed to `transpose`. Empty for the public probe's values.
@@ -57,7 +57,8 @@ class Stamp:
             raise StampError("a frozen value is not finite")
         object.__setattr__(self, "keys", self.keys.detach().float())
         object.__setattr__(self, "secrets", self.secrets.detach().float())
-        equal = (torch.cdist(self.keys, self.keys, compute_mode="donot_use_mm_for_euclid_dist") == 0).triu(1)
+        flat = self.keys.flatten(1)
+        equal = (torch.cdist(flat, flat, compute_mode="donot_use_mm_for_euclid_dist") == 0).triu(1)
         for i, j in equal.nonzero().tolist():
             if not torch.equal(self.secrets[i], self.secrets[j]):
                 raise StampError(
@@ -71,9 +72,19 @@ class Stamp:
 
     @classmethod
     def from_texts(
-        cls, texts: Sequence[str], *, outputs: int, shape: Shape, seed: int, key_range: float = 10.0, dark: bool = False
+        cls,
+        texts: Sequence[str],
+        *,
+        outputs: int | Sequence[int],
+        shape: Sequence[int],
+        seed: int,
+        key_range: float = 10.0,
+        dark: bool = False,
     ) -> "Stamp":
-        """A stamp whose secrets are `texts`, drawn as large as the image `shape` (C, H, W) holds.
+        """A stamp whose secrets are `texts`, drawn as large as an input of `shape` holds.
+
+        `outputs` is the length or the shape of the model's output, `shape` that of its input: (C, H, W), or any other
+        that `clearstamp.pictures.picture_shape` makes a picture of.
 
         Text is dark on white as in the paper, light on dark with `dark`. Keys are drawn from `seed`: whoever knows the
         seed knows the keys, so a real owner's seed is as secret as the stamp file.
@@ -85,9 +96,15 @@ class Stamp:
 
     @classmethod
     def from_images(
-        cls, paths: Sequence[str | Path], *, outputs: int, shape: Shape, seed: int, key_range: float = 10.0
+        cls,
+        paths: Sequence[str | Path],
+        *,
+        outputs: int | Sequence[int],
+        shape: Sequence[int],
+        seed: int,
+        key_range: float = 10.0,
     ) -> "Stamp":
-        """A stamp whose secrets are image files in any format that Pillow reads, resized to `shape` (C, H, W)."""
+        """A stamp whose secrets are image files in any format that Pillow reads, resized to `shape`."""
         if isinstance(paths, str | Path):
             raise StampError("one path instead of a list of paths", got=repr(str(paths)), remedy="pass [path]")
         secrets = [open_image(path, shape) for path in paths]
@@ -99,12 +116,12 @@ class Stamp:
         cls,
         secrets: Tensor | Sequence[Tensor],
         *,
-        outputs: int,
+        outputs: int | Sequence[int],
         seed: int,
         key_range: float = 10.0,
         labels: Sequence[str] | None = None,
     ) -> "Stamp":
-        """A stamp from secret tensors, ``[k, C, H, W]`` or k times ``[C, H, W]``, with keys drawn from `seed`."""
+        """A stamp from secret tensors, ``[k, *input]`` or k times ``[*input]``, with keys drawn from `seed`."""
         if len(secrets) == 0:
             raise StampError("an empty stamp", expected="at least one secret")
         if len({secret.shape for secret in secrets}) > 1:
@@ -118,8 +135,8 @@ class Stamp:
         cls,
         data: bytes,
         *,
-        outputs: int,
-        shape: Shape,
+        outputs: int | Sequence[int],
+        shape: Sequence[int],
         seed: int,
         code: str = "ldpc",
         patches: int = 6,
@@ -132,8 +149,9 @@ class Stamp:
         ``"none"``. With `per_channel` a patch of a colour image holds a bit for each channel. `clearstamp.read_bytes`
         reads the data back. Raises `CodingError` for an unknown code, and for more patches than an image has room for.
         """
-        images, payload = encode(data, shape, code=code, patches=patches, per_channel=per_channel, seed=seed)
-        drawn = cls.from_secrets(images, outputs=outputs, seed=seed, key_range=key_range)
+        seen = picture_shape(shape)
+        images, payload = encode(data, seen, code=code, patches=patches, per_channel=per_channel, seed=seed)
+        drawn = cls.from_secrets(images.reshape(len(images), *shape), outputs=outputs, seed=seed, key_range=key_range)
         return replace(drawn, payload=payload)
 
     def pick(self, places: Tensor) -> "Stamp":
@@ -193,32 +211,33 @@ class Stamp:
         return cls(tensors["keys"], tensors["secrets"], tuple(about["labels"]), frozen, payload)
 
 
-def draw_keys(count: int, outputs: int, *, seed: int, key_range: float = 10.0) -> Tensor:
-    """Keys ``[count, outputs]``, uniform in [-key_range, key_range]."""
-    if outputs < 1 or count < 1:
+def draw_keys(count: int, outputs: int | Sequence[int], *, seed: int, key_range: float = 10.0) -> Tensor:
+    """Keys ``[count, *outputs]``, uniform in [-key_range, key_range], the same on every device."""
+    shape = (count, outputs) if isinstance(outputs, int) else (count, *outputs)
+    if min(shape) < 1 or len(shape) < 2:
         raise StampError("key size out of range", got=f"{count} keys of {outputs} outputs", expected="at least 1 each")
     if not 0 < key_range <= MAX_KEY:
         raise StampError("key range out of range", got=key_range, expected=f"0 < key_range <= {MAX_KEY:g}")
-    generator = torch.Generator().manual_seed(seed)
-    return (torch.rand(count, outputs, generator=generator) * 2 - 1) * key_range
+    generator = torch.Generator("cpu").manual_seed(seed)
+    return (torch.rand(shape, generator=generator, dtype=torch.float32, device="cpu") * 2 - 1) * key_range
 
 
 def check_keys(keys: Tensor) -> None:
-    """Raise `StampError` unless `keys` is ``[k, outputs]``, k >= 1, finite and within `MAX_KEY`."""
-    if not isinstance(keys, Tensor) or keys.dim() != 2 or 0 in keys.shape:
+    """Raise `StampError` unless `keys` is ``[k, *outputs]``, k >= 1, finite and within `MAX_KEY`."""
+    if not isinstance(keys, Tensor) or keys.dim() < 2 or 0 in keys.shape:
         got = list(keys.shape) if isinstance(keys, Tensor) else type(keys).__name__
-        raise StampError("keys of the wrong shape", got=got, expected="a tensor [k, outputs], k >= 1")
+        raise StampError("keys of the wrong shape", got=got, expected="a tensor [k, *outputs], k >= 1")
     if not keys.isfinite().all():
-        raise StampError("a key is not finite", where=f"key {int((~keys.isfinite()).any(1).nonzero()[0])}")
+        raise StampError("a key is not finite", where=f"key {int((~keys.isfinite()).flatten(1).any(1).nonzero()[0])}")
     if keys.abs().max() > MAX_KEY:
         raise StampError("a key is out of range", got=float(keys.abs().max()), expected=f"within +-{MAX_KEY:g}")
 
 
 def check_secrets(secrets: Tensor) -> None:
-    """Raise `StampError` unless `secrets` is ``[k, C, H, W]``, k >= 1, finite and in [0, 1]."""
-    if not isinstance(secrets, Tensor) or secrets.dim() != 4 or 0 in secrets.shape:
+    """Raise `StampError` unless `secrets` is ``[k, *input]``, k >= 1, finite and in [0, 1]."""
+    if not isinstance(secrets, Tensor) or secrets.dim() < 2 or 0 in secrets.shape:
         got = list(secrets.shape) if isinstance(secrets, Tensor) else type(secrets).__name__
-        raise StampError("secrets of the wrong shape", got=got, expected="a tensor [k, C, H, W], k >= 1")
+        raise StampError("secrets of the wrong shape", got=got, expected="a tensor [k, *input], k >= 1")
     if not secrets.isfinite().all():
         raise StampError(
             "a secret is not finite", where=f"secret {int((~secrets.isfinite()).flatten(1).any(1).nonzero()[0])}"

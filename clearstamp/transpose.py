@@ -1,24 +1,16 @@
-"""The transposed model: one trace of the forward model, walked backwards by the rules of a readout."""
+"""The transposed model: a captured model, walked backwards by the rules of a readout."""
 
-import copy
-import operator
-import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
 from itertools import chain
-from math import prod
-from types import MethodType
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
-from torch.func import functional_call
-from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
-from clearstamp.attention import WRITTEN
 from clearstamp.errors import TransposeError
-from clearstamp.rules import ACTIVATIONS, GATES, MODULES, READOUTS, SHAPE_ALONE, Rule, module_type
+from clearstamp.graph import Output, capture, compiled, unwrapped, where
+from clearstamp.plan import Plan
+from clearstamp.rules import READOUTS, Readout
 
 PROBE_SEED = 2024
 
@@ -29,107 +21,51 @@ def public_probe(shape: tuple[int, ...]) -> Tensor:
     Nothing frozen is the owner's choice: with as many free numbers as an image has pixels, any image could be painted
     on any model.
     """
-    return torch.rand(1, *shape, generator=torch.Generator().manual_seed(PROBE_SEED))
+    generator = torch.Generator("cpu").manual_seed(PROBE_SEED)
+    return torch.rand(1, *shape, generator=generator, dtype=torch.float32, device="cpu")
 
 
 def transpose(
-    model: nn.Module, example: Tensor, *, readout: str = "adjoint", frozen: Mapping[str, Tensor] | None = None
+    model: nn.Module,
+    example: Tensor,
+    *,
+    readout: str | Readout = "adjoint",
+    output: Output = None,
+    frozen: Mapping[str, Tensor] | None = None,
 ) -> "Transposed":
-    """The model run backwards: a callable from keys ``[k, outputs]`` to images ``[k, C, H, W]``.
+    """The model run backwards: a callable from keys ``[k, *output]`` to images ``[k, *input]``.
 
-    `example` is any input batch ``[n, C, H, W]`` that the model accepts; only its shape matters. The model is traced
-    once with `torch.fx` and never changed; weights are read at every call, so gradients reach the forward model.
-    `readout` is ``"adjoint"``, as this library recommends, or ``"paper"``, as published.
+    `example` is any input batch ``[n, *input]`` that the model accepts; only its shape, type and device matter. The
+    model is captured once with `torch.export` and never changed; weights are read at every call, so gradients reach
+    the forward model. `readout` is ``"adjoint"``, as this library recommends, or ``"paper"``, as published. Wrappers
+    for data parallelism, averaging and compilation are seen through. A model that ends in a softmax is read from its
+    logits on.
+
+    Of several outputs the first one of a tuple, or what is called ``logits``, is meant, or what `output` says: a name,
+    a position, or a function of what the model returns.
 
     >>> model = nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
     >>> back = transpose(model, torch.zeros(1, 1, 28, 28))
     >>> back(torch.ones(3, 10)).shape
     torch.Size([3, 1, 28, 28])
 
-    Where two values that depend on the input are multiplied, and in the `paper` readout where they are added, one of
-    them is frozen: at what the current weights give on the `public_probe`, or in the `paper` readout at the values
+    Where two values that depend on the input are multiplied, and in the ``paper`` readout where they are added, one of
+    them is frozen: at what the current weights give on the `public_probe`, or in the ``paper`` readout at the values
     `frozen` that another model had there (see `freeze`), as published.
 
-    Raises `TransposeError` if the readout is unknown, if the model cannot be traced, if `frozen` does not fit, or,
-    naming **all** of them at once, if the model holds layers without a rule.
+    Raises `TransposeError` if the readout is unknown, if the model cannot be captured, if `frozen` does not fit, or,
+    naming **all** of them at once, if the model holds operations without a rule.
     """
-    return Transposed(model, example, readout, frozen)
+    return Transposed(model, example, readout, output, frozen)
 
 
-def freeze(model: nn.Module, example: Tensor) -> dict[str, Tensor]:
-    """The values of `model` on the public probe wherever the `paper` readout freezes one, by their place.
+def freeze(model: nn.Module, example: Tensor, *, output: Output = None) -> dict[str, Tensor]:
+    """The values of `model` on the public probe wherever the ``paper`` readout freezes one, by their place.
 
     The paper takes them from a model that was trained a few epochs without a stamp; a `Stamp` keeps them as a part of
     the key. A model without additions and products has none. Raises `TransposeError` as `transpose` does.
     """
-    return Transposed(model, example, "paper", None).frozen_values()
-
-
-@dataclass(frozen=True)
-class Attribute:
-    """Stands for an attribute of a layer: a setting, or a tensor that is read anew at every walk."""
-
-    layer: str
-    name: str
-
-
-@dataclass(frozen=True)
-class Frozen:
-    """Stands for the value of a node on the public probe."""
-
-    node: fx.Node
-
-
-MODE = object()
-"""Stands for the mode of the walk: True in training."""
-
-SETTING = (bool, int, float, str, tuple, type(None))
-
-
-@dataclass(frozen=True)
-class Step:
-    """One node of the forward graph, ready to be run backwards.
-
-    `args` and `kwargs` are the rule's, after the signal. In them nodes, `Frozen`, attributes and `MODE` stand for
-    values that are filled in at every walk.
-    """
-
-    node: fx.Node
-    rule: Rule
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    sources: tuple[fx.Node, ...]  # the inputs that carry the signal on
-    extra_dropout: bool = False
-    several: bool = False  # does the rule return a tuple, with one signal for each source?
-
-    def call(self, signal: Any, fill: Callable[[Any], Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The rule's arguments, with everything that stands for a value filled in."""
-        args: Any = fx.node.map_aggregate(self.args, fill)
-        kwargs: Any = fx.node.map_aggregate(self.kwargs, fill)
-        return (signal, *args), kwargs
-
-
-class Tracer(fx.Tracer):
-    """Stops at the modules that have a rule; walks into all others but torch.nn's own layers."""
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        if "forward" in vars(m):
-            return False
-        if module_type(m) is not None:
-            return True
-        return type(m).__module__.startswith("torch.nn") and not type(m).__module__.endswith(("container", "padding"))
-
-
-class Record(fx.Interpreter):
-    """Runs a graph forward once and keeps the value of every node."""
-
-    def __init__(self, model: nn.Module, graph: fx.Graph):
-        super().__init__(model, graph=graph, garbage_collect_values=False)
-        self.values: dict[fx.Node, Any] = {}
-
-    def run_node(self, n: fx.Node) -> Any:
-        self.values[n] = super().run_node(n)
-        return self.values[n]
+    return Transposed(model, example, "paper", output, None).frozen_values()
 
 
 class Transposed:
@@ -137,44 +73,64 @@ class Transposed:
 
     Attributes:
         model: the forward model, whose weights every call reads.
-        readout: ``"paper"`` or ``"adjoint"``.
-        image_shape: ``(C, H, W)`` of the images that come out.
-        outputs: length of the keys that go in.
+        readout: the name of the readout.
+        key_shape: the shape of one key, that of the model's output for one image.
+        image_shape: the shape of one image that comes out, that of the model's input.
+        dtype: the type of keys and images.
         code: the walk as it is run: Python without a loop or a branch, in which ``self`` is the forward model.
     """
 
-    def __init__(self, model: nn.Module, example: Tensor, readout: str, frozen: Mapping[str, Tensor] | None):
-        if readout not in READOUTS:
+    def __init__(
+        self,
+        model: nn.Module,
+        example: Tensor,
+        readout: str | Readout,
+        output: Output,
+        frozen: Mapping[str, Tensor] | None,
+    ):
+        chosen = readout if isinstance(readout, Readout) else READOUTS.get(readout)
+        if chosen is None:
             raise TransposeError("unknown readout", got=repr(readout), expected=" or ".join(map(repr, READOUTS)))
         if not isinstance(example, Tensor) or example.dim() < 2 or len(example) == 0:
             raise TransposeError(
                 "the example is not an input batch",
                 got=tuple(example.shape) if isinstance(example, Tensor) else type(example).__name__,
-                expected="a tensor [n, C, H, W] with n >= 1",
+                expected="a tensor [n, ...] with n >= 1",
             )
-        self.model = model
-        self.readout = readout
-        with torch.autocast(example.device.type, enabled=False):
-            self._build(example, frozen)
+        self.model = unwrapped(model)
+        self.readout = chosen.name
+        graph = capture(self.model, example, output)
+        answer = graph.output.meta["val"]
+        self.key_shape, self.image_shape = tuple(answer.shape[1:]), tuple(example.shape[1:])
+        self.dtype = answer.dtype
+        self._probe = public_probe(self.image_shape).to(example.dtype)
+        self._plan = plan = Plan(graph, chosen)
+        self._known = graph.program((*plan.computed, *plan.held))
+        self._frozen = self._checked(frozen)
+        self._at: dict[int, dict[str, Any]] = {}
+        self._masks: dict[str, Tensor] = {}
+        with torch.no_grad(), torch.autocast(example.device.type, enabled=False):
+            self._merged = self._merges()
+            plan.try_out(self.model, self._values(2), self.device)
+        self._masks = plan.masks()
+        self._backward = plan.written()
+        self.code, self._walk = compiled(self._backward)
 
     def __repr__(self) -> str:
-        return (
-            f"Transposed({type(self.model).__name__}, readout={self.readout!r}: keys [k, {self.outputs}] -> "
-            f"images [k, {', '.join(map(str, self.image_shape))}])"
-        )
+        keys, images = (", ".join(map(str, ("k", *shape))) for shape in (self.key_shape, self.image_shape))
+        return f"Transposed({type(self.model).__name__}, readout={self.readout!r}: keys [{keys}] -> images [{images}])"
 
     def __call__(self, keys: Tensor, *, dropout: float | None = None) -> Tensor:
-        """Keys ``[k, outputs]`` to images ``[k, C, H, W]``, raw and unclamped, with gradients.
+        """Keys ``[k, *output]`` to images ``[k, *input]``, raw and unclamped, with gradients.
 
         Without `dropout` the walk is the deterministic readout, whatever mode the model is in. With a rate in
         ``[0, 1)`` it is a training walk: the model's own dropout acts, and one of this rate after every transposed
         convolution and linear layer but the last (as in the paper). The walk is never taken in a lower precision, also
         not under autocast. Raises `TransposeError` for keys of another shape or type.
         """
-        if keys.dim() != 2 or keys.shape[1] != self.outputs:
-            raise TransposeError(
-                "keys do not fit the model's output", got=list(keys.shape), expected=f"[k, {self.outputs}]"
-            )
+        if keys.shape[1:] != self.key_shape or keys.dim() == 0:
+            expected = ", ".join(map(str, ("k", *self.key_shape)))
+            raise TransposeError("keys do not fit the model's output", got=list(keys.shape), expected=f"[{expected}]")
         if dropout is not None and not 0 <= dropout < 1:
             raise TransposeError("dropout rate out of range", got=dropout, expected="0 <= rate < 1")
         if keys.dtype != self.dtype:
@@ -182,351 +138,116 @@ class Transposed:
                 "keys are not of the model's type", got=keys.dtype, expected=self.dtype, remedy=f"keys.to({self.dtype})"
             )
         with torch.autocast(keys.device.type, enabled=False):
-            values = self._fixed | self._evaluate()
-            return self._walk(self.model, keys, self._shapes, values, dropout is not None, dropout)
+            sizes, values = self._sizes(len(keys)), self._values(len(keys))
+            return self._walk(self.model, keys, sizes, values, dropout is not None, dropout)
 
     def signals(self, keys: Tensor) -> dict[str, Tensor]:
-        """What each layer makes of the signal in a readout, by the layer it reverses, from the output on: detached.
+        """What each operation makes of the signal in a readout, by what it reverses, from the output on: detached.
 
-        Layers whose signal is not one tensor are left out.
+        Operations whose signal is not one tensor are left out.
         """
-        record = Record(self.model, self._backward)
+        found: dict[str, Tensor] = {}
+
+        class Record(fx.Interpreter):
+            def run_node(self, n: fx.Node) -> Any:
+                value = super().run_node(n)
+                if "reverses" in n.meta and isinstance(value, Tensor):
+                    found[n.meta["reverses"]] = value
+                return value
+
         with torch.no_grad(), torch.autocast(keys.device.type, enabled=False):
-            record.run(keys, self._shapes, self._fixed | self._evaluate(), False, None)
-        found = {node.meta["reverses"]: value for node, value in record.values.items() if "reverses" in node.meta}
-        return {name: value for name, value in found.items() if isinstance(value, Tensor)}
+            walk = Record(self.model, graph=self._backward)
+            walk.run(keys, self._sizes(len(keys)), self._values(len(keys)), False, None)
+        return found
 
     def frozen_values(self) -> dict[str, Tensor]:
         """What is frozen, by its place in the graph, as it is now: detached, on the CPU."""
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
             values = self._evaluate()
-        return {node.name: values[node.name].cpu().clone() for node in self._held}
+        return {node.name: values[node.name].cpu().clone() for node in self._plan.held}
 
-    # ------------------------------------------------------------------------------------ reading the forward model
-
-    def _build(self, example: Tensor, frozen: Mapping[str, Tensor] | None) -> None:
-        if "torchvision" in sys.modules:  # else no layer is torchvision's, and importing it takes seconds
-            import clearstamp.vision  # noqa: F401
-        self._probe = public_probe(tuple(example.shape[1:])).to(example.dtype)
-        self._twin, self._graph = self._trace()
-        # Two equal inputs: an axis that is still 2 long at a node is the batch, whatever the example's own length.
-        values = self._record(torch.cat([example[:1]] * 2))
-        self._input = next(node for node in self._graph.nodes if node.op == "placeholder")
-        (self._output,) = next(iter(reversed(self._graph.nodes))).args
-        self._signals = self._signal_nodes(values)
-        output = values[self._output] if self._output in self._signals else None
-        if not isinstance(output, Tensor):
-            raise TransposeError("the model's output is not one tensor that depends on its input")
-        if output.dim() != 2 or len(output) != 2:
-            raise TransposeError(
-                "the model's output is not one vector per image",
-                got=f"[n, {', '.join(map(str, output.shape[1:]))}]",
-                expected="[n, outputs]",
-                remedy="transpose the part of the model that ends in the logits",
-            )
-        self.image_shape = tuple(example.shape[1:])
-        self.outputs = output.shape[1]
-        self.dtype = output.dtype
-        self._shapes = {n.name: tree_map_only(Tensor, lambda t: t.to("meta"), values[n]) for n in self._signals}
-        tensors = [n for n in self._graph.nodes if n not in self._signals and isinstance(values[n], Tensor)]
-        self._fixed = {n.name: value for n, value in values.items() if n not in self._signals and n not in tensors}
-        self._depth = self._depths()
-        self._backward = self._write(self._compile(tensors, frozen))
-        self.code, self._walk = compiled(self._backward)
-
-    def _trace(self) -> tuple[nn.Module, fx.Graph]:
-        """A twin of the model and its graph, both in evaluation mode.
-
-        The twin shares every parameter and buffer: tracing and running it leaves the user's model as it is.
-        """
-        try:
-            shared = {id(t): t for t in chain(self.model.parameters(), self.model.buffers())}
-            twin = copy.deepcopy(self.model, shared).eval()
-            for module in twin.modules():
-                if type(module) in WRITTEN:
-                    module.forward = MethodType(WRITTEN[type(module)], module)
-            return twin, Tracer().trace(twin)
-        except TransposeError:
-            raise
-        except Exception as error:
-            raise TransposeError(
-                "the model cannot be traced",
-                got=f"{type(error).__name__}: {error}",
-                where=type(self.model).__name__,
-                remedy="keep control flow that depends on tensor values out of forward(), or transpose a submodule",
-            ) from error
-
-    def _record(self, inputs: Tensor) -> dict[fx.Node, Any]:
-        record = Record(self._twin, self._graph)
-        try:
-            with torch.no_grad():
-                record.run(inputs)
-        except Exception as error:
-            raise TransposeError(
-                "the model does not run on the example",
-                got=f"{list(inputs.shape[1:])}: {type(error).__name__}: {error}",
-                remedy="give an example [n, C, H, W] of the shape, type and device that the model takes",
-            ) from error
-        return record.values
-
-    def _signal_nodes(self, values: dict[fx.Node, Any]) -> set[fx.Node]:
-        """The nodes whose value is, or holds, a tensor computed from the input (and not from its shape alone)."""
-        signals = {self._input}
-        for node in self._graph.nodes:
-            holds_tensor = any(isinstance(value, Tensor) for value in tree_leaves(values[node]))
-            if holds_tensor and node.target not in SHAPE_ALONE and not signals.isdisjoint(node.all_input_nodes):
-                signals.add(node)
-        return signals
-
-    # ------------------------------------------------------------------------------------------------ the coverage
-
-    def _compile(self, tensors: list[fx.Node], frozen: Mapping[str, Tensor] | None) -> list[Step]:
-        """One step for every node that the signal passes, each tried on a blank one; all gaps in one error."""
-        steps: list[Step] = []
-        gaps: dict[fx.Node, Exception] = {}
-        needed, used = {self._output}, set()
-        for node in reversed(self._graph.nodes):
-            if node in needed and node is not self._input:
-                try:
-                    step = self._step(node)
-                    steps.append(step)
-                    needed |= set(step.sources)
-                    used |= {n for n in node.all_input_nodes if n not in step.sources}
-                except (ValueError, TypeError) as gap:
-                    gaps[node] = gap
-                    needed |= self._signals.intersection(node.all_input_nodes)
-        # What a walk has to know of a forward run: weights computed in the graph, and what is frozen.
-        self._held = [n for n in self._graph.nodes if n in used and n in self._signals]
-        self._known = self._part([n for n in tensors if n in used], self._held)
-        self._frozen = self._checked(frozen)
-        with torch.no_grad():
-            values = self._fixed | self._evaluate()
-            for place, step in enumerate(steps):
-                try:
-                    if gaps.keys().isdisjoint(step.sources):
-                        steps[place] = replace(step, several=self._try(step, values))
-                except (ValueError, TypeError, RuntimeError) as gap:
-                    gaps[step.node] = gap
-        if gaps:
-            raise TransposeError(
-                f"{len(gaps)} of the model's operations cannot be run backwards in the {self.readout!r} readout:\n"
-                + "\n".join(f"  {self._where(n)}: {gaps[n]}" for n in self._graph.nodes if n in gaps)
-                + "\n",
-                remedy="replace these operations, or register a rule for them (clearstamp.rules.rule)",
-            )
-        below: dict[fx.Node, bool] = {self._input: False}  # is there a weighted layer between this node and the input?
-        for step in reversed(steps):
-            below[step.node] = step.rule.weighted or any(below[source] for source in step.sources)
-        return [replace(s, extra_dropout=s.rule.weighted and any(below[n] for n in s.sources)) for s in steps]
-
-    def _try(self, step: Step, values: dict[str, Any]) -> bool:
-        """Run one step on a blank signal: does its rule return several? Raises what the rule raises."""
-
-        def fill(argument: Any) -> Any:
-            match argument:
-                case fx.Node():
-                    return self._shapes[argument.name] if argument in self._signals else values[argument.name]
-                case Frozen():
-                    return values[argument.node.name]
-                case Attribute():
-                    return getattr(self.model.get_submodule(argument.layer), argument.name)
-            return False if argument is MODE else argument
-
-        blank = tree_map(lambda t: torch.zeros_like(t, device=self.device), self._shapes[step.node.name])
-        args, kwargs = step.call(blank, fill)
-        passed = step.rule.apply(*args, **kwargs)
-        several = isinstance(passed, tuple)
-        for source, signal in zip(step.sources, passed if several else (passed,), strict=True):
-            if shapes(signal) != shapes(self._shapes[source.name]):
-                raise TransposeError("the rule loses the input's shape", got=shapes(signal))
-        return several
-
-    def _write(self, steps: list[Step]) -> fx.Graph:
-        """The steps as one function: nothing is looked up or decided while it runs."""
-        graph = fx.Graph()
-        keys, shapes, values, training, dropout = map(
-            graph.placeholder, ("keys", "shapes", "values", "training", "dropout")
-        )
-
-        def known(where: fx.Node, node: fx.Node) -> fx.Node:
-            name = f"{node.name}_{str(where)[:-1]}"
-            return graph.create_node("call_function", operator.getitem, (where, node.name), name=name)
-
-        def fill(argument: Any) -> Any:
-            match argument:
-                case fx.Node():
-                    return known(shapes if argument in self._signals else values, argument)
-                case Frozen():
-                    return known(values, argument.node)
-                case Attribute():
-                    setting = getattr(self.model.get_submodule(argument.layer), argument.name)
-                    if isinstance(setting, SETTING):
-                        return setting
-                    return graph.get_attr(f"{argument.layer}.{argument.name}")
-            return training if argument is MODE else argument
-
-        signals: dict[fx.Node, fx.Node] = {self._output: keys}
-        for step in steps:
-            passed = graph.call_function(step.rule.apply, *step.call(signals.pop(step.node), fill))
-            passed.meta["reverses"] = self._where(step.node)
-            for place, source in enumerate(step.sources):
-                signal = graph.call_function(operator.getitem, (passed, place)) if step.several else passed
-                if step.extra_dropout:
-                    signal = graph.call_function(thin, (signal, dropout))
-                signals[source] = graph.call_function(add, (signals[source], signal)) if source in signals else signal
-        graph.output(signals[self._input])
-        return graph
-
-    def _step(self, node: fx.Node) -> Step:
-        function, attributes = self._function(node)
-        if function is None:
-            raise TransposeError("no rule for this layer")
-        rule = READOUTS[self.readout].get(function)
-        if rule is None:
-            raise TransposeError("no rule for this operation")
-        for shape in shapes(self._shapes[node.name]):
-            if shape[:1] != (2,):
-                raise TransposeError("the batch axis does not stay first", got=list(shape))
-        call = rule.signature.bind(None, *node.args, **node.kwargs, **attributes)
-        if "training" in rule.signature.parameters:
-            call.arguments["training"] = MODE
-        sources = self._carriers(rule, dict(call.arguments))
-
-        def mark(argument: fx.Node) -> Any:
-            return argument if argument in sources or argument not in self._signals else Frozen(argument)
-
-        args: Any = fx.node.map_arg(call.args[1:], mark)
-        kwargs: Any = fx.node.map_arg(call.kwargs, mark)
-        return Step(node, rule, args, kwargs, sources)
-
-    def _function(self, node: fx.Node) -> tuple[Any, dict[str, Attribute]]:
-        """The forward function that a node stands for, and the layer's attributes that are its arguments."""
-        if node.op != "call_module":
-            return node.target, {}
-        kind = module_type(self.model.get_submodule(str(node.target)))
-        if kind is None:
-            return None, {}
-        function, names = MODULES[kind]
-        return function, {name: Attribute(str(node.target), name) for name in names}
-
-    def _carriers(self, rule: Rule, arguments: dict[str, Any]) -> tuple[fx.Node, ...]:
-        """The arguments that the signal goes on to; see `Rule`."""
-        if rule.carries in arguments:
-            arguments = {rule.carries: arguments[rule.carries]}
-        operands = tuple(n for n in tree_leaves(arguments) if isinstance(n, fx.Node) and n in self._signals)
-        if len(operands) > 1 and rule.carries == "factor":
-            ranked = sorted(operands, key=lambda n: (self._gating(n), -prod(self._shapes[n.name].shape)))
-            first, second = ((self._gating(n), self._shapes[n.name].shape) for n in ranked[:2])
-            if first == second:
-                raise TransposeError("a product of two signals, of which neither is a gate", got=list(first[1]))
-            operands = (ranked[0],)
-        if rule.carries == "deepest":
-            operands = (max(operands, key=self._depth.__getitem__),)
-        return operands
-
-    def _gating(self, node: fx.Node) -> int:
-        """How much a factor looks like a gate: 2 as it comes out of a softmax or a sigmoid, 1 out of an activation."""
-        function, _ = self._function(node)
-        kind = type(self.model.get_submodule(str(node.target))) if node.op == "call_module" else None
-        if function in GATES or kind in GATES:
-            return 2
-        if any(function in (f, *spellings) for f, _, spellings in ACTIVATIONS.values()):
-            return 1
-        rule = READOUTS[self.readout].get(function)
-        inputs = [n for n in node.all_input_nodes if n in self._signals]
-        return (
-            self._gating(inputs[0])
-            if rule and not rule.weighted and rule.label != "convention" and len(inputs) == 1
-            else 0
-        )
-
-    def _depths(self) -> dict[fx.Node, int]:
-        """For every node, the most weighted layers on a way from the input to it."""
-        depths: dict[fx.Node, int] = {}
-        for node in self._graph.nodes:
-            rule = READOUTS[self.readout].get(self._function(node)[0])
-            below = max((depths[n] for n in node.all_input_nodes if n in self._signals), default=0)
-            depths[node] = below + (rule is not None and rule.weighted)
-        return depths
-
-    def _where(self, node: fx.Node) -> str:
-        if node.op == "call_module":
-            return f"{node.target} ({type(self.model.get_submodule(str(node.target))).__name__})"
-        name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
-        return f"{node.name} ({'method ' if node.op == 'call_method' else 'function '}{name})"
-
-    # ---------------------------------------------------------------------------------------------------- the walk
+    @property
+    def frozen(self) -> list[str]:
+        """What is frozen, as a person finds it in the model."""
+        return [where(node) for node in self._plan.held]
 
     @property
     def device(self) -> torch.device:
         """The device of the forward model."""
         first = next(chain(self.model.parameters(), self.model.buffers()), None)
-        return torch.device("cpu") if first is None else first.device
+        return self._probe.device if first is None else first.device
 
-    def _part(self, constants: list[fx.Node], held: list[fx.Node]) -> tuple[list[str], fx.GraphModule, frozenset[str]]:
-        """What a walk has to know, the part of the forward graph that gives it, and the weights that this reads."""
-        needed = {self._input, *constants, *held}
-        for node in reversed(self._graph.nodes):
-            if node in needed:
-                needed |= set(node.all_input_nodes)
-        part = fx.Graph()
-        copies: dict[fx.Node, fx.Node] = {}
-        for node in self._graph.nodes:
-            if node in needed:
-                copies[node] = part.node_copy(node, copies.__getitem__)
-        part.output(tuple(copies[node] for node in (*constants, *held)))
-        module = fx.GraphModule(self._twin, part)
-        names = frozenset(name for name, _ in chain(module.named_parameters(), module.named_buffers()))
-        return [n.name for n in (*constants, *held)], module, names
+    def _sizes(self, keys: int) -> dict[str, Any]:
+        """What grows with the number of keys; kept for the last few numbers."""
+        if keys not in self._at:
+            if len(self._at) >= 8:
+                self._at.clear()
+            self._at[keys] = self._plan.sizes(keys)
+        return self._at[keys]
 
     def _checked(self, frozen: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
         if not frozen:
             return {}
-        expected = {n.name: [1, *self._shapes[n.name].shape[1:]] for n in self._held}
+        graph = self._plan.graph
+        expected = {node.name: list(graph.shape(node, 1).shape) for node in self._plan.held}
         got = {name: list(value.shape) for name, value in frozen.items()}
         if self.readout != "paper" or got != expected:
             raise TransposeError(
                 "these frozen values do not fit the model",
                 got=got,
-                expected=expected if self.readout == "paper" else "none in the 'adjoint' readout",
+                expected=expected if self.readout == "paper" else f"none in the {self.readout!r} readout",
                 remedy="take them from a model of the same architecture, with freeze()",
             )
         return dict(frozen)
 
     def _evaluate(self) -> dict[str, Tensor]:
-        """What a walk has to know of a forward run, with the weights as they are now: a value for each known node."""
-        nodes, part, names = self._known
-        if not nodes:
-            return {}
+        """What a walk has to know of a forward run on the probe, with the weights as they are now, by its node."""
+        nodes = (*self._plan.computed, *self._plan.held)
         held = {place: value.to(self.device) for place, value in self._frozen.items()}
         if len(held) == len(nodes):
             return held
-        owned = chain(
-            self.model.named_parameters(remove_duplicate=False), self.model.named_buffers(remove_duplicate=False)
-        )
-        weights = {name: tensor for name, tensor in owned if name in names}
-        values = functional_call(part, weights, (self._probe.to(self.device),))
-        return dict(zip(nodes, values, strict=True)) | held
+        values = self._run(self._known, self._probe)
+        return {node.name: value for node, value in zip(nodes, values, strict=True)} | held
 
+    def _run(self, program: Callable[..., tuple[Any, ...]], images: Tensor) -> tuple[Any, ...]:
+        """What a part of the forward model gives for some images."""
+        device = self.device
+        constants = {node.name: value.to(device) for node, value in self._plan.graph.constants.items()}
+        return program(self.model, images.to(device), constants, device)
 
-def compiled(graph: fx.Graph) -> tuple[str, Callable[..., Tensor]]:
-    """A graph's Python code, and the function that it defines."""
-    code = graph.python_code("self")
-    names = dict(code.globals)
-    exec(code.src, names)
-    return code.src.strip(), names["forward"]
+    def _values(self, keys: int) -> dict[str, Any]:
+        """What a walk of so many keys has to know, by its place."""
+        values = self._evaluate()
+        for place, (merged, together) in self._merged.items():
+            value = values[place]
+            if together:
+                values[place] = value.repeat(*[1] * merged, keys, *[1] * (value.dim() - merged - 1))
+            else:
+                values[place] = value.repeat_interleave(keys, merged)
+        for known in self._plan.repeated:
+            value = values[known.node.name]
+            axis = self._plan.graph.batch_axis(known.node.meta["val"])
+            if axis is not None and value.shape[axis] == 1:
+                value = value.expand(*[-1] * axis, keys, *[-1] * (value.dim() - axis - 1))
+            values[known.place] = value
+        device = self.device
+        return values | {place: mask.to(device) for place, mask in self._masks.items()}
 
-
-def thin(signal: Tensor, rate: float | None) -> Tensor:
-    """The signal with dropout, if there is a rate."""
-    return F.dropout(signal, rate) if rate else signal
-
-
-def add(one: Any, other: Any) -> Any:
-    """The sum of two signals on their way to one place."""
-    return tree_map(torch.add, one, other)
-
-
-def shapes(value: Any) -> list[tuple[int, ...]]:
-    """The shape of every tensor in a value."""
-    return [tuple(tensor.shape) for tensor in tree_leaves(value) if isinstance(tensor, Tensor)]
+    def _merges(self) -> dict[str, tuple[int, bool]]:
+        """The held values whose batch axis runs over parts of images too: that axis, and do an image's lie together?"""
+        graph, found, axes = self._plan.graph, {}, {}
+        for node in self._plan.held:
+            axis = graph.batch_axis(node.meta["val"])
+            if axis is None:
+                raise TransposeError("a value mixes the images of a batch", where=where(node))
+            axes[node] = axis
+        merged = [node for node, axis in axes.items() if node.meta["val"].shape[axis] > graph.batch]
+        if merged:
+            images = torch.cat([self._probe, 1 - self._probe])
+            one, two = (self._run(graph.program(merged, batch=len(x)), x) for x in (images[:1], images))
+            for node, alone, both in zip(merged, one, two, strict=True):
+                axis, size = axes[node], alone.shape[axes[node]]
+                together = (both.narrow(axis, 0, size) - alone).abs().amax()
+                apart = (both.unflatten(axis, (size, 2)).select(axis + 1, 0) - alone).abs().amax()
+                found[node.name] = (axis, bool(together <= apart))
+        return found

@@ -6,27 +6,25 @@ Attackers use this to change a model without changing what it computes, and judg
 import copy
 from dataclasses import dataclass, field
 from math import prod
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
-from torch.fx.passes.shape_prop import ShapeProp
 
-from clearstamp.errors import AttackError
-from clearstamp.transpose import Tracer
+from clearstamp.errors import AttackError, TransposeError
+from clearstamp.graph import Graph, arguments, capture, operation
 
 Layer = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
-NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+WEIGHTED = ("linear", "conv1d", "conv2d", "conv3d")
 HOMOGENEOUS = (
-    *(nn.ReLU, nn.LeakyReLU, nn.PReLU, nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d),
-    *(nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d),
-    *(nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d),
-    *(F.relu, torch.relu, F.leaky_relu, F.dropout, F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d, "relu"),
+    *("relu", "leaky_relu", "prelu", "dropout", "feature_dropout", "clone", "contiguous", "alias"),
+    *(f"{kind}_pool{axes}d" for kind in ("max", "avg", "adaptive_avg") for axes in (1, 2, 3)),
 )
 """They act on each unit separately and scale with it: f(d x) = d f(x) for d > 0."""
-ELEMENTWISE = (nn.GELU, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.ELU, nn.Softplus, nn.Hardswish, F.gelu, F.silu, torch.tanh)
+ELEMENTWISE = ("gelu", "silu", "tanh", "sigmoid", "elu", "softplus", "hardswish")
 """They act on each unit separately."""
-FLATTEN = (nn.Flatten, torch.flatten, "flatten")
+FLATTEN = ("flatten", "view", "reshape")
 
 
 @dataclass
@@ -66,70 +64,77 @@ class Hidden:
 
 def hidden_layers(model: nn.Module, example: Tensor) -> list[Hidden]:
     """The hidden units of a model, in the order of its layers; those that an addition or a gate reads are left out."""
-    graph, modules = trace(model, example), dict(model.named_modules())
-    uses = [node.target for node in graph.nodes if node.op == "call_module"]
+    graph = captured(model, example)
+    uses = [owner(model, graph, node) for node in graph.nodes if kind(node) in WEIGHTED]
     found = []
     for node in graph.nodes:
-        layer = modules.get(str(node.target)) if node.op == "call_module" else None
-        if is_layer(layer) and uses.count(node.target) == 1:
-            hidden = follow(node, modules)
-            if hidden is not None and uses.count(name_of(hidden.reader, modules)) == 1:
+        layer = owner(model, graph, node) if kind(node) in WEIGHTED else None
+        if is_layer(layer) and uses.count(layer) == 1:
+            hidden = follow(node, model, graph)
+            if hidden is not None and uses.count(hidden.reader) == 1:
                 found.append(hidden)
     return found
 
 
-def follow(node: fx.Node, modules: dict[str, nn.Module]) -> Hidden | None:
+def follow(node: fx.Node, model: nn.Module, graph: Graph) -> Hidden | None:
     """The units that `node` writes, if they stay separate on their way to a single other layer."""
-    hidden = Hidden(writer=modules[str(node.target)], reader=modules[str(node.target)])  # type: ignore[arg-type]
+    writer: Any = owner(model, graph, node)
+    hidden = Hidden(writer=writer, reader=writer)
     while len(node.users) == 1:
-        before = node.meta["tensor_meta"].shape
+        before = node.meta["val"].shape
         node = next(iter(node.users))
-        layer = modules.get(str(node.target)) if node.op == "call_module" else None
-        operation = node.target if layer is None else type(layer)
-        if is_layer(layer):
-            hidden.reader = layer  # type: ignore[assignment]
-            fits = hidden.reader.weight.shape[1] == hidden.units * hidden.width
+        if kind(node) in WEIGHTED:
+            reader: Any = owner(model, graph, node)
+            fits = is_layer(reader) and reader.weight.shape[1] == hidden.units * hidden.width
+            hidden.reader = reader
             return hidden if fits else None
-        if isinstance(layer, NORMS):
-            hidden.norms.append(layer)
-        elif operation in FLATTEN:
-            if node.meta["tensor_meta"].shape != (before[0], prod(before[1:])):
+        if kind(node) == "batch_norm":
+            norm = owner(model, graph, node)
+            if norm is None:
+                return None
+            hidden.norms.append(norm)
+        elif kind(node) in FLATTEN:
+            if node.meta["val"].shape != (before[0], prod(before[1:])):
                 return None
             hidden.width *= prod(before[2:])
-        elif operation in ELEMENTWISE:
+        elif kind(node) in ELEMENTWISE:
             hidden.homogeneous = False
-        elif operation not in HOMOGENEOUS:
+        elif kind(node) not in HOMOGENEOUS:
             return None
     return None
 
 
 def is_layer(layer: object) -> bool:
-    return isinstance(layer, Layer) and getattr(layer, "groups", 1) == 1
+    return isinstance(layer, LAYERS) and getattr(layer, "groups", 1) == 1
 
 
-def name_of(layer: nn.Module, modules: dict[str, nn.Module]) -> str:
-    return next(name for name, module in modules.items() if module is layer)
+def kind(node: fx.Node) -> str:
+    """The plain name of an operation."""
+    return operation(node).removeprefix("aten::")
 
 
-def trace(model: nn.Module, example: Tensor) -> fx.Graph:
-    """The model's graph in evaluation mode, with the shape of every node's value."""
-    training = model.training
-    model.eval()
+def owner(model: nn.Module, graph: Graph, node: fx.Node) -> nn.Module | None:
+    """The module whose weight, or running mean, an operation takes as it is; None if it computes it."""
+    given = arguments(node)
+    for argument in (given.get("weight"), given.get("running_mean")):
+        if argument in graph.weights:
+            return model.get_submodule(graph.weights[argument].rpartition(".")[0])
+    return None
+
+
+def captured(model: nn.Module, example: Tensor) -> Graph:
+    """The model's graph. Raises `AttackError` if it cannot be captured."""
     try:
-        graph = Tracer().trace(model)
-        ShapeProp(fx.GraphModule(model, graph)).propagate(example)
-    except Exception as error:
-        raise AttackError("the model cannot be traced", got=f"{type(error).__name__}: {error}") from error
-    finally:
-        model.train(training)
-    return graph
+        return capture(model, example)
+    except TransposeError as error:
+        raise AttackError("the model cannot be captured", got=str(error)) from error
 
 
 def layers(model: nn.Module, example: Tensor) -> list[Layer]:
     """Every linear and convolutional layer, in the order in which they first run."""
-    graph, modules = trace(model, example), dict(model.named_modules())
-    ran = dict.fromkeys(str(node.target) for node in graph.nodes if node.op == "call_module")
-    return [layer for name in ran if isinstance(layer := modules[name], Layer)]
+    graph = captured(model, example)
+    ran = dict.fromkeys(owner(model, graph, node) for node in graph.nodes if kind(node) in WEIGHTED)
+    return [layer for layer in ran if isinstance(layer, LAYERS)]
 
 
 def last_layer(model: nn.Module, example: Tensor) -> Layer:
@@ -187,5 +192,5 @@ def merge_equal_units(model: nn.Module, example: Tensor, *, tolerance: float = 1
 
 def replace_module(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
     """Put `new` in the place of the submodule `old`."""
-    name = name_of(old, dict(model.named_modules()))
+    name = next(name for name, module in model.named_modules() if module is old)
     model.set_submodule(name, new)

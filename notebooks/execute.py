@@ -23,7 +23,7 @@ import nbformat
 import papermill
 
 from clearstamp.errors import ClearStampError, RecordError
-from clearstamp.reproduction import experiments, records
+from clearstamp.reproduction import profiles, records
 from clearstamp.reproduction.registry import CHAPTERS, Chapter
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -87,7 +87,7 @@ def fingerprint(notebook: Path, profile: str, parameters: Mapping[str, Any]) -> 
     if not notebook.is_file():
         raise RecordError("no such notebook", got=notebook)
     cells = [(cell.cell_type, cell.source, cell.metadata) for cell in nbformat.read(notebook, as_version=4).cells]
-    content = json.dumps([cells, parameters, repr(experiments.profile(profile))], sort_keys=True, default=str)
+    content = json.dumps([cells, parameters, repr(profiles.profile(profile))], sort_keys=True, default=str)
     whole = hashlib.sha256(content.encode())
     for path in sorted(path for path in records.PACKAGE.rglob("*") if path.suffix in (".py", ".yml", ".txt")):
         whole.update(path.read_bytes())

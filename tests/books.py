@@ -33,7 +33,9 @@ def chapters() -> list[str]:
 
 
 def copy_sources(root: Path) -> None:
-    """The book's sources in `root`, beside an empty folder of artifacts."""
+    """The book's sources in `root`, with what they show of the repository, beside an empty folder of artifacts."""
+    shutil.copy(SOURCES.parent / "README.md", root)
+    shutil.copytree(SOURCES.parent / "examples", root / "examples")
     shutil.copytree(SOURCES, root / "book", ignore=shutil.ignore_patterns("_build", "_generated", "__pycache__"))
     (root / "artifacts" / "tiny").mkdir(parents=True)
 

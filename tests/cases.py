@@ -1,4 +1,4 @@
-"""One or more cases for every registered rule, and one for every module: how the forward function is called.
+"""One or more cases for every rule: how the forward operation is called, in all spellings that people use.
 
 A rule without a case fails the suite. All numbers are float64 and drawn from one seed.
 """
@@ -6,17 +6,11 @@ A rule without a case fails the suite. All numbers are float64 and drawn from on
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from math import prod
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-from torchvision.models.swin_transformer import _patch_merging_pad
-from torchvision.ops import stochastic_depth
-
-from clearstamp.rules import ACTIVATIONS, CONV, DROPOUT
-from clearstamp.vision import from_windows, to_windows
+from torch import Tensor
 
 GENERATOR = torch.Generator().manual_seed(0)
 
@@ -29,11 +23,12 @@ def positive(*shape: int) -> Tensor:
     return randn(*shape).abs() + 0.5
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Case:
     """A call of `function` (a callable, or the name of a tensor method) on one input of `shape`, batch left out.
 
-    The arguments are the input and `args`, or what `pack` makes of the input.
+    The arguments are the input and `args`, or what `pack` makes of the input. Of several tensors that come out, the
+    first is taken, or the `parts` first are joined into one row.
     """
 
     function: Any
@@ -41,20 +36,17 @@ class Case:
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = field(default_factory=dict)
     pack: Callable[[Any], tuple[Any, ...]] | None = None
-
-    def arguments(self, x: Any) -> tuple[Any, ...]:
-        return (x, *self.args) if self.pack is None else self.pack(x)
+    parts: int = 0
 
     def forward(self, x: Tensor) -> Any:
-        first, *others = self.arguments(x)
-        if isinstance(self.function, str):
-            return getattr(first, self.function)(*others, **self.kwargs)
-        return self.function(first, *others, **self.kwargs)
-
-    def backwards(self, rule: Callable[..., Any], y: Tensor) -> Tensor:
-        recorded = torch.empty(2, *self.shape, dtype=torch.float64, device="meta")
-        image = rule(y, *self.arguments(recorded), **self.kwargs)
-        return image[0] if isinstance(image, tuple) else image
+        first, *others = (x, *self.args) if self.pack is None else self.pack(x)
+        function = (
+            operator.methodcaller(self.function, *others, **self.kwargs) if isinstance(self.function, str) else None
+        )
+        found = function(first) if function else self.function(first, *others, **self.kwargs)
+        if self.parts == 1:
+            return found[0]
+        return torch.cat([part.flatten(1) for part in found[: self.parts]], 1) if self.parts else found
 
     def __str__(self) -> str:
         name = self.function if isinstance(self.function, str) else self.function.__name__
@@ -62,25 +54,9 @@ class Case:
         return f"{'.' * isinstance(self.function, str)}{name}({', '.join(map(str, (list(self.shape), *shown)))})"
 
 
-@dataclass(frozen=True)
-class Parts(Case):
-    """A call that gives several tensors, of these shapes without the batch; joined here into one row."""
-
-    parts: tuple[tuple[int, ...], ...] = ()
-
-    def forward(self, x: Tensor) -> Tensor:
-        found = super().forward(x)
-        return torch.cat([found[i].flatten(1) for i in range(len(self.parts))], 1)
-
-    def backwards(self, rule: Callable[..., Any], y: Tensor) -> Tensor:
-        pieces = y.split([prod(shape) for shape in self.parts], 1)
-        signal = tuple(p.reshape(-1, *shape) for p, shape in zip(pieces, self.parts, strict=True))
-        return super().backwards(rule, signal)  # type: ignore[arg-type]
-
-
-def repeated(values: Tensor, x: Any) -> Tensor:
-    """`values` ``[1, ...]`` once for each input; a rule gets what is frozen just once."""
-    return values if isinstance(x, Tensor) and x.is_meta else values.expand(x.shape[0], *values.shape[1:])
+def repeated(values: Tensor, x: Tensor) -> Tensor:
+    """`values` ``[1, ...]`` once for each input."""
+    return values.expand(x.shape[0], *values.shape[1:])
 
 
 IMAGE = (4, 6, 7)
@@ -125,7 +101,18 @@ def fits(geometry: dict[str, Any], axes: int) -> bool:
     return axes < 3 or geometry.get("dilation", 1) == 1 or bool(geometry.get("padding"))
 
 
-CONVOLUTIONS = [case for axes, function in enumerate(CONV, 1) for case in convolutions(function, axes)]
+CONVOLUTIONS = [
+    case for axes, function in enumerate((F.conv1d, F.conv2d, F.conv3d), 1) for case in convolutions(function, axes)
+]
+TRANSPOSED = [
+    Case(function, INPUTS[axes], (randn(4, 3, *[3] * axes), *bias), geometry)
+    for axes, function in enumerate((F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d), 1)
+    for bias, geometry in (
+        ((randn(3),), {}),
+        ((), {"stride": 2, "padding": 1, "output_padding": 1}),
+        ((randn(6),), {"groups": 2, "dilation": 2}),
+    )
+]
 
 NORMALISATIONS = [
     Case(F.batch_norm, IMAGE, (randn(4), positive(4), positive(4), randn(4))),
@@ -136,6 +123,10 @@ NORMALISATIONS = [
     Case(F.layer_norm, (4,), ((4,),)),
     Case(F.group_norm, IMAGE, (2, positive(4), randn(4))),
     Case(F.group_norm, IMAGE, (1,), {"eps": 1e-2}),
+    Case(F.rms_norm, IMAGE, ((7,), positive(7))),
+    Case(F.rms_norm, (4,), ((4,),)),
+    Case(F.instance_norm, IMAGE, (None, None, positive(4), randn(4))),
+    Case(F.instance_norm, IMAGE),
 ]
 
 POOLS = [
@@ -152,8 +143,21 @@ POOLS = [
     for axes, function in {1: F.adaptive_avg_pool1d, 2: F.adaptive_avg_pool2d, 3: F.adaptive_avg_pool3d}.items()
     for size in (1, 3)
 ]
+INDEXED = [
+    Case(function, INPUTS[axes], (2,), {"return_indices": True}, parts=1)
+    for axes, functions in {
+        1: (F.max_pool1d, F.adaptive_max_pool1d),
+        2: (F.max_pool2d, F.adaptive_max_pool2d),
+        3: (F.max_pool3d, F.adaptive_max_pool3d),
+    }.items()
+    for function in functions
+]
 
 MEANS = [
+    Case(torch.max, IMAGE, (2,), parts=1),
+    Case("max", IMAGE, (-1, True), parts=1),
+    Case(torch.amax, IMAGE, ((2, 3),)),
+    Case("amax", IMAGE, (1,), {"keepdim": True}),
     Case(torch.mean, IMAGE, ((2, 3),)),
     Case(torch.mean, IMAGE, (-1, True)),
     Case("mean", IMAGE, ([2, 3],)),
@@ -172,20 +176,43 @@ SETTINGS: dict[Any, tuple[tuple[Any, ...], ...]] = {
     F.softshrink: ((), (0.2,)),
     F.threshold: ((0.1, -2.0),),
 }
+SPELLINGS: dict[Any, tuple[Any, ...]] = {
+    F.celu: (torch.celu,),
+    F.hardshrink: ("hardshrink",),
+    F.prelu: ("prelu",),
+    F.relu: (torch.relu, torch.relu_, "relu", "relu_"),
+    F.selu: (torch.selu,),
+    F.sigmoid: (torch.sigmoid, "sigmoid", "sigmoid_"),
+    F.tanh: (torch.tanh, "tanh", "tanh_"),
+    F.threshold: (torch.threshold,),
+} | dict.fromkeys(
+    (
+        *(F.elu, F.gelu, F.hardsigmoid, F.hardswish, F.hardtanh, F.leaky_relu, F.logsigmoid, F.mish, F.relu6),
+        *(F.silu, F.softplus, F.softshrink),
+    ),
+    (),
+)
 ELEMENTWISE = [
-    Case(spelling, IMAGE, args)
-    for function, _, spellings in ACTIVATIONS.values()
+    Case(spelling, IMAGE, args, pack=(lambda x, args=args: (x.clone(), *args)))
+    for function, others in SPELLINGS.items()
     for args in SETTINGS.get(function, ((),))
-    for spelling in (function, *spellings)
+    for spelling in (function, *others)
 ] + [
     Case(F.gelu, IMAGE, (), {"approximate": "tanh"}),
-    Case(F.relu, IMAGE, (), {"inplace": True}),
+    Case(F.relu, IMAGE, (), {"inplace": True}, pack=lambda x: (x.clone(),)),
+    Case(torch.clamp, IMAGE, (-0.5, 0.7)),
+    Case("clamp_min", IMAGE, (0.1,)),
+    *(Case(torch.pow, IMAGE, (2,)), Case("square", IMAGE)),
+    Case("clamp_max", IMAGE, (0.1,)),
     *(Case(f, IMAGE, (0.1, 0.4), {"training": training}) for f in (F.rrelu, torch.rrelu) for training in (True, False)),
 ]
 
 DROPOUTS = [
-    Case(function, INPUTS[1 if function is F.dropout1d else 3 if function is F.dropout3d else 2], (0.3, training))
-    for function in DROPOUT.values()
+    Case(function, INPUTS[axes], (0.3, training))
+    for function, axes in {
+        **{F.dropout: 2, F.dropout1d: 1, F.dropout2d: 2, F.dropout3d: 3},
+        **{F.alpha_dropout: 2, F.feature_alpha_dropout: 2},
+    }.items()
     for training in (True, False)
 ]
 
@@ -195,6 +222,7 @@ RESHAPES = [
     Case(torch.reshape, IMAGE, ((-1, 42, 4),)),
     Case("reshape", IMAGE, (-1, 42, 4)),
     Case("view", IMAGE, (-1, 8, 21)),
+    *(Case(f, IMAGE, pack=lambda x: (x, torch.empty(x.shape[0], 8, 21))) for f in ("reshape_as", "view_as")),
     Case(torch.unflatten, IMAGE, (1, (2, 2))),
     Case("unflatten", IMAGE, (1, (2, 2))),
     Case(torch.squeeze, (4, 1, 6), (2,)),
@@ -209,41 +237,73 @@ RESHAPES = [
 ]
 
 IDENTITIES = [
-    *(Case(torch.clone, IMAGE), Case("clone", IMAGE), Case("contiguous", IMAGE)),
-    *(Case(stochastic_depth, IMAGE, (0.3, mode, training)) for mode in ("row", "batch") for training in (True, False)),
+    *(Case(torch.clone, IMAGE), Case("clone", IMAGE), Case("detach", IMAGE), Case("type_as", IMAGE, (randn(1),))),
+    Case("contiguous", IMAGE, pack=lambda x: (x.transpose(1, 2),)),
+    Case("to", IMAGE, pack=lambda x: (x.float(), torch.float64)),
 ]
 
-HALVES = ((2, 6, 7), (2, 6, 7))
+PLACES = torch.tensor([2, 0, 2])
 MOVES = [
-    Parts(torch.chunk, IMAGE, (2, 1), parts=HALVES),
-    Parts("chunk", IMAGE, (2,), {"dim": 1}, parts=HALVES),
-    Parts(torch.split, IMAGE, ([1, 3], 1), parts=((1, 6, 7), (3, 6, 7))),
-    Parts("split", IMAGE, (2, 1), parts=HALVES),
-    Parts(torch.unbind, (2, 5), (1,), parts=((5,), (5,))),
-    Parts("unbind", (2, 5), (-2,), parts=((5,), (5,))),
+    Case(torch.chunk, IMAGE, (2, 1), parts=2),
+    Case("chunk", IMAGE, (2,), {"dim": 1}, parts=1),
+    Case(torch.split, IMAGE, ([1, 3], 1), parts=2),
+    Case("split", IMAGE, (2, 1), parts=2),
+    Case(torch.tensor_split, IMAGE, (3, 1), parts=3),
+    Case(torch.unbind, (2, 5), (1,), parts=2),
+    Case("unbind", (2, 5), (-2,), parts=2),
     *(Case(f, IMAGE, ((1, -2), (2, 3))) for f in (torch.roll, "roll")),
     *(Case(f, IMAGE, ((1, 3),)) for f in (torch.flip, "flip")),
     *(Case(f, IMAGE, (2, 1, 3)) for f in (torch.narrow, "narrow")),
-    *(
-        Case(f, IMAGE, (1, 3))
-        for f in (*(torch.moveaxis, torch.movedim, torch.swapaxes), *("moveaxis", "movedim", "swapaxes"))
-    ),
+    *(Case(f, IMAGE, (1, 3)) for f in (torch.moveaxis, torch.movedim, torch.swapaxes, torch.swapdims)),
+    *(Case(f, IMAGE, (1, 3)) for f in ("moveaxis", "movedim", "swapaxes")),
     Case("expand", (4, 1, 7), (-1, -1, 6, -1)),
+    Case("expand_as", (4, 1, 7), pack=lambda x, c=randn(4, 6, 7): (x, repeated(c[None], x))),
     Case("repeat", (4, 3), (1, 2, 2)),
+    Case(torch.tile, (4, 3), ((1, 2),)),
+    Case(torch.repeat_interleave, (4, 3), (2, 1)),
     Case("select", IMAGE, (2, 3)),
+    Case(torch.index_select, IMAGE, (1, PLACES)),
+    Case(torch.gather, (4, 3), pack=lambda x: (x, 1, repeated(PLACES[None, :, None], x).expand(-1, -1, 3))),
+    Case(torch.as_strided, (6,), pack=lambda x: (x, (x.shape[0], 2, 3), (6, 3, 1))),
+    Case("unfold", IMAGE, (2, 2, 2)),
+    Case(torch.t, (5,), pack=lambda x: (x.t(),)),
+    Case(getattr, (4, 5), ("mT",)),
+    Case(getattr, (5,), pack=lambda x: (x.t(), "T")),
+    Case(torch.adjoint, (4, 5)),
+    Case(torch.diagonal, (4, 4), (0, 1, 2)),
+    Case(torch.tril, (4, 4)),
+    Case(torch.triu, (4, 4), (1,)),
+    Case(torch.rot90, IMAGE, (1, (2, 3))),
     Case(F.pad, IMAGE, ((1, 2, 0, 1),)),
     Case(F.pad, IMAGE, ((1, 2, 0, 1),), {"mode": "reflect"}),
+    Case(F.pad, IMAGE, ((1, 2, 0, 1),), {"mode": "circular"}),
+    Case(torch.constant_pad_nd, IMAGE, ((1, 1),)),
+    *(
+        Case(F.interpolate, INPUTS[axes], (), {"scale_factor": 2, "mode": mode})
+        for axes, modes in {
+            1: ("nearest", "nearest-exact", "linear"),
+            2: ("nearest", "nearest-exact", "bilinear", "bicubic"),
+            3: ("nearest", "nearest-exact", "trilinear"),
+        }.items()
+        for mode in modes
+    ),
     Case(F.interpolate, IMAGE, ((9, 4),)),
-    Case(F.interpolate, IMAGE, (), {"scale_factor": 2, "mode": "bilinear", "align_corners": False}),
+    Case(F.interpolate, IMAGE, ((9, 4),), {"mode": "bilinear", "antialias": True}),
+    Case(F.interpolate, IMAGE, ((9, 4),), {"mode": "bicubic", "antialias": True}),
     Case(F.pixel_shuffle, IMAGE, (2,)),
     Case(F.pixel_unshuffle, (2, 4, 6), (2,)),
     Case(F.channel_shuffle, IMAGE, (2,)),
     Case(F.unfold, IMAGE, (3,), {"padding": 1}),
     Case(F.fold, (8, 6), ((3, 4), 2)),
-    Case(_patch_merging_pad, (5, 6, 4)),
-    Case(to_windows, (5, 6, 4), ((2, 3), (1, 1))),
-    Case(from_windows, (6, 6, 4), pack=lambda x: (x, torch.zeros(1, 5, 6, 4), (2, 3), (1, 1))),
+    Case(torch.cumsum, IMAGE, (1,)),
+    Case(torch.sum, IMAGE, ((2, 3),)),
+    Case("sum", IMAGE, (1, True)),
+    Case(torch.masked_fill, IMAGE, (randn(6, 7) > 0, 0.0)),
+    Case(torch.where, IMAGE, pack=lambda x, m=randn(6, 7) > 0: (m, x, torch.zeros_like(x))),
+    Case(torch.slice_scatter, IMAGE, pack=lambda x: (torch.zeros_like(x), x[:, 1:3], 1, 1, 3)),
+    Case(torch.select_scatter, IMAGE, pack=lambda x: (torch.zeros_like(x), x[:, 1], 1, 3)),
     Case(operator.getitem, IMAGE, ((slice(None), 0),)),
+    Case(operator.getitem, IMAGE, ((slice(None), PLACES),)),
     Case(operator.getitem, IMAGE, ((..., slice(1, None, 2), slice(None)),)),
     *(Case(f, IMAGE, pack=lambda x, c=randn(1, 2, 6, 7): ([repeated(c, x), x], 1)) for f in (torch.cat, torch.concat)),
     Case(torch.stack, IMAGE, pack=lambda x, c=randn(1, *IMAGE): ([x, repeated(c, x)], 2)),
@@ -266,6 +326,8 @@ SUMS = (
         Case(function, IMAGE, pack=lambda x, c=randn(1, *IMAGE): (c, x))
         for function in (operator.add, torch.add, operator.sub, torch.sub)
     ]
+    + [Case(torch.rsub, IMAGE, (2.5,)), Case(torch.rsub, IMAGE, (randn(4, 1, 7),), {"alpha": 0.5})]
+    + [Case(torch.rsub, IMAGE, kwargs={"alpha": 0.5}, pack=lambda x, c=randn(1, *IMAGE): (c, x))]
     + [Case(torch.add, IMAGE, kwargs={"alpha": 0.3}, pack=lambda x, c=randn(1, *IMAGE): (c, x))]
 )
 PRODUCTS = [
@@ -286,6 +348,8 @@ PRODUCTS = [
     ),
     *(Case(function, (4, 5), pack=lambda x, c=randn(1, 5, 3): (x, repeated(c, x))) for function in (torch.bmm, "bmm")),
     Case(torch.matmul, (4, 5), pack=lambda x, c=randn(1, 3, 4): (c, x)),
+    Case(torch.mm, (5,), pack=lambda x, c=randn(5, 3): (x, c)),
+    Case(torch.addcmul, IMAGE, pack=lambda x, c=randn(1, 4, 1, 1), b=randn(1, 4, 1, 1): (b, c, x)),
     Case(torch.einsum, (4, 5), pack=lambda x, c=randn(1, 3, 4): ("n i j, n j d -> n i d", c, x)),
     Case(torch.einsum, (3, 4), pack=lambda x, c=randn(4, 2): ("nij,jd->nid", x, c)),
 ]
@@ -296,43 +360,28 @@ ATTENTION = [
     Case(F.scaled_dot_product_attention, (2, 6, 4), (), {"attn_mask": MASK, "scale": 0.3}, lambda v: (QUERY, KEY, v)),
     Case(F.scaled_dot_product_attention, (2, 6, 4), (), {"attn_mask": MASK > -1}, lambda v: (QUERY, KEY, v)),
     Case(F.scaled_dot_product_attention, (2, 6, 4), (), {"is_causal": True}, lambda v: (QUERY, KEY, v)),
+    Case(
+        F.scaled_dot_product_attention,
+        (1, 6, 4),
+        (),
+        {"enable_gqa": True},
+        lambda v: (QUERY, repeated(KEY[:, :1], v), v),
+    ),
 ]
 
 CASES = [
-    *(*LINEAR, *CONVOLUTIONS, *NORMALISATIONS, *POOLS, *MEANS, *ELEMENTWISE, *DROPOUTS, *RESHAPES, *IDENTITIES),
+    *(
+        *LINEAR,
+        *CONVOLUTIONS,
+        *TRANSPOSED,
+        *NORMALISATIONS,
+        *POOLS,
+        *INDEXED,
+        *MEANS,
+        *ELEMENTWISE,
+        *DROPOUTS,
+        *RESHAPES,
+        *IDENTITIES,
+    ),
     *(*MOVES, *SUMS, *PRODUCTS, *ATTENTION),
-]
-
-MODULE_CASES: list[tuple[Callable[[], nn.Module], tuple[int, ...]]] = [
-    # how the module is made, and the shape of one input
-    (lambda: nn.Linear(4, 3), (4,)),
-    (lambda: nn.Conv1d(4, 6, 3, stride=2, padding=1, groups=2), INPUTS[1]),
-    (lambda: nn.Conv2d(4, 6, 3, padding="same", dilation=2), INPUTS[2]),
-    (lambda: nn.Conv3d(4, 6, 2, stride=2, bias=False), INPUTS[3]),
-    (lambda: nn.BatchNorm1d(4), INPUTS[1]),
-    (lambda: nn.BatchNorm2d(4, eps=1e-2), INPUTS[2]),
-    (lambda: nn.BatchNorm3d(4), INPUTS[3]),
-    (lambda: nn.LayerNorm(7, eps=1e-2), IMAGE),
-    (lambda: nn.GroupNorm(2, 4), IMAGE),
-    (lambda: nn.PixelShuffle(2), IMAGE),
-    (lambda: nn.PixelUnshuffle(2), (2, 4, 6)),
-    (lambda: nn.ChannelShuffle(2), IMAGE),
-    (lambda: nn.Upsample(scale_factor=2), IMAGE),
-    *((lambda kind=kind: kind(3, 2, 1), INPUTS[1]) for kind in (nn.MaxPool1d, nn.AvgPool1d)),
-    *((lambda kind=kind: kind(3, 2, 1), INPUTS[2]) for kind in (nn.MaxPool2d, nn.AvgPool2d)),
-    *((lambda kind=kind: kind(3, 2, 1), INPUTS[3]) for kind in (nn.MaxPool3d, nn.AvgPool3d)),
-    (lambda: nn.AdaptiveAvgPool1d(3), INPUTS[1]),
-    (lambda: nn.AdaptiveAvgPool2d((1, 3)), INPUTS[2]),
-    (lambda: nn.AdaptiveAvgPool3d(1), INPUTS[3]),
-    *((kind, IMAGE) for kind in ACTIVATIONS if kind is not nn.Threshold),
-    (lambda: nn.PReLU(4), IMAGE),
-    (lambda: nn.GELU("tanh"), IMAGE),
-    (lambda: nn.Threshold(0.1, -2.0), IMAGE),
-    (lambda: nn.RReLU(0.1, 0.4), IMAGE),
-    *((kind, INPUTS[2]) for kind in DROPOUT if kind not in (nn.Dropout1d, nn.Dropout3d)),
-    (nn.Dropout1d, INPUTS[1]),
-    (nn.Dropout3d, INPUTS[3]),
-    (nn.Identity, IMAGE),
-    (lambda: nn.Flatten(2), IMAGE),
-    (lambda: nn.Unflatten(1, (2, 2)), IMAGE),
 ]

@@ -22,6 +22,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before torch starts, here and in the kern
 TOGETHER = {
     "test_book.py": "book",
     "test_browser.py": "book",
+    "test_documentation.py": "large",
     "test_examples.py": "large",
     "test_execute.py": "large",
     "test_runner.py": "large",

@@ -100,6 +100,16 @@ def group_norm(case: Any, y: Tensor) -> Tensor:
     return channels(case, y, lambda y, gamma, beta, eps: y * gamma)
 
 
+def instance_norm(case: Any, y: Tensor) -> Tensor:
+    """y gamma of every channel; the statistics come before the weight in torch's own function."""
+    gamma = (*case.args[2:], None)[0]
+    return y if gamma is None else torch.stack([y[:, c] * gamma[c] for c in range(y.shape[1])], 1)
+
+
+def rms_norm_paper(case: Any, y: Tensor) -> Tensor:
+    return features(case, y, lambda y, gamma, beta, eps: y / gamma)
+
+
 def mean(case: Any, y: Tensor) -> Tensor:
     """The signal wherever it was averaged: the mean of such an image is the signal again."""
     axes = case.args[0]
@@ -118,9 +128,16 @@ CONVENTIONS: dict[str, Callable[[Any, Tensor], Tensor]] = {
     formula.__name__: formula
     for formula in (
         *(linear_paper, convolution_paper, batch_norm_paper, layer_norm_paper, layer_norm, pooling),
-        *(group_norm_paper, group_norm, mean, add_paper),
+        *(group_norm_paper, group_norm, instance_norm, rms_norm_paper, mean, add_paper),
     )
-} | {"sub_paper": add_paper}
+} | {
+    "sub_paper": add_paper,
+    "rsub_paper": add_paper,
+    "transposed_convolution_paper": convolution_paper,
+    "pooling_with_indices": pooling,
+    "max_": mean,
+    "native_batch_norm_paper": batch_norm_paper,
+}
 
 
 # --------------------------------------------------------------------------------------------------- whole models

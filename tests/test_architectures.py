@@ -87,10 +87,10 @@ def test_a_stored_value_stays_when_the_weights_move():
         ("paper", {"other": torch.zeros(1, 6)}, "do not fit the model.*freeze"),
         (
             "paper",
-            {"x": torch.zeros(1, 5)},
-            r"do not fit the model; got: \{'x': \[1, 5\]\}; expected: \{'x': \[1, 6\]\}",
+            {"image": torch.zeros(1, 5)},
+            r"do not fit the model; got: \{'image': \[1, 5\]\}; expected: \{'image': \[1, 6\]\}",
         ),
-        ("adjoint", {"x": torch.zeros(1, 6)}, "expected: none in the 'adjoint' readout"),
+        ("adjoint", {"image": torch.zeros(1, 6)}, "expected: none in the 'adjoint' readout"),
     ],
 )
 def test_frozen_values_that_do_not_fit(readout, frozen, message):
@@ -140,11 +140,47 @@ def test_of_two_factors_without_a_gate_the_larger_one_carries_the_signal(readout
 
 
 @both_readouts
-def test_a_product_without_a_gate_is_a_gap(readout):
-    with pytest.raises(TransposeError, match="function mul.*neither is a gate"):
-        transpose(Block(lambda x, f, g: f(x) * g(x), (6, 3), (6, 3)), EXAMPLE, readout=readout)
-    with pytest.raises(TransposeError, match="function truediv.*not linear"):
+def test_of_two_equal_factors_the_first_carries_the_signal_and_the_other_is_named(readout):
+    model, k, paper = Block(lambda x, f, g: f(x) * g(x), (6, 3), (6, 3)), keys(3), readout == "paper"
+    f, g = model.layers
+    back = transpose(model, EXAMPLE, readout=readout)
+    torch.testing.assert_close(back(k), (k * g(PROBE) - paper * f.bias) @ f.weight, **EXACT)
+    assert back.frozen == ["layers.1 (Linear, linear)"]
+
+
+@both_readouts
+def test_a_square_is_a_product_of_which_one_factor_is_frozen(readout):
+    model, k, paper = Block(lambda x, f: (lambda y: y * y)(f(x)), (6, 3)), keys(3), readout == "paper"
+    (f,) = model.layers
+    expected = (k * f(PROBE) - paper * f.bias) @ f.weight
+    torch.testing.assert_close(transpose(model, EXAMPLE, readout=readout)(k), expected, **EXACT)
+
+
+@both_readouts
+def test_a_divisor_is_frozen_and_an_inverse_is_a_gap(readout):
+    model, k, paper = Block(lambda x, f, g: f(x) / g(x), (6, 3), (6, 3)), keys(3), readout == "paper"
+    f, g = model.layers
+    expected = (k / g(PROBE) - paper * f.bias) @ f.weight
+    torch.testing.assert_close(transpose(model, EXAMPLE, readout=readout)(k), expected, **EXACT)
+    with pytest.raises(TransposeError, match="reciprocal.*no rule"):
         transpose(Block(lambda x, f: 1 / f(x), (6, 3)), EXAMPLE, readout=readout)
+
+
+@both_readouts
+@pytest.mark.parametrize("images_first", [True, False])
+def test_frozen_values_whose_parts_share_an_axis_with_the_images(readout, images_first):
+    def forward(x, f, last):
+        parts = x.reshape(-1, 2, 3) if images_first else x.reshape(-1, 2, 3).transpose(0, 1)
+        parts = parts.reshape(-1, 3)
+        mixed = f(parts) * torch.sigmoid(parts)
+        mixed = mixed.reshape(-1, 2, 3) if images_first else mixed.reshape(2, -1, 3).transpose(0, 1)
+        return last(mixed.flatten(1))
+
+    model, k, paper = Block(forward, (3, 3), (6, 2)), keys(2), readout == "paper"
+    f, last = model.layers
+    y = ((k - paper * last.bias) @ last.weight) * torch.sigmoid(PROBE)
+    expected = ((y.reshape(-1, 2, 3) - paper * f.bias) @ f.weight).flatten(1)
+    torch.testing.assert_close(transpose(model, EXAMPLE, readout=readout)(k), expected, **EXACT)
 
 
 @both_readouts

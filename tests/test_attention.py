@@ -1,19 +1,14 @@
-"""Attention written out computes what the layers compute, and is run backwards as its formula says."""
-
-import copy
-from types import MethodType
+"""Attention, however it is written, is run backwards at the attention of the public probe."""
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.swin_transformer import ShiftedWindowAttention, ShiftedWindowAttentionV2
 
-from clearstamp.attention import WRITTEN
-from clearstamp.errors import TransposeError
 from clearstamp.losses import StampLoss
 from clearstamp.stamp import Stamp
 from clearstamp.transpose import public_probe, transpose
-from clearstamp.vision import from_windows, to_windows
 
 SAME = {"rtol": 1e-9, "atol": 1e-9}  # float64, the same sums in another order
 
@@ -28,17 +23,42 @@ def drawn(layer: nn.Module) -> nn.Module:
 
 
 def transformer(**given: bool) -> nn.TransformerEncoderLayer:
-    return nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, **given)
+    return nn.TransformerEncoderLayer(8, 2, 16, **given)
+
+
+class Itself(nn.Module):
+    """Attention of the tokens to one another."""
+
+    def __init__(self, attention: nn.MultiheadAttention):
+        super().__init__()
+        self.attention = attention
+
+    def forward(self, x: Tensor) -> Tensor:
+        values = x if self.attention.vdim == 8 else x[..., : self.attention.vdim]
+        if not self.attention.batch_first:
+            x, values = x.transpose(0, 1), values.transpose(0, 1)
+        mixed, _ = self.attention(x, x, values)
+        return mixed if self.attention.batch_first else mixed.transpose(0, 1)
 
 
 TOKENS, IMAGES = (5, 8), (5, 7, 8)
 LAYERS = [
-    (lambda: nn.MultiheadAttention(8, 2, batch_first=True), TOKENS),
-    (lambda: nn.MultiheadAttention(8, 2, batch_first=True, bias=False), TOKENS),
-    (lambda: nn.MultiheadAttention(8, 2, batch_first=True, kdim=8, vdim=6), TOKENS),
-    (transformer, TOKENS),
-    (lambda: transformer(norm_first=True), TOKENS),
-    (lambda: nn.TransformerEncoder(transformer(), 2, norm=nn.LayerNorm(8), enable_nested_tensor=False), TOKENS),
+    *(
+        (lambda given=given: Itself(nn.MultiheadAttention(8, 2, **given)), TOKENS)
+        for given in (
+            {"batch_first": True},
+            {"batch_first": False},
+            {"batch_first": True, "bias": False},
+            {"batch_first": True, "kdim": 8, "vdim": 6},
+            {"batch_first": True, "add_zero_attn": True},
+        )
+    ),
+    (lambda: transformer(batch_first=True), TOKENS),
+    (lambda: transformer(batch_first=True, norm_first=True), TOKENS),
+    (
+        lambda: nn.TransformerEncoder(transformer(batch_first=True), 2, nn.LayerNorm(8), enable_nested_tensor=False),
+        TOKENS,
+    ),
     *(
         (lambda kind=kind, window=window, shift=shift, bias=bias: kind(8, window, shift, 2, qkv_bias=bias), IMAGES)
         for kind in (ShiftedWindowAttention, ShiftedWindowAttentionV2)
@@ -53,29 +73,20 @@ LAYERS = [
 
 
 @pytest.mark.parametrize(("make", "shape"), LAYERS)
-def test_a_written_layer_computes_what_the_layer_computes(make, shape):
+def test_attention_that_is_linear_in_its_values_is_transposed_exactly(make, shape):
+    """At the attention of the probe a layer without an activation is linear, and so is its picture."""
     layer = drawn(make())
-    x = torch.randn(3, *shape, dtype=torch.float64)
-    inputs = (x, x, x[..., : layer.vdim]) if isinstance(layer, nn.MultiheadAttention) else (x,)
-    expected = layer(*inputs)
     for module in layer.modules():
-        if type(module) in WRITTEN:
-            module.forward = MethodType(WRITTEN[type(module)], module)
-    found = layer(*inputs)
-    if isinstance(layer, nn.MultiheadAttention):
-        found, expected = found[0], expected[0]
-    torch.testing.assert_close(found, expected, **SAME)
-
-
-def test_every_written_layer_is_tested():
-    assert {type(make()) for make, _ in LAYERS} == set(WRITTEN)
-
-
-@pytest.mark.parametrize("window", [(2, 3), (5, 4), (7, 7)])
-@pytest.mark.parametrize("shift", [(0, 0), (1, 2)])
-def test_windows_are_put_together_again(window, shift):
-    x = torch.randn(2, 5, 8, 3)
-    assert torch.equal(from_windows(to_windows(x, window, shift), x, window, shift), x)
+        if isinstance(module, nn.TransformerEncoderLayer):
+            module.activation = nn.Identity()
+    back = transpose(layer, torch.zeros(1, *shape, dtype=torch.float64))
+    y = torch.randn(3, *back.key_shape, dtype=torch.float64)
+    one, other = back(y[:1]), back(y[1:2])
+    torch.testing.assert_close(back(2 * y[:1] - 3 * y[1:2]), 2 * one - 3 * other, **SAME)
+    torch.testing.assert_close(back(y), torch.cat([back(each[None]) for each in y]), **SAME)
+    back(y).square().sum().backward()
+    weights = {name: weight.grad for name, weight in layer.named_parameters() if weight.dim() > 1}
+    assert all(gradient is not None and gradient.abs().sum() > 0 for gradient in weights.values()), weights.keys()
 
 
 class Tokens(nn.Module):
@@ -127,24 +138,32 @@ def test_gradients_flow_through_the_attention_of_the_probe(readout):
     assert model.token.grad.abs().sum() > 0, "the probe's attention sees the class token"
 
 
-def test_writing_out_leaves_the_model_as_it_is():
-    model = drawn(Tokens())
-    before = copy.deepcopy(vars(model.attention))
-    transpose(model, torch.zeros(1, 1, 5, 8, dtype=torch.float64), readout="adjoint")
-    assert vars(model.attention).keys() == before.keys()
+PACKED = [
+    lambda qkv: qkv.chunk(3, -1),
+    lambda qkv: qkv.reshape(len(qkv), -1, 3, 8).permute(2, 0, 1, 3).unbind(0),
+    lambda qkv: qkv.split(8, -1),
+    lambda qkv: (qkv[..., :8], qkv[..., 8:16], qkv[..., 16:]),
+]
 
 
-def test_attention_of_another_form_is_refused():
-    class Late(nn.Module):
-        def __init__(self) -> None:
+@pytest.mark.parametrize("readout", ["paper", "adjoint"])
+def test_however_query_key_and_value_are_unpacked_the_picture_is_the_same(readout):
+    class Packed(nn.Module):
+        def __init__(self, unpack) -> None:
             super().__init__()
-            self.attention = nn.MultiheadAttention(8, 2)
+            self.qkv, self.head, self.unpack = nn.Linear(8, 24), nn.Linear(8, 3), unpack
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.attention(x, x, x)[0].flatten(1)
+            q, k, v = self.unpack(self.qkv(x))
+            return self.head((x + F.scaled_dot_product_attention(q, k, v)).mean(1))
 
-    with pytest.raises(TransposeError, match="not written out; got: batch_first=False.*expected: batch_first=True"):
-        transpose(Late(), torch.zeros(1, 5, 8))
+    k = torch.randn(2, 3, dtype=torch.float64)
+    images = [
+        transpose(drawn(Packed(unpack)), torch.zeros(1, 5, 8, dtype=torch.float64), readout=readout)(k)
+        for unpack in PACKED
+    ]
+    for image in images[1:]:
+        torch.testing.assert_close(image, images[0], **SAME)
 
 
 def test_other_weights_reach_the_probe_too():

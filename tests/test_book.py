@@ -5,6 +5,8 @@ import re
 import zipfile
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import reduce
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +16,9 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 
+import clearstamp as cs
+import clearstamp.attacks
+from clearstamp import zoo
 from clearstamp.errors import RecordError
 from clearstamp.reproduction import claims
 from clearstamp.reproduction.records import named
@@ -29,6 +34,7 @@ from tests.books import (
     record,
     write_notebooks,
 )
+from tests.documents import blocks
 
 NOTEBOOKS = SOURCES.parent / "notebooks"
 OUTSIDE = re.compile(r"\s*(https?:|//)", re.IGNORECASE)
@@ -149,6 +155,24 @@ def test_prose_refers_to_an_exhibit_by_its_number_and_says_where_there_is_none(b
     limits = (built / "limits.html").read_text(encoding="utf-8")
     assert 'href="_generated/03-pruning.html#figure-3-1">Figure 3.1</a>' in limits
     assert "(not shown in this profile)" in limits, "merged units have no exhibit here"
+
+
+BESIDE = ("data.LabelledImages", "rules.rule", "training.Fit", "training.Hardening")
+"""Public names that no `__all__` holds: what is asked of data, what registers a rule, and what training returns."""
+
+
+def test_the_reference_lists_every_public_name_once_and_nothing_else(built: Path) -> None:
+    def found(name: str) -> int:
+        return id(reduce(getattr, name.split("."), cs))
+
+    page = (built / "api.html").read_text(encoding="utf-8")
+    names = re.findall(r'<dt class="sig [^>]*id="clearstamp\.([\w.]+)"', page)
+    listed = [name for name in names if name.rpartition(".")[0] not in names]
+    modules = {"": cs, "attacks.": cs.attacks, "errors.": cs.errors, "pictures.": cs.pictures, "zoo.": zoo}
+    public = [*BESIDE, *(prefix + name for prefix, module in modules.items() for name in module.__all__)]
+    assert len(listed) == len(set(map(found, listed)))
+    assert {name for name in listed if found(name) not in map(found, public)} == set()
+    assert {name for name in public if found(name) not in map(found, listed)} == set()
 
 
 def test_code_is_folded_in_chapters_and_open_in_the_tutorial(built: Path) -> None:
@@ -290,18 +314,20 @@ def test_the_front_page_s_slider_opens_where_accuracy_holds(tmp_path: Path):
     assert ">10 %: accuracy 0.980" in shown and "no more than 2 points of accuracy" in shown
 
 
-def test_the_front_page_s_code_fits_its_column():
-    (code,) = re.findall(r"```python\n(.*?)```", (SOURCES / "index.md").read_text(encoding="utf-8"), re.DOTALL)
-    assert code.startswith("import clearstamp") and max(map(len, code.splitlines())) <= 76
+def test_the_front_page_has_the_snippet_of_the_readme_which_fits_its_column(built: Path):
+    (code,) = blocks(SOURCES.parent / "README.md", "python")
+    assert max(map(len, code.splitlines())) <= 76
+    shown = re.sub(r"<[^>]*>", "", (built / "index.html").read_text(encoding="utf-8"))
+    assert code in unescape(shown)
 
 
 def test_the_numbers_that_fall_are_counted_and_listed_and_what_the_default_makes_of_all():
     asked = (c for c in claims.load() if c.verdict == "least" and "{readout}" in c.experiment)
     claim = replace(next(asked), tried=None)
 
-    def row(published: float | None, default: float | None = None) -> claims.Row:
+    def row(published: float | None, default: float | None = None) -> claims.Outcome:
         given = {"published": published, "adjoint readout": None, "default": default}
-        return claims.Row(claim, {name: [] if off is None else [claim.paper + off] for name, off in given.items()})
+        return claims.Outcome(claim, {name: [] if off is None else [claim.paper + off] for name, off in given.items()})
 
     assert book_pages.falls([row(0), row(None)], {}) == (
         "Of 2 numbers of the paper, 1 were run in this profile, embedded and read as published: 1 hold, 0 fall.\n\n"

@@ -4,22 +4,24 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
-TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+from tests.documents import ROOT, blocks
+
+EXAMPLES = ROOT / "examples"
+(COMMANDS,) = blocks(ROOT / "book" / "how-to" / "several-gpus.md", "sh")
 
 
 def run(*command: str) -> list[tuple[str, ...]]:
     """What an example printed at its end, a line a process."""
     done = subprocess.run(
         [sys.executable, *command],
+        cwd=ROOT,
         capture_output=True,
         text=True,
         check=False,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(EXAMPLES.parent)},
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
     )
     assert done.returncode == 0, done.stderr
     return re.findall(r"accuracy ([\d.]+), SSIM ([\d.]+)(?:, bias (-?[\d.]+))?", done.stdout)
@@ -31,9 +33,11 @@ def test_a_loop_with_a_stamp(name: str):
     assert float(accuracy) > 0.7 and float(ssim) > 0.85
 
 
-@pytest.mark.parametrize("sharding", [[], ["fsdp"]], ids=["replicated", "sharded"])
-def test_two_processes_keep_one_model(sharding: list[str]):
-    first, second = run(*TORCHRUN, str(EXAMPLES / "distributed.py"), *sharding)
+@pytest.mark.parametrize("command", COMMANDS.splitlines(), ids=["replicated", "sharded"])
+def test_two_processes_keep_one_model_by_the_commands_of_the_how_to_page(command: str):
+    program, *words = command.split()
+    assert program == "torchrun"
+    first, second = run("-m", "torch.distributed.run", *words)
     assert first == second and first[2]
     assert float(first[0]) > 0.7 and float(first[1]) > 0.85
 

@@ -10,6 +10,8 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from clearstamp.zoo import datasets
+
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -74,6 +76,14 @@ def test_every_make_target_that_runs_python_sets_up_first():
             assert "$(READY)" in needs or "$(NOTEBOOKS)" in needs, name
 
 
+def test_make_data_asks_for_both_splits_of_every_set(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
+    (program,) = re.findall(r'^data: .*\n\t\$\(BIN\)/python -c "(.*)"$', (ROOT / "Makefile").read_text(), re.MULTILINE)
+    monkeypatch.setattr(datasets, "load", lambda name, split: [name, split])
+    exec(program, {})
+    asked = [line.split(":")[0].split(", ") for line in capsys.readouterr().out.splitlines()]
+    assert sorted(asked) == sorted([name, split] for name in datasets.LOADERS for split in ("test", "train"))
+
+
 def pins() -> dict[str, int]:
     """Name and number of hashes of every pin in the lock."""
     lock = (ROOT / "requirements.lock").read_text()
@@ -91,6 +101,13 @@ def test_lock_pins_every_direct_dependency_with_hashes():
     locked = pins()
     assert {canonical(re.match(r"[\w.-]+", name).group()) for name in direct} <= set(locked)
     assert [name for name, hashes in locked.items() if not hashes] == []
+
+
+def test_every_bound_of_a_version_has_its_reason_beside_it():
+    lines = (ROOT / "pyproject.toml").read_text().splitlines()
+    bounds = [line for line in lines if re.search(r'"[\w-]*[=<>~]=\d[\w.]*"', line)]
+    assert len(bounds) > 8
+    assert [line for line in bounds if not re.search(r"# \w+", line)] == []
 
 
 def test_lock_names_no_index():

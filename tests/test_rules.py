@@ -1,149 +1,27 @@
-"""Every rule against a slow reference, and the tables of rules against the cases."""
+"""Every rule against a slow reference, each found by capturing a call of its operation."""
 
-from dataclasses import replace
+from functools import cache
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clearstamp import rules
 from clearstamp.errors import TransposeError
-from clearstamp.rules import ACTIVATIONS, MODULES, READOUTS, module_type, rule
-from clearstamp.transpose import transpose
-from clearstamp.vision import from_windows, to_windows
-from tests.cases import CASES, MODULE_CASES, Case, randn
+from clearstamp.graph import Graph, capture, operation
+from clearstamp.rules import READOUTS, Readout, Rule, register_vjp_rule
+from clearstamp.transpose import Transposed, transpose
+from tests.cases import CASES, IMAGE, INPUTS, Case, randn
 from tests.reference import CONVENTIONS, dense_transpose
 
 TOLERANCE = {"rtol": 1e-10, "atol": 1e-10}  # of float64 sums of at most a few hundred terms
-KEYS = 3  # another batch size than the recorded one
+KEYS = 3
 
 # torch warns, once, that its forward pass copies the input for an even kernel with padding='same'
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel:UserWarning")
 
 PAIRS = [pytest.param(readout, case, id=f"{readout}-{case}") for readout in READOUTS for case in CASES]
-
-
-def labelled(label: str) -> list:
-    return [p for p in PAIRS if READOUTS[p.values[0]][p.values[1].function].label == label]
-
-
-def backwards(readout: str, case: Case, y: Tensor) -> Tensor:
-    return case.backwards(READOUTS[readout][case.function].apply, y)
-
-
-def inputs(case: Case) -> Tensor:
-    return torch.randn(KEYS, *case.shape, dtype=torch.float64)
-
-
-def signals(case: Case) -> Tensor:
-    """Random signals of the shape of the case's output."""
-    return torch.randn_like(case.forward(inputs(case)))
-
-
-# --------------------------------------------------------------------------------------------------- the formulas
-
-
-@pytest.mark.parametrize(("readout", "case"), labelled("adjoint"))
-def test_adjoint_is_the_dense_transpose(readout, case):
-    y = signals(case)
-    torch.testing.assert_close(backwards(readout, case, y), dense_transpose(case.forward, case.shape, y), **TOLERANCE)
-
-
-@pytest.mark.parametrize(("readout", "case"), labelled("adjoint"))
-def test_adjoint_keeps_the_inner_product(readout, case):
-    x, y = inputs(case), signals(case)
-    linear_part = case.forward(x) - case.forward(torch.zeros_like(x))
-    torch.testing.assert_close((linear_part * y).sum(), (x * backwards(readout, case, y)).sum(), **TOLERANCE)
-
-
-@pytest.mark.parametrize(("readout", "case"), labelled("convention"))
-def test_convention_follows_its_formula(readout, case):
-    y = signals(case)
-    formula = CONVENTIONS[READOUTS[readout][case.function].name]
-    torch.testing.assert_close(backwards(readout, case, y), formula(case, y), **TOLERANCE)
-
-
-@pytest.mark.parametrize(("readout", "case"), labelled("passthrough"))
-def test_passthrough_is_the_forward_function(readout, case):
-    y = signals(case)
-    untouched = y.clone()
-    torch.manual_seed(1)
-    image = backwards(readout, case, y)
-    assert torch.equal(y, untouched), "a rule must not work in place"
-    torch.manual_seed(1)
-    torch.testing.assert_close(image, case.forward(y), rtol=0, atol=0)
-
-
-@pytest.mark.parametrize(("readout", "case"), PAIRS)
-def test_every_rule_gives_the_recorded_shape_for_any_number_of_keys(readout, case):
-    assert backwards(readout, case, signals(case)).shape == (KEYS, *case.shape)
-
-
-@pytest.mark.parametrize("readout", READOUTS)
-def test_convolution_refuses_padding_with_values(readout):
-    case = Case(F.conv2d, (1, 4, 4), (randn(1, 1, 3, 3), None), {"padding": 1, "padding_mode": "circular"})
-    with pytest.raises(TransposeError, match="padding_mode='circular'.*zeros"):
-        backwards(readout, case, randn(1, 1, 4, 4))
-
-
-def test_pooling_refuses_indices():
-    with pytest.raises(TransposeError, match="indices"):
-        backwards("paper", Case(F.max_pool2d, (1, 4, 4), (2,), {"return_indices": True}), randn(1, 1, 2, 2))
-
-
-def test_adjoint_batch_norm_needs_running_statistics():
-    with pytest.raises(TransposeError, match="running statistics.*readout='paper'"):
-        backwards("adjoint", Case(F.batch_norm, (4,), (None, None)), randn(1, 4))
-
-
-# ----------------------------------------------------------------------------------------------------- the tables
-
-
-@pytest.mark.parametrize("readout", READOUTS)
-def test_every_rule_has_a_case_and_every_case_a_rule(readout):
-    assert set(READOUTS[readout]) == {case.function for case in CASES}
-
-
-def test_every_convention_has_a_formula_and_every_formula_a_rule():
-    conventions = {rule.name for table in READOUTS.values() for rule in table.values() if rule.label == "convention"}
-    assert conventions == set(CONVENTIONS)
-
-
-def test_every_module_has_a_case_and_stands_for_a_rule():
-    assert set(MODULES) == {type(make()) for make, _ in MODULE_CASES}
-    assert {function for function, _ in MODULES.values()} <= set(READOUTS["paper"])
-
-
-def test_every_elementwise_activation_of_torch_is_declared():
-    across_features = {"GLU", "MultiheadAttention", "Softmax", "Softmax2d", "LogSoftmax", "Softmin"}
-    declared = {kind.__name__ for kind in (*ACTIVATIONS, nn.RReLU)}
-    assert declared == set(nn.modules.activation.__all__) - across_features
-
-
-@pytest.mark.parametrize("readout", READOUTS)
-def test_every_rule_names_its_source(readout):
-    assert all(entry.source for entry in READOUTS[readout].values())
-    assert {entry.label for entry in READOUTS[readout].values()} == {"adjoint", "convention", "passthrough"}
-
-
-def test_only_convolutions_and_linear_layers_are_weighted():
-    weighted = {function for table in READOUTS.values() for function, rule in table.items() if rule.weighted}
-    assert weighted == {F.linear, F.conv1d, F.conv2d, F.conv3d}
-
-
-def test_a_second_rule_for_a_function_raises(monkeypatch):
-    monkeypatch.setattr(rules, "READOUTS", {"paper": dict(READOUTS["paper"]), "adjoint": dict(READOUTS["adjoint"])})
-    with pytest.raises(TransposeError, match="relu.*has a rule in the 'adjoint' readout already"):
-        rule(F.relu, label="passthrough", source="a test", readouts=("adjoint",))(lambda y, x: y)
-
-
-def test_a_second_declaration_of_a_module_raises():
-    with pytest.raises(TransposeError, match="Linear is declared already"):
-        rules.module(F.linear, "weight bias", nn.Linear)
-
-
-# ---------------------------------------------------------------------------------------------------- in a model
+ORDER = {"convention": 0, "passthrough": 1, "adjoint": 2}
 
 
 class Call(nn.Module):
@@ -154,55 +32,160 @@ class Call(nn.Module):
         self.case = case
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.flatten(self.case.forward(x), 1)
+        return self.case.forward(x)
 
 
-ELSEWHERE = (to_windows, from_windows, torch.cat, torch.concat, torch.stack, torch.bmm, "bmm")
-"""Tested in whole models in test_architectures.py: their other arguments are as many as the inputs, or are wrapped."""
+def example(case: Case) -> Tensor:
+    return torch.zeros(1, *case.shape, dtype=torch.float64)
 
 
-@pytest.mark.parametrize(("readout", "case"), [p for p in PAIRS if p.values[1].function not in ELSEWHERE])
-def test_every_function_and_method_finds_its_rule_in_a_model(readout, case):
-    y = signals(case)
-    back = transpose(Call(case), torch.zeros(1, *case.shape, dtype=torch.float64), readout=readout)
-    still = case
-    if "training" in READOUTS[readout][case.function].signature.parameters:  # the readout, whatever the call said
-        still = deterministic(case)
-    torch.testing.assert_close(back(y.flatten(1)), backwards(readout, still, y), rtol=0, atol=0)
+@cache
+def captured(case_at: int) -> Graph:
+    case = CASES[case_at]
+    return capture(Call(case), example(case))
 
 
-def deterministic(case: Case) -> Case:
-    """The same call in evaluation mode."""
-    if "training" in case.kwargs:
-        return replace(case, kwargs=case.kwargs | {"training": False})
-    return replace(case, args=tuple(False if a is True else a for a in case.args))
+def rules_of(readout: str, case: Case) -> list[Rule]:
+    """The rules that the signal passes on its way back through a case."""
+    graph = captured(CASES.index(case))
+    found = (READOUTS[readout].rules.get(operation(node)) for node in graph.nodes if node in graph.signals)
+    return [rule for rule in found if rule is not None]
+
+
+def chief(readout: str, case: Case) -> Rule:
+    """Of these the one that decides what comes out: the others move the signal at most."""
+    return min(rules_of(readout, case), key=lambda rule: (rule.name == "identity", ORDER[rule.label], rule.moves))
+
+
+def backwards(readout: str, case: Case) -> Transposed:
+    return transpose(Call(case), example(case), readout=readout)
+
+
+def signals(case: Case) -> Tensor:
+    """Random signals of the shape of the case's output."""
+    return torch.randn_like(case.forward(torch.randn(KEYS, *case.shape, dtype=torch.float64)))
+
+
+@pytest.mark.parametrize(("readout", "case"), PAIRS)
+def test_a_rule_does_what_its_label_says(readout, case):
+    rule, y = chief(readout, case), signals(case)
+    untouched = y.clone()
+    back = backwards(readout, case)
+    torch.manual_seed(1)
+    drops = any(argument is True for argument in case.args) or case.kwargs.get("training", False)
+    image = back(y, dropout=0.0) if drops else back(y)
+    torch.manual_seed(1)
+    if rule.label == "adjoint":
+        expected = dense_transpose(case.forward, case.shape, y)
+    elif rule.label == "convention":
+        expected = CONVENTIONS[rule.name](case, y)
+    else:
+        expected = case.forward(y)
+    assert image.shape == (KEYS, *case.shape)
+    assert torch.equal(y, untouched), "a rule must not work in place"
+    tolerance = {"rtol": 0, "atol": 0} if rule.label == "passthrough" else TOLERANCE
+    torch.testing.assert_close(image, expected, **tolerance)
+
+
+# ---------------------------------------------------------------------------------------------------- the tables
 
 
 @pytest.mark.parametrize("readout", READOUTS)
-@pytest.mark.parametrize(("make", "shape"), [pytest.param(*c, id=type(c[0]()).__name__) for c in MODULE_CASES])
-def test_every_module_is_its_functional_form(readout, make, shape):
-    layer = make().double()
-    function, attributes = MODULES[type(layer)]
-    example = torch.zeros(1, *shape, dtype=torch.float64)
-    back = transpose(nn.Sequential(layer, nn.Flatten()), example, readout=readout)
-    y = torch.randn(KEYS, *layer.eval()(example).shape[1:], dtype=torch.float64)
-    arguments = {name: getattr(layer, name) for name in attributes}
-    entry = READOUTS[readout][function]
-    if "training" in entry.signature.parameters:
-        arguments["training"] = False
-    expected = entry.apply(y, torch.empty(2, *shape, device="meta"), **arguments)
-    torch.testing.assert_close(back(y.flatten(1)), expected, rtol=0, atol=0)
-    if entry.label == "adjoint":
-        torch.testing.assert_close(expected, dense_transpose(layer, shape, y), **TOLERANCE)
-    if entry.label == "passthrough":
-        torch.testing.assert_close(expected, layer(y), rtol=0, atol=0)
+def test_every_rule_has_a_case(readout):
+    tried = {operation(node) for at in range(len(CASES)) for node in captured(at).signals}
+    elsewhere = {"aten::_native_batch_norm_legit_no_training", "aten::alias", "aten::copy", "aten::_unsafe_view"}
+    assert sorted(set(READOUTS[readout].rules) - tried - elsewhere) == []
 
 
-# ------------------------------------------------------------------------------------------------------ subclasses
+def test_every_convention_has_a_formula_and_every_formula_a_rule():
+    conventions = {
+        rule.name for table in READOUTS.values() for rule in table.rules.values() if rule.label == "convention"
+    }
+    assert conventions == set(CONVENTIONS)
 
 
-class Renamed(nn.Linear):
-    """Runs the forward of its base."""
+@pytest.mark.parametrize("readout", READOUTS)
+def test_every_rule_names_its_source(readout):
+    rules = READOUTS[readout].rules.values()
+    assert all(entry.source for entry in rules)
+    assert {entry.label for entry in rules} == {"adjoint", "convention", "passthrough"}
+
+
+def test_only_convolutions_and_linear_layers_are_weighted():
+    weighted = {name for table in READOUTS.values() for name, rule in table.rules.items() if rule.weighted}
+    convolutions = {f"aten::conv{kind}{axes}d" for kind in ("", "_transpose") for axes in (1, 2, 3)}
+    assert weighted == {"aten::linear"} | convolutions
+
+
+def test_a_second_rule_for_an_operation_raises():
+    with pytest.raises(TransposeError, match="aten::relu has a rule in the 'adjoint' readout already"):
+        register_vjp_rule(torch.ops.aten.relu, label="passthrough", source="a test", readouts=("adjoint",))(
+            lambda y, x: y
+        )
+
+
+def test_a_readout_is_a_table_of_rules_that_anybody_can_make():
+    rules = dict(READOUTS["adjoint"].rules)
+    rules["aten::relu"] = Rule(lambda y, x: 2 * y, "convention", "a test")
+    model = nn.Sequential(nn.Linear(4, 3), nn.ReLU()).double()
+    back = transpose(model, torch.zeros(1, 4, dtype=torch.float64), readout=Readout("doubled", rules))
+    keys = randn(KEYS, 3)
+    assert back.readout == "doubled"
+    torch.testing.assert_close(back(keys), 2 * keys @ model[0].weight, **TOLERANCE)
+
+
+# -------------------------------------------------------------------------------------------------------- modules
+
+MODULES = [
+    *((make, INPUTS[1]) for make in (lambda: nn.Conv1d(4, 6, 3, stride=2, groups=2), lambda: nn.BatchNorm1d(4))),
+    *((make, INPUTS[2]) for make in (lambda: nn.Conv2d(4, 6, 3, padding="same", dilation=2), nn.Identity)),
+    (lambda: nn.Conv2d(4, 6, 3, padding=1, padding_mode="circular"), INPUTS[2]),
+    (lambda: nn.Conv3d(4, 6, 2, stride=2, bias=False), INPUTS[3]),
+    (lambda: nn.ConvTranspose2d(4, 2, 3, stride=2), INPUTS[2]),
+    (lambda: nn.BatchNorm2d(4, eps=1e-2), INPUTS[2]),
+    *((make, IMAGE) for make in (lambda: nn.PixelShuffle(2), lambda: nn.ChannelShuffle(2), lambda: nn.Flatten(2))),
+    *((make, IMAGE) for make in (lambda: nn.Upsample(scale_factor=2), lambda: nn.Unflatten(1, (2, 2)))),
+    *((make, IMAGE) for make in (nn.ReLU, nn.PReLU, nn.GELU, nn.Tanhshrink, nn.SiLU, nn.ReLU6, nn.Softplus)),
+    (lambda: nn.ZeroPad2d(1), IMAGE),
+]
+
+
+@pytest.mark.parametrize(("make", "shape"), [pytest.param(*c, id=type(c[0]()).__name__) for c in MODULES])
+def test_a_module_is_its_operations(make, shape):
+    layer = make().double().eval()
+    y = torch.randn_like(layer(torch.zeros(KEYS, *shape, dtype=torch.float64)))
+    image = transpose(layer, torch.zeros(1, *shape, dtype=torch.float64), readout="adjoint")(y)
+    activation = type(layer).__module__.endswith("activation")
+    torch.testing.assert_close(image, layer(y) if activation else dense_transpose(layer, shape, y), **TOLERANCE)
+
+
+@pytest.mark.parametrize("readout", READOUTS)
+def test_batch_norm_after_a_change_in_place_is_the_same_rule(readout):
+    class Overwriting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm2d(4)
+            nn.init.uniform_(self.norm.weight, 0.5, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.norm(x) @ torch.eye(6, dtype=torch.float64)
+            x[:, 0] = 3 * x[:, 0]
+            return x.detach()
+
+    model, plain = Overwriting().double(), nn.BatchNorm2d(4).double()
+    plain.load_state_dict(model.norm.state_dict())
+    y = randn(KEYS, *INPUTS[2])
+    tripled = y.clone()
+    tripled[:, 0] *= 3
+    back, expected = (
+        transpose(m, torch.zeros(1, *INPUTS[2], dtype=torch.float64), readout=readout) for m in (model, plain)
+    )
+    torch.testing.assert_close(back(y), expected(tripled), **TOLERANCE)
+
+
+def test_adjoint_batch_norm_needs_running_statistics():
+    with pytest.raises(TransposeError, match="running statistics.*readout='paper'"):
+        transpose(nn.BatchNorm2d(4, track_running_stats=False), torch.zeros(1, *INPUTS[2]), readout="adjoint")
 
 
 class Doubled(nn.Linear):
@@ -212,14 +195,8 @@ class Doubled(nn.Linear):
         return F.linear(input, 2 * self.weight, self.bias)
 
 
-def test_a_subclass_is_its_base_only_if_it_runs_its_forward():
-    assert module_type(Renamed(4, 3)) is nn.Linear
-    assert module_type(Doubled(4, 3)) is None
-    assert module_type(nn.Softmax(1)) is None
-
-
 def test_a_subclass_with_a_forward_of_its_own_is_run_backwards_as_it_computes():
     layer = Doubled(4, 3).double()
-    back = transpose(nn.Sequential(layer), torch.zeros(1, 4, dtype=torch.float64), readout="adjoint")
+    back = transpose(layer, torch.zeros(1, 4, dtype=torch.float64), readout="adjoint")
     keys = randn(KEYS, 3)
     torch.testing.assert_close(back(keys), keys @ (2 * layer.weight), **TOLERANCE)

@@ -148,7 +148,7 @@ def test_a_flat_image_becomes_grey(level):
 
 @pytest.mark.parametrize("score", [similarity, structural_similarity, correlation, lambda a, b: SimilarityTo(b)(a)])
 @pytest.mark.parametrize(
-    ("a", "b"), [((2, 1, 8, 8), (3, 1, 8, 8)), ((2, 1, 8, 8), (2, 1, 8, 9)), ((8, 8), (8, 8)), ((0, 1, 8, 8),) * 2]
+    ("a", "b"), [((2, 1, 8, 8), (3, 1, 8, 8)), ((2, 1, 8, 8), (2, 1, 8, 9)), ((8,), (8,)), ((0, 1, 8, 8),) * 2]
 )
 def test_images_and_secrets_that_do_not_pair(score, a, b):
     with pytest.raises(StampError, match="do not pair.*expected: two batches"):

@@ -10,8 +10,10 @@ from torch import Tensor
 
 from clearstamp import files
 from clearstamp import stamp as module
+from clearstamp.coding import decode
 from clearstamp.errors import StampError
-from clearstamp.pictures import draw_text
+from clearstamp.pictures import as_pictures, draw_text, montage
+from clearstamp.scores import SimilarityTo, similarity
 from clearstamp.stamp import MAX_KEY, PAPER_KEY, Stamp, draw_keys
 
 SHAPE = (1, 28, 28)
@@ -120,7 +122,7 @@ def edited(values: Tensor, value: float) -> Tensor:
         (lambda: torch.zeros(0, 10), secrets, "ab", "keys of the wrong shape"),
         (lambda: keys()[0], secrets, "ab", r"keys of the wrong shape; got: \[10\]"),
         (lambda: [[1.0]], secrets, "ab", "keys of the wrong shape; got: list"),
-        (keys, lambda: secrets()[0], "ab", "secrets of the wrong shape"),
+        (keys, lambda: torch.zeros(2), "ab", "secrets of the wrong shape"),
         (keys, lambda: torch.zeros(2, 1, 0, 28), "ab", "secrets of the wrong shape"),
         (keys, lambda: None, "ab", "secrets of the wrong shape; got: NoneType"),
         (keys, lambda: secrets(3), "ab", "differ in number; got: 2 keys, 3 secrets, 2 labels"),
@@ -147,9 +149,12 @@ def test_pairs_that_are_no_stamp(make_keys, make_secrets, labels, message):
         ({"texts": ("A", " \n")}, "without a visible character"),
         ({"texts": ("W" * 60,)}, "too long to be read.*28 x 28 pixels.*several secrets"),
         ({"texts": ("A\U00013000",)}, "characters that the font does not have"),
-        ({"shape": (2, 28, 28)}, "not an image shape"),
-        ({"shape": (1, 28, 7)}, "not an image shape"),
-        ({"shape": (28, 28)}, "not an image shape"),
+        ({"shape": (1, 28, 7)}, "nothing can be seen"),
+        ({"shape": (1, 61)}, "nothing can be seen"),
+        ({"shape": (50,)}, "nothing can be seen"),
+        ({"shape": ()}, "nothing can be seen"),
+        ({"outputs": (4, 0)}, "key size out of range"),
+        ({"outputs": ()}, "key size out of range"),
         ({"outputs": 0}, "key size out of range"),
         ({"key_range": 0.0}, "key range out of range"),
         ({"key_range": 2 * MAX_KEY}, "key range out of range"),
@@ -165,6 +170,47 @@ def test_texts_that_make_no_stamp(given, message):
 def test_no_secrets_make_no_stamp(given):
     with pytest.raises(StampError, match="an empty stamp"):
         Stamp.from_secrets(given, outputs=10, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("shape", "seen"),
+    [
+        ((4, 20, 30), (4, 20, 30)),
+        ((2, 5, 20, 30), (10, 20, 30)),
+        ((20, 30), (1, 20, 30)),
+        ((2, 600), (2, 24, 25)),
+        ((400,), (1, 20, 20)),
+    ],
+)
+def test_inputs_of_any_shape_show_text(shape, seen):
+    stamp = Stamp.from_texts(["A", "B"], outputs=(3, 4, 4), shape=shape, seed=0)
+    assert stamp.secrets.shape == (2, *shape) and stamp.keys.shape == (2, 3, 4, 4)
+    pictures = as_pictures(stamp.secrets)
+    assert torch.equal(pictures[0], draw_text("A", seen))
+    assert similarity(stamp.secrets, stamp.secrets).min() > 0.999
+    assert SimilarityTo(stamp.secrets)(stamp.secrets.flip(0)).max() < 0.9
+    assert montage(stamp.secrets).shape[0] >= seen[1]
+
+
+def test_bytes_lie_in_inputs_of_any_shape():
+    stamp = Stamp.from_bytes(b"own", outputs=10, shape=(2, 600), seed=0)
+    assert decode(stamp.secrets, stamp.payload).right
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+def test_keys_do_not_depend_on_torch_s_default_type(dtype):
+    expected, before = make().keys, torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(dtype)
+        assert torch.equal(make().keys, expected)
+    finally:
+        torch.set_default_dtype(before)
+
+
+def test_keys_do_not_depend_on_torch_s_default_device():
+    expected = make().keys
+    with torch.device("meta"):
+        assert torch.equal(draw_keys(2, 10, seed=0), expected)
 
 
 def test_secrets_of_different_shapes_make_no_stamp():

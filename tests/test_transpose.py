@@ -8,10 +8,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import prune
+from torch.optim.swa_utils import AveragedModel
 
 from clearstamp.errors import TransposeError
 from clearstamp.rules import READOUTS
-from clearstamp.transpose import transpose
+from clearstamp.transpose import public_probe, transpose
 from tests.reference import small_cnn_backwards
 
 EXACT = {"rtol": 1e-12, "atol": 1e-12}  # float64, the same sums in another order
@@ -40,7 +42,7 @@ def test_small_cnn_equals_the_one_written_by_hand(small_cnn, readout):
 
 def test_shapes_are_told(small_cnn):
     back = transpose(small_cnn(), EXAMPLE)
-    assert (back.outputs, back.image_shape, back.readout) == (3, (1, 8, 8), "adjoint")
+    assert (back.key_shape, back.image_shape, back.readout) == ((3,), (1, 8, 8), "adjoint")
     assert repr(back) == "Transposed(Sequential, readout='adjoint': keys [k, 3] -> images [k, 1, 8, 8])"
 
 
@@ -78,9 +80,8 @@ def test_a_replaced_layer_s_weights_are_read_too(small_cnn, readout):
 def test_signals_are_those_on_the_way_of_a_walk(small_cnn, readout):
     back, k = transpose(small_cnn(), EXAMPLE, readout=readout), keys()
     found = back.signals(k)
-    assert [name.partition(" ")[2] for name in found] == (
-        "(Linear) (ReLU) (Linear) (Flatten) (MaxPool2d) (ReLU) (Conv2d)".split()
-    )
+    layers = "6 (Linear, linear)|5 (ReLU, relu)|4 (Linear, linear)|3 (Flatten, flatten)|2 (MaxPool2d, max_pool2d)"
+    assert list(found) == [*layers.split("|"), "1 (ReLU, relu)", "0 (Conv2d, conv2d)"]
     images = list(found.values())
     assert torch.equal(images[-1], back(k)) and not images[-1].requires_grad
     assert [tuple(s.shape[1:]) for s in images[:4]] == [(5,), (5,), (32,), (2, 4, 4)]
@@ -352,18 +353,16 @@ class Branching(nn.Module):
 
 
 class Unsupported(nn.Module):
-    """Layers without a rule, behind a skip connection."""
+    """Operations without a rule, behind a skip connection."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.circular = nn.Conv2d(1, 1, 3, padding=1, padding_mode="circular")
-        self.memory = nn.LSTM(8, 8)
+        self.memory = nn.LSTM(8, 8, batch_first=True)
         self.gate = nn.GLU()
         self.soft = nn.Softmax(1)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = x + self.circular(x)
-        h, _ = self.memory(h.flatten(1, 2))
+        h, _ = self.memory((x + x).flatten(1, 2))
         return self.soft(self.gate(h).flatten(1)).exp()
 
 
@@ -381,43 +380,171 @@ def test_all_gaps_are_named_in_one_error(readout):
     with pytest.raises(TransposeError) as caught:
         transpose(Unsupported(), EXAMPLE.float(), readout=readout)
     message = str(caught.value)
-    for gap in ("circular (Conv2d)", "memory (LSTM)", "gate (GLU)", "soft (Softmax)", "method exp"):
+    for gap in ("memory (LSTM, lstm)", "gate (GLU, glu)", "soft (Softmax, softmax)", "exp (exp)"):
         assert gap in message
-    assert message.startswith("5 of the model's operations") and repr(readout) in message
+    assert message.startswith("4 of the model's operations") and repr(readout) in message
 
 
 @both_readouts
-def test_a_moved_batch_axis_is_refused_even_if_it_is_moved_back(readout):
-    model = Moved(lambda x: x.permute(1, 0, 2, 3).permute(1, 0, 2, 3).flatten(1))
-    with pytest.raises(TransposeError, match="batch axis does not stay first"):
-        transpose(model, torch.zeros(1, 3, 8, 8), readout=readout)
+@pytest.mark.parametrize("shape", [(2, 8, 8), (3, 8, 8)])
+def test_the_batch_axis_may_lie_anywhere(readout, shape):
+    class Around(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(64 * shape[0], 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            packed = x.permute(1, 0, 2, 3).reshape(-1, 8, 8)  # channels and images share an axis
+            return self.linear(F.relu(packed).view(shape[0], -1, 64).transpose(0, 1).flatten(1))
+
+    model = Around().double()
+    plain = nn.Sequential(nn.ReLU(), nn.Flatten(), model.linear)
+    example, k = torch.zeros(1, *shape, dtype=torch.float64), keys()
+    back, expected = (transpose(m, example, readout=readout) for m in (model, plain))
+    torch.testing.assert_close(back(k), expected(k), **EXACT)
 
 
-@pytest.mark.parametrize("change", [lambda x: x.permute(1, 0, 2, 3).flatten(1), lambda x: x.transpose(0, 1).flatten(1)])
-def test_a_moved_batch_axis_is_refused_even_if_the_sizes_agree(change):
-    with pytest.raises(TransposeError, match="batch axis"):
-        transpose(Moved(change), torch.zeros(1, 2, 8, 8))
+@both_readouts
+def test_what_mixes_the_images_of_a_batch_is_refused(readout):
+    with pytest.raises(TransposeError, match="mixes the images of a batch"):
+        transpose(Moved(lambda x: x.flatten(1) - x.flatten(1).mean(0)), EXAMPLE, readout=readout)
 
 
 @pytest.mark.parametrize(
     ("model", "example", "message"),
     [
-        (Branching(), EXAMPLE, "cannot be traced.*Branching.*control flow"),
-        (nn.Conv2d(1, 1, 3), EXAMPLE.float(), r"not one vector per image; got: \[n, 1, 6, 6\]"),
-        (nn.Flatten(0), EXAMPLE, "not one vector per image"),
-        (Moved(lambda x: (x, x)), EXAMPLE, "not one tensor"),
-        (Moved(lambda x: x.flatten(1).chunk(2, 1)), EXAMPLE, "not one tensor"),
-        (Moved(lambda x: torch.ones(2, 3)), EXAMPLE, "not one tensor"),
-        (nn.Linear(4, 3), torch.zeros(1, 5), r"does not run on the example; got: \[5\]"),
+        (Branching(), EXAMPLE, "cannot be captured.*Branching.*control flow"),
+        (nn.Flatten(0), EXAMPLE, "not one row per image"),
+        (Moved(lambda x: {"a": x}), EXAMPLE, 'not clear which.*got: dict, with a; .*output="logits"'),
+        (Moved(lambda x: None), EXAMPLE, "not clear which.*got: NoneType"),
+        (Moved(lambda x: torch.ones(len(x), 3)), EXAMPLE, "does not depend on its input"),
+        (nn.Linear(4, 3), torch.zeros(1, 5), r"cannot be captured; got: an input \[5\].*give an example"),
         (nn.Linear(4, 3), torch.zeros(0, 4), r"not an input batch; got: \(0, 4\)"),
         (nn.Linear(4, 3), torch.zeros(4), "not an input batch"),
         (nn.Linear(4, 3), [[1.0] * 4], "not an input batch; got: list"),
-        (nn.Sequential(nn.MaxPool1d(2), nn.Linear(2, 3)), torch.zeros(1, 4), "1 of the model's operations.*MaxPool1d"),
     ],
 )
 def test_models_and_examples_that_do_not_fit(model, example, message):
     with pytest.raises(TransposeError, match=f"(?s){message}"):
         transpose(model, example)
+
+
+class Named:
+    def __init__(self, logits: Tensor):
+        self.logits = logits
+
+
+@both_readouts
+@pytest.mark.parametrize(
+    ("answer", "output"),
+    [
+        (lambda y: (y, 2 * y), None),
+        (lambda y: [2 * y, y], 1),
+        (lambda y: {"logits": y, "aux": 2 * y}, "logits"),
+        (lambda y: {"aux": {"deep": y}}, lambda answer: answer["aux"]["deep"]),
+        (lambda y: F.softmax(y, 1), None),
+        (lambda y: F.log_softmax(y, -1), None),
+    ],
+)
+def test_the_output_that_is_meant(readout, answer, output):
+    linear, k = nn.Linear(64, 3).double(), keys()
+    model = nn.Sequential(nn.Flatten(), linear, Moved(answer))
+    images = transpose(model, EXAMPLE, readout=readout, output=output)(k)
+    assert torch.equal(images, transpose(model[:2], EXAMPLE, readout=readout)(k))
+
+
+@pytest.mark.parametrize("output", ["logits", 3, lambda answer: None])
+def test_an_output_that_is_not_there(output):
+    with pytest.raises(TransposeError, match="not clear which"):
+        transpose(Moved(lambda x: {"a": x}), EXAMPLE, output=output)
+
+
+@both_readouts
+def test_keys_and_images_of_any_shape(readout):
+    model = nn.Sequential(nn.Conv1d(2, 8, 3, padding=1), nn.ReLU(), nn.ConvTranspose1d(8, 4, 4, stride=2)).double()
+    back = transpose(model, torch.zeros(1, 2, 20, dtype=torch.float64), readout=readout)
+    k = torch.randn(3, *back.key_shape, dtype=torch.float64)
+    assert back.key_shape == (4, 42) and back(k).shape == (3, 2, 20)
+    with pytest.raises(TransposeError, match=r"expected: \[k, 4, 42\]"):
+        back(k[:, :2])
+
+
+@both_readouts
+@pytest.mark.parametrize(
+    "wrap", [nn.DataParallel, torch.compile, lambda m: torch.compile(nn.DataParallel(m)), AveragedModel]
+)
+def test_wrappers_are_seen_through(small_cnn, readout, wrap):
+    model, k = small_cnn(), keys()
+    back = transpose(wrap(model), EXAMPLE, readout=readout)
+    assert torch.equal(back(k), transpose(model, EXAMPLE, readout=readout)(k))
+
+
+@both_readouts
+@pytest.mark.parametrize("prepare", [nn.utils.weight_norm, lambda m: prune.l1_unstructured(m, "weight", 0.5)])
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*deprecated:FutureWarning")
+def test_weights_that_hooks_make_are_computed_anew(readout, prepare):
+    layer = nn.Linear(64, 3).double()
+    prepare(layer)
+    model, k = nn.Sequential(nn.Flatten(), layer), keys()
+    back = transpose(model, EXAMPLE, readout=readout)
+    with torch.no_grad():
+        next(weight for name, weight in layer.named_parameters() if name.startswith("weight")).mul_(-3)
+    model(EXAMPLE)  # the hook sets the weight
+    expected = (k - layer.bias if readout == "paper" else k) @ layer.weight
+    torch.testing.assert_close(back(k).flatten(1), expected, **EXACT)
+
+
+def test_an_activation_that_a_model_keeps_does_not_stop_it(small_cnn):
+    class Keeping(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            self.kept = super().forward(x)
+            return self.kept
+
+    model, k = Keeping(*small_cnn()), keys()
+    kept = model(EXAMPLE)
+    assert torch.equal(transpose(model, EXAMPLE)(k), transpose(nn.Sequential(*model), EXAMPLE)(k))
+    assert model.kept is kept
+
+
+def test_a_walk_that_is_not_finite_names_the_layer_and_the_readout_that_would_do():
+    norm = nn.BatchNorm2d(1).double()
+    nn.init.zeros_(norm.weight)
+    model = nn.Sequential(norm, nn.Flatten(), nn.Linear(64, 3).double())
+    with pytest.raises(
+        TransposeError, match=r"(?s)0 \(BatchNorm2d, batch_norm\): its signal is not finite.*readout='adjoint'"
+    ):
+        transpose(model, EXAMPLE, readout="paper")
+    assert transpose(model, EXAMPLE)(keys()).isfinite().all()
+
+
+@both_readouts
+def test_a_layer_of_which_a_part_is_read_is_as_many_layers_as_parts(readout):
+    class Packed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.packed, self.last = nn.Linear(64, 15), nn.Linear(5, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(self.packed(x.flatten(1)).reshape(-1, 3, 5).unbind(1)[2])
+
+    model, k = Packed().double(), keys()
+    own = nn.Linear(64, 5).double()
+    with torch.no_grad():
+        own.weight.copy_(model.packed.weight[10:])
+        own.bias.copy_(model.packed.bias[10:])
+    expected = transpose(nn.Sequential(nn.Flatten(), own, model.last), EXAMPLE, readout=readout)(k)
+    torch.testing.assert_close(transpose(model, EXAMPLE, readout=readout)(k), expected, **EXACT)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+def test_the_public_probe_does_not_depend_on_torch_s_default_type(dtype):
+    expected = public_probe((1, 4, 4))
+    before = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(dtype)
+        assert torch.equal(public_probe((1, 4, 4)), expected)
+    finally:
+        torch.set_default_dtype(before)
 
 
 def test_unknown_readout(small_cnn):

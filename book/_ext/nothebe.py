@@ -1,4 +1,7 @@
-"""Drop the scripts of sphinx-thebe: they are emitted twice, throw a SyntaxError, and point at outside hosts."""
+"""Drop the scripts of sphinx-thebe: they are emitted twice, throw a SyntaxError, and point at outside hosts.
+
+No release mends that: 0.3.1, in use here, is the last. Needless with jupyter-book 2, which does not bring sphinx-thebe.
+"""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Audits: records run again in a folder of their own, and compared; every audit is one line in ``audits.jsonl``."""
+"""Audits: records are made again in a separate folder and compared; each audit is one line in ``audits.jsonl``."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -14,22 +14,22 @@ from pydantic.dataclasses import dataclass
 
 from clearstamp.errors import RecordError
 from clearstamp.reproduction import records
-from clearstamp.reproduction.experiments import TOLERANCE, conduct, differences, find, profile
+from clearstamp.reproduction.experiments import TOLERANCE, conduct, differences, find
 from clearstamp.reproduction.records import STRICT, Provenance, Record, Sha256, told
-from clearstamp.reproduction.registry import declared
+from clearstamp.reproduction.registry import resolved
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Audit:
-    """What came of running a record again.
+    """The result of making a record again.
 
     Attributes:
         record: its name.
         digest: of its key.
         date: of the audit, in UTC.
         differences: the greatest of each score over all stages, for the scores that are compared.
-        missing: those of these scores that only one of the two has at some stage.
-        agrees: is nothing missing, and does no difference exceed its tolerance? Never if there is nothing to compare.
+        missing: the scores that only one of the two has at some stage.
+        agrees: whether nothing is missing and every difference is within its tolerance; False if nothing was compared.
         provenance: of the repetition.
     """
 
@@ -51,7 +51,7 @@ def file(profile_name: str) -> Path:
 
 
 def load(profile_name: str) -> list[Audit]:
-    """Every audit of a profile, the oldest first. Raises `RecordError` for a line that is none, naming it."""
+    """Every audit of a profile, the oldest first. Raises `RecordError` for a line that is not an audit, naming it."""
     path, audits = file(profile_name), []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines() if path.is_file() else [], start=1):
         try:
@@ -62,7 +62,7 @@ def load(profile_name: str) -> list[Audit]:
 
 
 def latest(profile_name: str) -> dict[str, Audit]:
-    """For each record that was audited as it is now, its last audit, the oldest of them first."""
+    """The last audit of each record, the oldest first, unless the record has been replaced since."""
     made = {record.name: record.digest for record in records.load_all(profile_name)}
     last: dict[str, Audit] = {}
     for audit in load(profile_name):
@@ -73,27 +73,24 @@ def latest(profile_name: str) -> dict[str, Audit]:
 
 
 def due(profile_name: str) -> list[str]:
-    """The records that answer to an experiment of today, those never audited first, then by their last audit."""
-    scale = profile(profile_name)
+    """The records of today's experiments: those never audited first, then by their last audit."""
     place = {name: place for place, name in enumerate(latest(profile_name))}  # of its line: dates can be equal
-    names = [records.named(*key) for key, e in declared(profile_name).items() if find(e, scale, key[1])]
+    names = [records.named(*key) for key, settings in resolved(profile_name).items() if find(settings, key[1])]
     return sorted(names, key=lambda name: (place.get(name, -1), name))
 
 
 def perform(profile_name: str, names: Sequence[str]) -> Iterator[Audit]:
-    """Run some records again and compare them, and also the models that these need; each is noted at once.
+    """Make some records again, with the models that they need, and compare them; each audit is written at once.
 
     Raises `RecordError` if there is no such record, or no experiment that it answers to.
     """
-    scale = profile(profile_name)
-    experiments = {records.named(n, s): (e, s) for (n, s), e in declared(profile_name).items()}
+    today = {records.named(*key): (settings, key[1]) for key, settings in resolved(profile_name).items()}
     for name in names:
-        if name not in experiments or find(experiments[name][0], scale, experiments[name][1]) is None:
+        if name not in today or find(*today[name]) is None:
             raise RecordError("no record to audit", got=name, expected="one that answers to an experiment of today")
     for name in names:
-        experiment, seed = experiments[name]
         with elsewhere():
-            again, _ = conduct(experiment, experiment.at(scale), seed)
+            again, _ = conduct(*today[name])
             repeated = [*records.load_all(profile_name), again]  # first the models that it needed
         for other in repeated:
             if was := records.find(profile_name, other.name):

@@ -1,15 +1,16 @@
 """Attacks of one kind on one marked model as one experiment."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
 
 from clearstamp.attacks import Attack, Look
 from clearstamp.errors import ClearStampError, RecordError
-from clearstamp.reproduction.experiments import Experiment, Findings, Profile, load_sets, profile
-from clearstamp.reproduction.lifecycle import LifeCycle, trained
+from clearstamp.reproduction.experiments import Experiment, Findings
+from clearstamp.reproduction.lifecycle import LifeCycle, LifeSettings, trained
+from clearstamp.reproduction.profiles import Profile, load_sets
 from clearstamp.reproduction.records import Score, Stage
 from clearstamp.zoo import DataSet
 
@@ -19,7 +20,7 @@ UNMARKED = LifeCycle(name="unmarked", keys=0)
 
 @dataclass(frozen=True, kw_only=True)
 class Campaign(Experiment):
-    """Every one of `attacks`, by label, on the trained model of `on`, each on a copy of its own.
+    """All `attacks`, by label, on the trained model of `on`, each on a fresh copy.
 
     The attacker has the owner's training images, or with `unseen` images that the model never saw: the first half of
     the test images, and accuracy is measured on the other half. With `merge` the owner merges equal units before
@@ -34,13 +35,7 @@ class Campaign(Experiment):
 
     @property
     def pictures(self) -> int:  # type: ignore[override]
-        return self.on.looks
-
-    def scaled(self, scale: Profile) -> Profile:
-        return self.on.scaled(scale)
-
-    def sets(self, scale: Profile) -> tuple[Profile, ...]:
-        return self.on.sets(scale)
+        return self.on.attacked_pictures
 
     def parameters(self) -> dict[str, Any]:
         attacks = {label: {"attack": attack.name} | asdict(attack) for label, attack in self.attacks.items()}
@@ -51,17 +46,22 @@ class Campaign(Experiment):
         twin = any(attack.needs_unmarked for attack in self.attacks.values())
         return (self.on, self.unmarked) if twin else (self.on,)
 
-    def check(self, scale: Profile) -> Iterator[ClearStampError]:
-        for needed in self.needs():
-            own = needed.at(profile(scale.name))
-            yield from needed.check(own)
-            if own.dataset != scale.dataset:
-                yield RecordError("a model of other data", got=own.dataset, expected=scale.dataset, where=needed.name)
+    def settings(self, profile: Profile) -> LifeSettings:
+        """Those of the attacked model."""
+        needs = tuple(needed.settings(profile) for needed in self.needs())
+        return replace(needs[0], experiment=self, needs=needs)
 
-    def conduct(self, scale: Profile, seed: int) -> Findings:
-        sets = load_sets(scale)
-        model, *others = (trained(needed, profile(scale.name), seed) for needed in self.needs())
-        stamp = self.on.stamp(sets.train.shape, sets.train.classes, seed)
+    def check(self, settings: LifeSettings) -> Iterator[ClearStampError]:
+        for needed in settings.needs:
+            yield from needed.experiment.check(needed)
+            own, name = needed.images.dataset, needed.experiment.name
+            if own != settings.images.dataset:
+                yield RecordError("a model of other data", got=own, expected=settings.images.dataset, where=name)
+
+    def conduct(self, settings: LifeSettings, seed: int) -> Findings:
+        sets = load_sets(settings.images)
+        model, *others = (trained(needed, seed) for needed in settings.needs)
+        stamp = settings.content.stamp(sets.train.shape, sets.train.classes, seed)
         data, test = halves(sets.test) if self.unseen else (sets.train, sets.test)
         stages: list[Stage] = []
         arrays: dict[str, Tensor] = {"secrets": stamp.secrets}
@@ -86,7 +86,7 @@ class Campaign(Experiment):
                 stamp,
                 test=test,
                 unmarked=others[0] if others else None,
-                readout=self.on.readout,
+                readout=settings.readout,
                 merge=self.merge,
                 before=before,
                 seed=seed,

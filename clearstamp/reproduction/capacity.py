@@ -1,49 +1,35 @@
 """Section 5.5 of the paper: how many bits a stamp carries, and how many come back."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from torch import Tensor
 
-from clearstamp.coding import Found, decode, read_bits
+from clearstamp.coding import decode, read_bits
 from clearstamp.losses import StampLoss
-from clearstamp.reproduction.experiments import Findings, Profile
+from clearstamp.reproduction.experiments import Findings
 from clearstamp.reproduction.generalizability import Row
+from clearstamp.reproduction.lifecycle import Content, LifeCycle, LifeSettings
+from clearstamp.reproduction.profiles import Profile
+from clearstamp.reproduction.records import Score
 from clearstamp.stamp import Stamp
-from clearstamp.transpose import Transposed
 
 LICENCE = Path(__file__).with_name("licence.txt").read_bytes()
 """The MIT licence's text: 8,544 bits, as in the paper."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Capacity(Row):
-    """A stamp that holds `length` bytes (the licence's text, over and over) on its way through the stages.
+class Message(Content):
+    """A message, in as many images as its bytes need (see `Stamp.from_bytes`)."""
 
-    It has as many keys as the bytes need, whatever `keys` says. A stamp step takes at most `sample` of them. To what is
-    measured at each stage come ``bit errors``: the share of wrong code bits as decoded; ``bit errors at 0.53``: by the
-    paper's threshold; ``wrong bits`` and their share, ``message errors``: of the message after correction; and
-    ``right``: is it the message? ``message`` is what was read, one character a byte.
-    """
-
-    looks: ClassVar[int] = 10_000  # a message is read back from all of them
-
-    length: int = len(LICENCE)
-    code: str = "ldpc"
-    patches: int = 6
-    per_channel: bool = False
-    sample: int = 32
-    target: float | None = 0.95
-
-    @property
-    def message(self) -> bytes:
-        """What the stamp holds."""
-        return (LICENCE * (self.length // len(LICENCE) + 1))[: self.length]
-
-    def texts(self) -> tuple[str, ...]:
-        return ()  # the secrets hold bytes
+    message: bytes
+    code: str
+    patches: int
+    per_channel: bool
+    key_range: float
 
     def stamp(self, shape: tuple[int, int, int], outputs: int, seed: int) -> Stamp:
         return Stamp.from_bytes(
@@ -57,20 +43,16 @@ class Capacity(Row):
             key_range=self.key_range,
         )
 
-    def loss(self, back: Transposed, stamp: Stamp) -> StampLoss:
-        return StampLoss(back, stamp, sample=self.sample, noise=self.noise, dropout=self.dropout)
+    def judge(self, images: Tensor, stamp: Stamp) -> dict[str, Score]:
+        """How many bits of raw signals ``[k, C, H, W]`` are wrong.
 
-    def conduct(self, scale: Profile, seed: int) -> Findings:
-        stages, arrays, weights = super().conduct(scale, seed)
-        for stage in stages:
-            stage.scores.update(self.judge(arrays[stage.label], arrays["secrets"], seed))
-        kept = ("secrets", *(stage.label for stage in stages))
-        return stages, {name: arrays[name] for name in kept}, weights
-
-    def judge(self, images: Tensor, secrets: Tensor, seed: int) -> dict[str, Any]:
-        """How many bits of raw signals ``[k, C, H, W]`` are wrong."""
-        found = self.read(images, seed)
-        fixed, meant = (read_bits(i, self.patches, per_channel=self.per_channel) for i in (images, secrets))
+        ``bit errors`` is the share of wrong code bits as decoded, ``bit errors at 0.53`` by the paper's threshold;
+        ``wrong bits`` and their share, ``message errors``, are of the message after correction. ``right``: whether
+        its checksum is right. ``message`` is what was read, one character a byte.
+        """
+        assert stamp.payload is not None, "made by from_bytes"
+        found = decode(images, stamp.payload)
+        fixed, meant = (read_bits(i, self.patches, per_channel=self.per_channel) for i in (images, stamp.secrets))
         wrong = np.unpackbits(np.frombuffer(found.data, np.uint8) ^ np.frombuffer(self.message, np.uint8))
         return {
             "keys": len(images),
@@ -83,9 +65,40 @@ class Capacity(Row):
             "message": found.data.decode("latin-1"),
         }
 
-    def read(self, images: Tensor, seed: int) -> Found:
-        """The message of raw signals, right or not."""
-        channels, height, width = images.shape[1:]
-        payload = self.stamp((channels, height, width), 1, seed).payload
-        assert payload is not None, "made by from_bytes"
-        return decode(images, payload)
+
+@dataclass(frozen=True, kw_only=True)
+class Capacity(LifeCycle):
+    """A stamp that holds `length` bytes (the licence's text, over and over) on its way through the stages.
+
+    It has as many keys as the bytes need, whatever `keys` says. A stamp step takes at most `sample` of them.
+    """
+
+    attacked_pictures: ClassVar[int] = 10_000  # a message is read back from all of them
+    quick: ClassVar[dict[str, int]] = Row.quick
+
+    length: int = len(LICENCE)
+    code: str = "ldpc"
+    patches: int = 6
+    per_channel: bool = False
+    sample: int = 32
+    target: float | None = 0.95
+
+    @property
+    def content(self) -> Message:
+        """The message that the stamp holds."""
+        return Message(
+            message=(LICENCE * (self.length // len(LICENCE) + 1))[: self.length],
+            code=self.code,
+            patches=self.patches,
+            per_channel=self.per_channel,
+            key_range=self.key_range,
+        )
+
+    def settings(self, profile: Profile) -> LifeSettings:
+        loss = partial(StampLoss, sample=self.sample, noise=self.noise, dropout=self.dropout)
+        return replace(super().settings(profile), content=self.content, loss=loss)
+
+    def conduct(self, settings: LifeSettings, seed: int) -> Findings:
+        stages, arrays, weights = super().conduct(settings, seed)
+        kept = ("secrets", *(stage.label for stage in stages))
+        return stages, {name: arrays[name] for name in kept}, weights

@@ -1,4 +1,4 @@
-"""The paper's claims and how they fare: `claims.yml` beside the records."""
+"""The paper's claims, from `claims.yml`, compared with the records."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -61,7 +61,7 @@ class Claim:
         return float(stage.scores[self.metric])
 
     def holds(self, value: float) -> bool:
-        """Does a reproduced value bear the claim out?"""
+        """Whether a reproduced value supports the claim."""
         off = value - self.paper
         below, above = self.verdict != "most", self.verdict != "least"  # which side of the paper's value counts
         return not (below and off < -self.tolerance) and not (above and off > self.tolerance)
@@ -72,30 +72,30 @@ EMBEDDINGS = {"published": "paper", "adjoint readout": "adjoint", "default": "de
 
 
 @dataclass(frozen=True)
-class Row:
-    """A claim beside what each embedding gave, one value a seed; below the paper's scale, on which data."""
+class Outcome:
+    """A claim and the value that each embedding gave for each seed; `reduced` names the data if not the paper's."""
 
     claim: Claim
     values: dict[str, list[float]]
     reduced: str = ""
-    beside: "Row | None" = None
+    beside: "Outcome | None" = None
 
     @property
     def told(self) -> tuple[str, str, str]:
-        """Which claim it is: its id, what it says and where, and the paper's number."""
+        """The claim in words: its id, what it says and where, and the paper's number."""
         claim = self.claim
         return claim.id, f"{claim.claim} ({claim.where})", f"{claim.paper:.3f}"
 
     @property
     def verdict(self) -> str:
-        """Of what was embedded and read as published; empty if the experiment was not run."""
+        """The verdict on what was embedded and read as published; empty if the experiment was not run."""
         if not self.values["published"]:
             return ""
         text = {True: "holds", False: "FALLS", None: "open: less was erased"}[self.holds("published")]
         return text + (f", reduced scale ({self.reduced})" if self.reduced else "")
 
     def holds(self, embedding: str) -> bool | None:
-        """Does an embedding bear the claim out? None if it was not run, or if it does not come to that."""
+        """Whether an embedding supports the claim; None if it was not run, or if less was erased at that price."""
         if not self.values[embedding]:
             return None
         held = self.claim.holds(mean(self.values[embedding]))
@@ -118,7 +118,7 @@ CLAIMS = TypeAdapter(tuple[Claim, ...])
 
 @cache
 def load(path: Path = FILE) -> tuple[Claim, ...]:
-    """Every claim. Raises `RecordError` for a file or an entry that is not one, and for an id given twice."""
+    """Every claim. Raises `RecordError` for a file or an entry that is not valid, and for an id given twice."""
     try:
         claims = CLAIMS.validate_python(yaml.safe_load(path.read_text(encoding="utf-8")))
     except ValidationError as error:
@@ -132,7 +132,7 @@ def load(path: Path = FILE) -> tuple[Claim, ...]:
 
 
 @cache
-def hardened() -> dict[str, Claim]:
+def ssim_after_hardening() -> dict[str, Claim]:
     """The claims of the SSIM after hardening that stand in a table of the paper, by experiment."""
     return {c.experiment: c for c in load() if c.row and (c.moment, c.metric) == ("hardened", "ssim")}
 
@@ -142,36 +142,39 @@ def network(claim: Claim) -> str:
     return str(claim.row).removesuffix(", after hardening")
 
 
-def judge(claims: Iterable[Claim], records: Iterable[Record]) -> list[Row]:
+def judge(claims: Iterable[Claim], records: Iterable[Record]) -> list[Outcome]:
     """Each claim beside the records of one profile. A claim without a record has no values: it was not run."""
     by_name: dict[str, list[Record]] = {}
     for record in records:
         by_name.setdefault(record.experiment, []).append(record)
-    rows = []
+    outcomes = []
     for claim in claims:
         values: dict[str, list[float]] = {}
         for embedding, name in EMBEDDINGS.items():
             made = by_name.get(claim.experiment.format(readout=name), [])
             values[embedding] = [claim.value(record, name.rpartition("-")[2]) for record in made]
         reduced = [r for r in by_name.get(claim.experiment.format(readout="paper"), []) if r.profile != "paper"]
-        rows.append(Row(claim, values, ", ".join(dict.fromkeys(" and ".join(r.data) or "no data" for r in reduced))))
-    by_id = {row.claim.id: row for row in rows}
-    return [replace(row, beside=by_id[row.claim.beside]) if row.claim.beside else row for row in rows]
+        data = dict.fromkeys(" and ".join(record.data) or "no data" for record in reduced)
+        outcomes.append(Outcome(claim, values, ", ".join(data)))
+    by_id = {outcome.claim.id: outcome for outcome in outcomes}
+    return [replace(o, beside=by_id[o.claim.beside]) if o.claim.beside else o for o in outcomes]
 
 
 def table(
-    rows: Iterable[Row], style: Literal["markdown", "plain"] = "markdown", links: Mapping[str, str] | None = None
+    outcomes: Iterable[Outcome],
+    style: Literal["markdown", "plain"] = "markdown",
+    links: Mapping[str, str] | None = None,
 ) -> str:
     """The claims table: the paper's value, that of each embedding, and the verdict; with `links` for each id."""
     head = ["id", "claim", "paper", *EMBEDDINGS, "verdict"] + (["shown in; records"] if links else [])
     lines = [
         [
-            *r.told,
-            *map(r.cell, EMBEDDINGS),
-            r.verdict,
-            *([links[r.claim.id]] if links else []),
+            *o.told,
+            *map(o.cell, EMBEDDINGS),
+            o.verdict,
+            *([links[o.claim.id]] if links else []),
         ]
-        for r in rows
+        for o in outcomes
     ]
     if style == "markdown":
         return markdown.table(head, lines, "llrrrrl")

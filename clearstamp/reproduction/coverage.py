@@ -1,4 +1,4 @@
-"""Which networks can be run backwards: every classifier of torchvision, and what hardening does to some of them."""
+"""Which of torchvision's classifiers can be run backwards, and what hardening does to some of them."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,8 +10,8 @@ from torchvision import models
 
 from clearstamp.errors import ClearStampError, RecordError, TransposeError
 from clearstamp.reading import read
-from clearstamp.reproduction.experiments import Experiment, Findings, Profile, device
-from clearstamp.reproduction.records import READOUTS, Stage
+from clearstamp.reproduction.experiments import Experiment, Findings, Settings, device
+from clearstamp.reproduction.records import BOTH_READOUTS, Stage
 from clearstamp.stamp import Stamp
 from clearstamp.training import harden
 from clearstamp.transpose import transpose
@@ -26,7 +26,7 @@ HANDFUL = (
     "swin_v2_t",
     "vit_b_32",
 )
-"""One of each family whose layers are of a kind of their own."""
+"""One network from each family with layers of its own kind."""
 
 
 def classifiers() -> list[str]:
@@ -41,9 +41,9 @@ def smallest(name: str) -> int:
 
 
 def classifier(name: str, *, seed: int = 0) -> nn.Module:
-    """The network of ten classes, not trained. Weights that torchvision starts at one constant are drawn.
+    """The untrained network for ten classes. Weights that torchvision sets to a constant are drawn at random.
 
-    A head of zeros lets no signal in; branches scaled by a millionth, as ConvNeXt's, let next to none through.
+    A head of zeros lets no signal in; branches scaled by a millionth, like those of ConvNeXt, next to none.
     """
     extra: dict[str, Any] = {"num_classes": OUTPUTS}
     if name.startswith("vit"):
@@ -62,14 +62,14 @@ def classifier(name: str, *, seed: int = 0) -> nn.Module:
 def cover(model: nn.Module, example: Tensor, readout: str) -> dict[str, Any]:
     """What a transposed network does with one key.
 
-    ``reason``: why it cannot be run backwards, or None. ``finite``: is the image finite and of the input's shape?
+    ``reason``: why it cannot be run backwards, or None. ``finite``: whether the image is finite, in the input's shape.
     ``without gradient``: how many of the `weights` (of two axes or more) a loss on the image does not reach.
     """
     try:
         back = transpose(model, example, readout=readout)
     except TransposeError as error:
         return {"reason": str(error)}
-    image = back(torch.linspace(-10, 10, back.outputs, dtype=example.dtype).unsqueeze(0))
+    image = back(torch.linspace(-10, 10, *back.key_shape, dtype=example.dtype).unsqueeze(0))
     image.square().mean().sqrt().backward()
     weights = [weight for weight in model.parameters() if weight.dim() > 1]
     reached = [weight for weight in weights if weight.grad is not None and bool(weight.grad.any())]
@@ -88,10 +88,7 @@ class Networks(Experiment):
 
     networks: tuple[str, ...]
 
-    def sets(self, scale: Profile) -> tuple[Profile, ...]:
-        return ()
-
-    def check(self, scale: Profile) -> Iterator[ClearStampError]:
+    def check(self, settings: Settings) -> Iterator[ClearStampError]:
         for name in sorted(set(self.networks) - set(classifiers())):
             yield RecordError("unknown model", got=repr(name), expected="a classifier of torchvision")
 
@@ -100,13 +97,13 @@ class Networks(Experiment):
 class Coverage(Networks):
     """`cover` of some networks in both readouts, in float64."""
 
-    def conduct(self, scale: Profile, seed: int) -> Findings:
+    def conduct(self, settings: Settings, seed: int) -> Findings:
         stages = []
         for name in self.networks:
             model = classifier(name, seed=seed).double()
             example = torch.zeros(1, 3, smallest(name), smallest(name), dtype=torch.float64)
             size = sum(weight.numel() for weight in model.parameters())
-            for readout in READOUTS:
+            for readout in BOTH_READOUTS:
                 scores = {"parameters": size} | cover(model, example, readout)
                 stages.append(Stage(label=f"{name}/{readout}", network=name, readout=readout, scores=scores))
         return stages, {}, {}
@@ -120,7 +117,7 @@ class Hardened(Networks):
     steps: int = 200
     lr: float = 1e-3
 
-    def conduct(self, scale: Profile, seed: int) -> Findings:
+    def conduct(self, settings: Settings, seed: int) -> Findings:
         stages: list[Stage] = []
         arrays: dict[str, Tensor] = {}
         for name in self.networks:
@@ -129,7 +126,7 @@ class Hardened(Networks):
             stamp = Stamp.from_texts(["AB", "CD", "EF", "GH"], outputs=OUTPUTS, shape=shape, seed=seed)
             back = transpose(model, torch.zeros(1, *shape, device=device()), readout=self.readout)
             before = read(back, stamp)
-            steps = self.steps if scale.name == "paper" else scale.hardening_steps // 10
+            steps = self.steps if settings.profile == "paper" else settings.hardening_steps // 10
             done = harden(back, stamp, steps=steps, target=0.95, lr=self.lr, dropout=0.0, progress=False)
             after = read(back, stamp)
             scores = {"steps": done.steps, "ssim before": before.ssim.mean().item(), "ssim": after.ssim.mean().item()}

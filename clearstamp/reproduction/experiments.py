@@ -1,6 +1,6 @@
-"""Experiments: run once at a scale and from a seed, and kept as a record.
+"""Experiments: declared, resolved with a profile into settings, run once for each seed, and kept as a record.
 
-A record with the experiment's key is taken instead of running again, so an interrupted run goes on where it stopped.
+A record with the key of a run is taken instead of running again, so an interrupted run goes on where it stopped.
 """
 
 import json
@@ -10,11 +10,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import MISSING, asdict, dataclass, fields, replace
-from functools import cache, cached_property
 from itertools import product
 from math import inf
 from pathlib import Path
-from typing import Any, ClassVar, Literal, final
+from typing import Any, ClassVar, Self
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -22,200 +21,102 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 from tqdm import tqdm
 
-from clearstamp.errors import ClearStampError, DataError, RecordError
+from clearstamp.errors import ClearStampError, RecordError
 from clearstamp.files import checksum, write_atomically
 from clearstamp.reproduction import records
-from clearstamp.reproduction.records import Record, Split, Stage
+from clearstamp.reproduction.profiles import Images, Precision, Profile, load_sets, profile
+from clearstamp.reproduction.records import Record, Stage
 from clearstamp.zoo import datasets
 
-
-@dataclass(frozen=True, kw_only=True)
-class Profile:
-    """The scale of a run. `train_images` and `test_images` of None mean the whole split.
-
-    `precision` is that of training on the main task; stamps and accuracies are always in float32. `stand_in` says when
-    the embedded digits are taken for another data set: ``"always"``, where its files are ``"missing"``, or ``"never"``.
-    With `held_out` no test image is looked at: every third training image is held out, and stands for them.
-    """
-
-    name: str
-    dataset: str
-    train_images: int | None
-    test_images: int | None
-    hardening_steps: int
-    epochs: int
-    finetune_epochs: int
-    seeds: tuple[int, ...]
-    precision: Literal["float32", "bfloat16"] = "float32"
-    stand_in: Literal["always", "missing", "never"] = "never"
-    held_out: bool = False
-
-    @property
-    def images(self) -> dict[datasets.Split, int | None]:
-        """How many images of each split, None for all."""
-        return {"train": self.train_images, "test": self.test_images}
-
-    def size(self, split: datasets.Split) -> int:
-        """How many images there are to take from. Raises `DataError` if they are not there, or damaged."""
-        if not self.held_out:
-            return datasets.size(self.dataset, split)
-        whole = datasets.size(self.dataset, "train")
-        return whole // 3 if split == "test" else whole - whole // 3
-
-    def on(self, dataset: str | None) -> "Profile":
-        """The profile with another data set, where it takes any; as it is for None."""
-        return self if dataset is None or self.stand_in == "always" else replace(self, dataset=dataset)
-
-    def settled(self) -> "Profile":
-        """With the data set that is there, and of a stand-in no more images than it has."""
-        if self.stand_in != "missing" or (self.dataset != STAND_IN and datasets.found(self.dataset)):
-            return self
-
-        def most(split: datasets.Split, asked: int | None) -> int:
-            there = datasets.size(STAND_IN, split)
-            return there if asked is None else min(asked, there)
-
-        train, test = most("train", self.train_images), most("test", self.test_images)
-        return replace(self, dataset=STAND_IN, train_images=train, test_images=test)
-
-
-STAND_IN = "digits"
-"""The data set that is always there."""
-
-PROFILES = {
-    "tiny": Profile(
-        name="tiny",
-        dataset=STAND_IN,
-        train_images=512,
-        test_images=200,
-        hardening_steps=20,
-        epochs=1,
-        finetune_epochs=1,
-        seeds=(0,),
-        stand_in="always",
-    ),
-    "quick": Profile(
-        name="quick",
-        dataset="mnist",
-        train_images=800,
-        test_images=300,
-        hardening_steps=80,
-        epochs=3,
-        finetune_epochs=1,
-        seeds=(0,),
-        stand_in="missing",
-    ),
-    "paper": Profile(
-        name="paper",
-        dataset="mnist",
-        train_images=None,
-        test_images=None,
-        hardening_steps=10_000,
-        epochs=5,
-        finetune_epochs=4,
-        seeds=(0, 1, 2),
-        precision="bfloat16",
-    ),
-}
-"""``tiny`` for tests, ``quick`` for a laptop (the embedded digits for a set whose files are missing), ``paper``."""
-
-
-def profile(name: str) -> Profile:
-    """The profile `name`. Raises `RecordError` if there is none."""
-    if name not in PROFILES:
-        raise RecordError("unknown profile", got=repr(name), expected=" or ".join(map(repr, PROFILES)))
-    return PROFILES[name]
-
-
-@dataclass(frozen=True)
-class Sets:
-    """The training and the test images of a profile."""
-
-    train: datasets.DataSet
-    test: datasets.DataSet
-
-    @cached_property
-    def about(self) -> dict[datasets.Split, Split]:
-        """For the record: sizes and checksums."""
-        return {
-            part.split: Split(images=len(part), official=part.official, sha256=part.checksum)
-            for part in (self.train, self.test)
-        }
-
-
-def load_sets(scale: Profile) -> Sets:
-    """The images of a scale. Raises `DataError` if they are not there."""
-    return _load_sets(scale.dataset, scale.train_images, scale.test_images, scale.held_out)
-
-
-@cache
-def _load_sets(name: str, train: int | None, test: int | None, held_out: bool) -> Sets:
-    whole = datasets.load(name, "train")
-    if not held_out:
-        return Sets(whole.take(train), datasets.load(name, "test").take(test))
-    third = torch.arange(len(whole)) % 3 == 2
-    held = replace(whole.pick(third), split="test", official=None)
-    return Sets(whole.pick(~third).take(train), held.take(test))
-
-
 FEW = 6
-"""Of how many keys pictures are kept where they are many: films, and attacks."""
+"""The number of keys whose pictures are kept where there are many pictures: in films, and of attacks."""
 
 Findings = tuple[list[Stage], dict[str, Tensor], dict[str, Tensor]]
 """What was measured, arrays, and the trained model's weights (none if there was no training)."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Experiment(ABC):
-    """What is run for a record; its fields decide the result, with the profile's scale and the seed.
+class Settings:
+    """Everything that decides a run but its seed: an experiment as it is declared, resolved with a profile.
 
-    A subclass is an experiment. Whoever changes what it gives, in its own code or in what it calls, raises `version`:
-    then its records are out of date, and those of the experiments that take its models.
+    An experiment that has choices beyond these has a subclass for them.
+
+    Attributes:
+        experiment: the declaration.
+        profile: the profile's name.
+        images: those of the run, or of the profile for an experiment that needs none.
+        data: the images of every data set that is used.
+        needs: the settings of the experiments whose trained models are taken.
+    """
+
+    experiment: "Experiment"
+    profile: str
+    images: Images
+    hardening_steps: int
+    epochs: int
+    finetune_epochs: int
+    precision: Precision
+    data: tuple[Images, ...] = ()
+    needs: tuple["Settings", ...] = ()
+
+    @classmethod
+    def of(cls, experiment: "Experiment", profile: Profile, images: Images, **own: Any) -> Self:
+        """The lengths and the precision of a profile, with `images`, and what an experiment has of its own."""
+        lengths = {name: getattr(profile, name) for name in LENGTHS}
+        return cls(experiment=experiment, profile=profile.name, images=images, **lengths, **own)
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """What a record keeps of them: the experiment's fields, and over these what they were resolved to."""
+        images, lengths = self.images, {name: getattr(self, name) for name in LENGTHS}
+        about = {"dataset": images.dataset, "train_images": images.train, "test_images": images.test} | lengths
+        return self.experiment.parameters() | about | ({"held_out": True} if images.held_out else {})
+
+    @property
+    def bases(self) -> dict[str, int]:
+        """The versions of the experiments whose models are taken."""
+        return {needed.experiment.name: needed.experiment.version for needed in self.needs}
+
+
+LENGTHS = ("hardening_steps", "epochs", "finetune_epochs", "precision")
+"""What settings and profiles both have."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment(ABC):
+    """What is run for a record, as it is declared: its fields are part of the record's key.
+
+    A subclass is a kind of experiment. Whoever changes what it gives, in its own code or in what it calls, raises
+    `version`: then its records are out of date, and those of the experiments that take its models.
     """
 
     name: str
     version: ClassVar[int] = 1
     pictures: ClassVar[int] = 11
-    """Of how many keys a record keeps the pictures."""
+    """The number of keys whose pictures a record keeps."""
     alone: ClassVar[bool] = False
-    """Must nothing run beside it, since it takes time?"""
-
-    @final
-    def at(self, scale: Profile) -> Profile:
-        """The profile with what this experiment has of its own, on the data that are there."""
-        return self.scaled(scale).settled()
-
-    def scaled(self, scale: Profile) -> Profile:
-        """The profile with what this experiment has of its own, such as a data set."""
-        return scale
+    """Whether nothing may run beside it, because it measures time."""
 
     def parameters(self) -> dict[str, Any]:
-        """All that decides the result but scale, seed, data and code."""
+        """The declaration as a record keeps it."""
         return asdict(self)
 
     def needs(self) -> tuple["Experiment", ...]:
-        """The experiments whose trained models are taken, each trained at its own scale in the profile."""
+        """The experiments whose trained models are taken."""
         return ()
 
-    def sets(self, scale: Profile) -> tuple[Profile, ...]:
-        """`scale` (this experiment's own) once for each data set that is used."""
-        return (scale,)
+    def settings(self, profile: Profile) -> Settings:
+        """Resolve it with a profile, on the data that are on this machine."""
+        return Settings.of(self, profile, profile.images())
 
-    def check(self, scale: Profile) -> Iterator[ClearStampError]:
-        """What stands against running it at `scale` (its own), found without computing anything."""
-        for each in self.sets(scale):
-            try:
-                for split, count in each.images.items():
-                    found = each.size(split)
-                    if count is not None and not 0 < count <= found:
-                        where = f"{each.dataset}, {split}"
-                        yield DataError("not that many images", got=count, expected=f"1 to {found:,}", where=where)
-            except DataError as error:
-                yield error
+    def check(self, settings: Any) -> Iterator[ClearStampError]:
+        """Reasons why a run with its `settings` would fail, found without computing anything."""
+        for images in settings.data:
+            yield from images.check()
 
     @abstractmethod
-    def conduct(self, scale: Profile, seed: int) -> Findings:
-        """Run it."""
+    def conduct(self, settings: Any, seed: int) -> Findings:
+        """Run it with its `settings`, of the type that its own `settings` method returns."""
 
 
 class NotRecordedError(RecordError):
@@ -227,40 +128,41 @@ def run_all(experiments: Sequence[Experiment], profile_name: str, seeds: tuple[i
 
     With `$CLEARSTAMP_RECORDED` set nothing is run: experiments without an up-to-date record are left out.
     """
-    scale = profile(profile_name)
+    chosen = profile(profile_name)
+    resolved = [experiment.settings(chosen) for experiment in experiments]
+    pairs = list(product(chosen.seeds if seeds is None else seeds, resolved))
     made = []
-    pairs = list(product(scale.seeds if seeds is None else seeds, experiments))
-    for seed, experiment in tqdm(pairs, desc="experiments"):
+    for seed, settings in tqdm(pairs, desc="experiments"):
         with suppress(NotRecordedError):
-            made.append(run(experiment, scale, seed))
+            made.append(run(settings, seed))
     return made
 
 
-def run(experiment: Experiment, scale: Profile, seed: int) -> Record:
-    """The record of one experiment: found if there is one with its key, else run and saved."""
-    return find(experiment, scale, seed) or perform(experiment, scale, seed)
+def run(settings: Settings, seed: int) -> Record:
+    """The record of one run: found if there is one with its key, else run and saved."""
+    return find(settings, seed) or perform(settings, seed)
 
 
-def find(experiment: Experiment, scale: Profile, seed: int) -> Record | None:
-    """The record with the key of this experiment, if there is one.
+def find(settings: Settings, seed: int) -> Record | None:
+    """The record with the key of these settings and this seed, if there is one.
 
     A parameter that the record does not have yet, also one of an experiment within it, counts as its default. The
     checksums of data that are not on this machine are not compared.
     """
-    scale = experiment.at(scale)
-    record = records.find(scale.name, records.named(experiment.name, seed))
+    experiment = settings.experiment
+    record = records.find(settings.profile, records.named(experiment.name, seed))
     if record is None or (record.kind, record.version) != (type(experiment).__name__, experiment.version):
         return None
-    given = parameters(experiment, scale)
-    if filled(record.parameters, plain(defaults(experiment, given))) != plain(given):
+    given = settings.parameters
+    if filled(record.parameters, as_json(defaults(experiment, given))) != as_json(given):
         return None
-    if record.bases != bases(experiment):
+    if record.bases != settings.bases:
         return None
-    there = [each for each in experiment.sets(scale) if datasets.found(each.dataset)]
-    return record if all(record.data.get(each.dataset) == load_sets(each).about for each in there) else None
+    there = [images for images in settings.data if datasets.found(images.dataset)]
+    return record if all(record.data.get(images.dataset) == load_sets(images).about for images in there) else None
 
 
-def plain(values: Mapping[str, Any]) -> Any:
+def as_json(values: Mapping[str, Any]) -> Any:
     """As it is read back from JSON."""
     return json.loads(json.dumps(values))
 
@@ -275,11 +177,6 @@ def filled(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, A
     return {**defaults, **given, **within}
 
 
-def bases(experiment: Experiment) -> dict[str, int]:
-    """The versions of the experiments whose models are taken."""
-    return {needed.name: needed.version for needed in experiment.needs()}
-
-
 def defaults(experiment: Experiment, given: Mapping[str, Any]) -> dict[str, Any]:
     """The defaults of an experiment's fields, and of those of experiments within it, as far as they are in `given`."""
     found: dict[str, Any] = {}
@@ -292,74 +189,65 @@ def defaults(experiment: Experiment, given: Mapping[str, Any]) -> dict[str, Any]
     return found
 
 
-def parameters(experiment: Experiment, scale: Profile) -> dict[str, Any]:
-    """All that decides the result but seed, data and code."""
-    about = {f.name: getattr(scale, f.name) for f in fields(scale) if f.name not in ("name", "seeds", "stand_in")}
-    if not scale.held_out:
-        del about["held_out"]
-    return experiment.parameters() | about
+def perform(settings: Settings, seed: int) -> Record:
+    """Run an experiment; save its record and the weights of the model that it trained.
 
-
-def perform(experiment: Experiment, scale: Profile, seed: int) -> Record:
-    """Run one experiment; save its record and the weights of the model that it trained.
-
-    Pictures are kept of the first keys, and for the profile's first seed alone; curves for every seed.
+    Pictures are kept of the first keys, and only for the profile's first seed; curves for every seed.
     """
-    scale = experiment.at(scale)
     if os.environ.get("CLEARSTAMP_RECORDED"):
-        raise NotRecordedError("not run", got=f"{experiment.name}, seed {seed}", where=records.folder(scale.name))
-    record, weights = conduct(experiment, scale, seed)
+        where = records.folder(settings.profile)
+        raise NotRecordedError("not run", got=f"{settings.experiment.name}, seed {seed}", where=where)
+    record, weights = conduct(settings, seed)
     if weights:
         keep_weights(record, weights)
     record.save()
     return record
 
 
-def conduct(experiment: Experiment, scale: Profile, seed: int) -> tuple[Record, dict[str, Tensor]]:
-    """What an experiment gives at `scale` (its own), not yet saved, and the weights of the model that it trained."""
-    theirs = profile(scale.name)
-    taken = {needed.name: checksum((), trained_weights(needed, theirs, seed)) for needed in experiment.needs()}
+def conduct(settings: Settings, seed: int) -> tuple[Record, dict[str, Tensor]]:
+    """The record of a run, not yet saved, and the weights of the model that it trained."""
+    experiment = settings.experiment
+    taken = {needed.experiment.name: checksum((), trained_weights(needed, seed)) for needed in settings.needs}
     began = time.perf_counter()
-    with torch.autocast(device().type, torch.bfloat16, enabled=scale.precision == "bfloat16"):
-        stages, arrays, weights = experiment.conduct(scale, seed)
+    with torch.autocast(device().type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
+        stages, arrays, weights = experiment.conduct(settings, seed)
     seconds = time.perf_counter() - began
     own = {experiment.name: checksum((), weights)} if weights else {}
+    pictured = seed == profile(settings.profile).seeds[0]
     return Record(
         experiment=experiment.name,
         kind=type(experiment).__name__,
         version=experiment.version,
-        profile=scale.name,
-        parameters=plain(parameters(experiment, scale)),
+        profile=settings.profile,
+        parameters=as_json(settings.parameters),
         seed=seed,
         stages=stages,
-        data={each.dataset: load_sets(each).about for each in experiment.sets(scale)},
-        bases=bases(experiment),
+        data={images.dataset: load_sets(images).about for images in settings.data},
+        bases=settings.bases,
         weights=own | taken,
         provenance=replace(records.here(), seconds=round(seconds, 1)),
         arrays={
-            name: few(array, experiment.pictures)
-            for name, array in arrays.items()
-            if seed == scale.seeds[0] or array.dim() == 1
+            name: few(array, experiment.pictures) for name, array in arrays.items() if pictured or array.dim() == 1
         },
     ), weights
 
 
 def few(array: Tensor, pictures: int) -> Tensor:
-    """The first pictures of images ``[k, C, H, W]``, or of a film ``[s, k, C, H, W]`` of them, where few have to do."""
+    """The first `pictures` of images ``[k, C, H, W]``; of a film ``[s, k, C, H, W]``, the first `FEW` in each frame."""
     return array[:, :FEW] if array.dim() == 5 else array[:pictures] if array.dim() == 4 else array
 
 
-def trained_weights(experiment: Experiment, scale: Profile, seed: int) -> dict[str, Tensor]:
-    """The weights that belong to an experiment's record.
+def trained_weights(settings: Settings, seed: int) -> dict[str, Tensor]:
+    """The weights that belong to the record of these settings.
 
-    If they are lost, the model is trained again, and what it gives is compared with the record, which stays as it is.
+    If they are lost, the model is trained again and compared with the record, which stays as it is.
     Raises `RecordError` if they differ by more than `TOLERANCE`.
     """
-    record = run(experiment, scale, seed)
+    record = run(settings, seed)
     if not has_weights(record):
         if os.environ.get("CLEARSTAMP_RECORDED"):
             raise NotRecordedError("the trained model is lost", got=record.name, where=weights_file(record))
-        again, weights = conduct(experiment, experiment.at(scale), seed)
+        again, weights = conduct(settings, seed)
         compare(record, again)
         keep_weights(record, weights)
     return load_file(weights_file(record))
@@ -372,11 +260,11 @@ TOLERANCE = {
     **dict.fromkeys(("parameters", "weights", "without gradient", "finite"), 0.0),
     **dict.fromkeys(("operations", "memory"), 0.01),
 }
-"""By how much a score may differ from one machine to another: training is chaotic. Others are not compared."""
+"""How far scores may differ between machines, as training is chaotic. Other scores are not compared."""
 
 
 def differences(record: Record, again: Record) -> dict[str, float]:
-    """The greatest difference of each score in `TOLERANCE` over all stages; infinite where one of the two lacks it."""
+    """The greatest difference of each score in `TOLERANCE` over all stages; infinite where only one record has it."""
     found: dict[str, float] = {}
     for label in record.results.keys() | again.results.keys():
         one, two = record.results.get(label, {}), again.results.get(label, {})
@@ -404,7 +292,7 @@ def device() -> torch.device:
 
 
 def weights_file(record: Record) -> Path:
-    """Where the trained weights lie. They are not kept in the repository: records are."""
+    """Where the trained weights are. Unlike records, they are not kept in the repository."""
     return records.artifacts() / record.profile / "weights" / f"{record.name}.safetensors"
 
 
@@ -414,7 +302,7 @@ def keep_weights(record: Record, weights: dict[str, Tensor]) -> None:
 
 
 def has_weights(record: Record) -> bool:
-    """Are the weights of this record there, and whole?"""
+    """Whether the weights of this record are there and complete."""
     path = weights_file(record)
     try:
         with safe_open(path, "pt") as stored:

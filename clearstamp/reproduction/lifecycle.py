@@ -1,7 +1,9 @@
 """The life cycle of a stamp as one experiment: a model is hardened, trained, fine-tuned, and read after each."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -11,8 +13,9 @@ from clearstamp.errors import ClearStampError, RecordError
 from clearstamp.losses import StampLoss
 from clearstamp.method import Alternating, Joint
 from clearstamp.reading import Reading, read
-from clearstamp.reproduction.experiments import FEW, Experiment, Findings, Profile, device, load_sets, trained_weights
-from clearstamp.reproduction.records import READOUTS, Moment, Readout, Score, Stage
+from clearstamp.reproduction.experiments import FEW, Experiment, Findings, Settings, device, trained_weights
+from clearstamp.reproduction.profiles import Precision, Profile, load_sets
+from clearstamp.reproduction.records import BOTH_READOUTS, Moment, Readout, Score, Stage
 from clearstamp.scores import similarity
 from clearstamp.stamp import PAPER_KEY, Stamp
 from clearstamp.training import OPTIMIZERS, Fit, accuracy, fit, harden
@@ -26,99 +29,152 @@ SECRETS = {"four letters": FOUR_LETTERS, "one letter": ONE_LETTER, "icons": ICON
 """The paper's three kinds of secrets."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class LifeCycle(Experiment):
-    """One experiment: everything that decides its result but the profile's scale and the seed.
+class Content(ABC):
+    """What a stamp shows."""
 
-    `keys` counts the stamp's pairs, 0 for a model without a stamp; `paper_key` takes the paper's single key.
-    Hardening stops at the mean SSIM `target`, or as in the paper after all its steps for None. `until` is the last
-    stage that is run. `lr` is that of hardening and training, as in the paper's default scenario (its Tables 2 and
-    3 have 1e-3); fine-tuning takes a tenth of it. `dropout` acts in hardening and constraint training, `noise`
-    (`relative` or not, see `StampLoss`; the paper has none) in constraint training alone, where a stamp step comes
-    after each `every`-th task step, or `joint` with it (see `fit`). `precision` stands for the profile's, and
-    `dataset` for the profile's own where that is not the embedded digits; `epochs` and `hardening_steps` stand for
-    those of the profile ``paper``, and `small` for `model` in all others.
+    def check(self) -> Iterator[ClearStampError]:
+        """Reasons why it cannot be shown."""
+        yield from ()
+
+    @abstractmethod
+    def stamp(self, shape: tuple[int, int, int], outputs: int, seed: int) -> Stamp:
+        """A stamp that shows it, with keys drawn from `seed`."""
+
+    def judge(self, images: Tensor, stamp: Stamp) -> dict[str, Score]:
+        """Scores of raw signals ``[k, C, H, W]`` beside those of their pictures, if there are any."""
+        return {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Texts(Content):
+    """The first `count` of a kind of `SECRETS`; with `paper_key`, for the paper's single key."""
+
+    count: int
+    kind: str = "four letters"
+    key_range: float = 10.0
+    paper_key: bool = False
+
+    def check(self) -> Iterator[ClearStampError]:
+        if self.count > (most := len(SECRETS.get(self.kind, ()))):
+            yield RecordError("not that many secrets", got=self.count, expected=f"at most {most} {self.kind}")
+
+    def stamp(self, shape: tuple[int, int, int], outputs: int, seed: int) -> Stamp:
+        for error in self.check():
+            raise error
+        texts = SECRETS[self.kind][: self.count]
+        drawn = Stamp.from_texts(texts, outputs=outputs, shape=shape, seed=seed, key_range=self.key_range)
+        return replace(drawn, keys=torch.tensor([PAPER_KEY])) if self.paper_key else drawn
+
+
+@dataclass(frozen=True, kw_only=True)
+class Embedding:
+    """How a stamp is embedded, the same in a declaration and in its settings.
+
+    Hardening stops at the mean SSIM `target`, or as in the paper after all its steps for None. `lr` is that of
+    hardening and training, as in the paper's default scenario (its Tables 2 and 3 have 1e-3); fine-tuning takes a tenth
+    of it. `dropout` acts in hardening and constraint training, where a stamp step comes after each `every`-th task
+    step, or `joint` with it (see `fit`). `until` is the last stage that is run.
     """
 
-    looks: ClassVar[int] = FEW
-    """Of how many keys a record of attacks on the model keeps the pictures."""
-
     readout: Readout = "paper"
+    target: float | None = 0.99
+    optimizer: str = "adam"
+    lr: float = 1e-4
+    dropout: float = 0.0
+    every: int = 1
+    joint: bool = False
+    batch_size: int = 64
+    until: Literal["hardened", "finetuned"] = "finetuned"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LifeSettings(Embedding, Settings):
+    """Everything that decides a life cycle but its seed.
+
+    Attributes:
+        network: one of `MODELS`.
+        content: what the stamp shows.
+        loss: makes the stamp loss of constraint training.
+        tune: what happens to the trained model, and the measurements after it.
+    """
+
+    network: str
+    content: Content
+    loss: Callable[[Transposed, Stamp], StampLoss]
+    tune: Callable[["Life"], None]
+    needs: tuple["LifeSettings", ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class LifeCycle(Embedding, Experiment):
+    """One life cycle as it is declared; `settings` resolves it.
+
+    `keys` counts the stamp's pairs, 0 for a model without a stamp; `paper_key` takes the paper's single key. `noise`
+    (`relative` or not, see `StampLoss`; the paper has none) acts in constraint training alone. Other than None,
+    `dataset` and `precision` stand for those of the profile, and in the profile ``paper`` also `epochs` and
+    `hardening_steps`; `small` stands for `model` in all other profiles.
+    """
+
+    attacked_pictures: ClassVar[int] = FEW
+    """The number of keys whose pictures a record of attacks on the model keeps."""
+    held_out: ClassVar[bool] = False
+    """Whether it is measured on held-out training images, and never on test images."""
+    quick: ClassVar[dict[str, int]] = {}
+    """What replaces fields of the profile ``quick``."""
+
     model: str = "cnn"
     keys: int = 11
     paper_key: bool = False
     secrets: str = "four letters"
     key_range: float = 10.0
-    target: float | None = 0.99
-    optimizer: str = "adam"
-    lr: float = 1e-4
-    dropout: float = 0.0
     noise: float = 0.0
     relative: bool = False
-    every: int = 1
-    joint: bool = False
-    precision: Literal["float32", "bfloat16"] | None = None
-    batch_size: int = 64
-    until: Literal["hardened", "finetuned"] = "finetuned"
+    precision: Precision | None = None
     dataset: str | None = None
     small: str | None = None
     epochs: int | None = None
     hardening_steps: int | None = None
 
-    def scaled(self, scale: Profile) -> Profile:
+    def adapted(self, profile: Profile) -> Profile:
+        """The profile, with what is declared in the place of its own."""
         own: dict[str, Any] = {"precision": self.precision}
-        if scale.name == "paper":
+        if profile.name == "paper":
             own |= {"epochs": self.epochs, "hardening_steps": self.hardening_steps}
-        return replace(scale.on(self.dataset), **{name: value for name, value in own.items() if value is not None})
+        if profile.name == "quick":
+            own |= self.quick
+        return replace(profile, **{name: value for name, value in own.items() if value is not None})
 
-    def check(self, scale: Profile) -> Iterator[ClearStampError]:
-        yield from super().check(scale)
-        if (name := self.network(scale)) not in MODELS:
-            yield RecordError("unknown model", got=repr(name), expected=" or ".join(map(repr, MODELS)))
-        try:
-            self.texts()
-        except ClearStampError as error:
-            yield error
-
-    def network(self, scale: Profile) -> str:
-        """The model's name at this scale."""
-        return self.small if self.small and scale.name != "paper" else self.model
-
-    def conduct(self, scale: Profile, seed: int) -> Findings:
-        return (plain if self.keys == 0 else marked)(self, scale, seed)
-
-    def loss(self, back: Transposed, stamp: Stamp) -> StampLoss:
-        """The loss of constraint training."""
-        return StampLoss(back, stamp, dropout=self.dropout, noise=self.noise, relative=self.relative)
-
-    def tune(self, life: "Life") -> None:
-        """Somebody's fine-tuning, at a tenth of the learning rate."""
-        batches = life.sets.train.loader(self.batch_size, seed=life.seed + 1000)
-        optimizer = OPTIMIZERS[self.optimizer]
-        fit(
-            life.model, batches, epochs=life.scale.finetune_epochs, lr=self.lr / 10, optimizer=optimizer, progress=False
+    def settings(self, profile: Profile) -> LifeSettings:
+        profile = self.adapted(profile)
+        images = profile.images(self.dataset, held_out=self.held_out)
+        return LifeSettings.of(
+            self,
+            profile,
+            images,
+            data=(images,),
+            network=self.small if self.small and profile.name != "paper" else self.model,
+            content=Texts(kind=self.secrets, count=self.keys, key_range=self.key_range, paper_key=self.paper_key),
+            loss=partial(StampLoss, dropout=self.dropout, noise=self.noise, relative=self.relative),
+            tune=finetune,
+            **{f.name: getattr(self, f.name) for f in fields(Embedding)},
         )
-        life.look("finetuned")
 
-    def texts(self) -> tuple[str, ...]:
-        """What the secrets show. Raises `RecordError` if there is not as much of it."""
-        texts = SECRETS.get(self.secrets, ())[: self.keys]
-        if len(texts) < self.keys:
-            raise RecordError("not that many secrets", got=self.keys, expected=f"at most {len(texts)} {self.secrets}")
-        return texts
+    def check(self, settings: LifeSettings) -> Iterator[ClearStampError]:
+        yield from super().check(settings)
+        if settings.network not in MODELS:
+            yield RecordError("unknown model", got=repr(settings.network), expected=" or ".join(map(repr, MODELS)))
+        yield from settings.content.check()
 
-    def stamp(self, shape: tuple[int, int, int], outputs: int, seed: int) -> Stamp:
-        """The stamp, its keys drawn from `seed`."""
-        drawn = Stamp.from_texts(self.texts(), outputs=outputs, shape=shape, seed=seed, key_range=self.key_range)
-        return replace(drawn, keys=torch.tensor([PAPER_KEY])) if self.paper_key else drawn
+    def conduct(self, settings: LifeSettings, seed: int) -> Findings:
+        return (marked if self.keys else unmarked)(settings, seed)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fingerprint(LifeCycle):
-    """Hardening alone, for its whole length, read as ever and in training mode: the mean of `WALKS` walks with dropout.
+    """Hardening alone, for all its steps, also read in training mode: the mean of `WALKS` walks with dropout.
 
-    The paper does not give the rate of its dropout, nor the mode in which it reads, but what SSIM it reached by how
-    many steps on which networks: what a rate gives there tells whether it may have been the paper's.
+    The paper gives neither the rate of its dropout nor the mode in which it reads, but the SSIM that it reached by some
+    number of steps on some networks. A rate that reaches the same there may have been the paper's.
     """
 
     WALKS: ClassVar[int] = 20
@@ -126,68 +182,77 @@ class Fingerprint(LifeCycle):
     target: float | None = None
     until: Literal["hardened", "finetuned"] = "hardened"
 
-    def conduct(self, scale: Profile, seed: int) -> Findings:
-        life = hardened(self, scale, seed)
-        stamp = life.stamp.to(device())
+    def conduct(self, settings: LifeSettings, seed: int) -> Findings:
+        life = hardened(settings, seed)
+        stamp, dropout = life.stamp.to(device()), settings.dropout
         with torch.no_grad():
-            walks = [similarity(life.back(stamp.keys, dropout=self.dropout), stamp.secrets) for _ in range(self.WALKS)]
+            walks = [similarity(life.back(stamp.keys, dropout=dropout), stamp.secrets) for _ in range(self.WALKS)]
         life.stages[-1].scores["ssim_training_mode"] = torch.stack(walks).mean().item()
         return life.stages, {"secrets": stamp.secrets.cpu(), "hardened": life.arrays["hardened"]}, {}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trial(LifeCycle):
-    """A setting among which one is chosen: with two thirds of the images at most, and no look at the test images."""
+    """A candidate for the default setting: since one is chosen by these results, test images are not used."""
 
-    def scaled(self, scale: Profile) -> Profile:
-        scale = replace(super().scaled(scale), held_out=True)
-        if scale.train_images is None or scale.test_images is None:
-            return replace(scale, train_images=20_000, test_images=4_000)
-        return replace(scale, train_images=scale.train_images * 2 // 3, test_images=scale.test_images * 2 // 3)
+    held_out: ClassVar[bool] = True
 
 
-def trained(experiment: LifeCycle, scale: Profile, seed: int) -> nn.Module:
+# --------------------------------------------------------------------------------- a run, from settings and a seed
+
+
+def trained(settings: LifeSettings, seed: int) -> nn.Module:
     """The model as it was after training, not yet fine-tuned."""
-    model = fresh_model(experiment, experiment.at(scale), seed)
-    model.load_state_dict(trained_weights(experiment, scale, seed))
+    model = fresh_model(settings, seed)
+    model.load_state_dict(trained_weights(settings, seed))
     return model
 
 
-def fresh_model(experiment: LifeCycle, scale: Profile, seed: int) -> nn.Module:
+def fresh_model(settings: LifeSettings, seed: int) -> nn.Module:
     """The model as it is built, on its device."""
-    sets = load_sets(scale)
-    model = build(experiment.network(scale), sets.train.shape, sets.train.classes, seed=seed)
+    train = load_sets(settings.images).train
+    model = build(settings.network, train.shape, train.classes, seed=seed)
     return model.to(device(), memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
-def train(experiment: LifeCycle, scale: Profile, seed: int, model: nn.Module, loss: StampLoss | None) -> Fit:
-    """The profile's epochs, over the same images in the same order with and without a stamp."""
-    loader = load_sets(scale).train.loader(experiment.batch_size, seed=seed)
+def train(settings: LifeSettings, seed: int, model: nn.Module, loss: StampLoss | None = None) -> Fit:
+    """Train for the epochs of the settings, over the same images in the same order with and without a stamp."""
     return fit(
         model,
-        loader,
-        epochs=scale.epochs,
-        lr=experiment.lr,
+        load_sets(settings.images).train.loader(settings.batch_size, seed=seed),
+        epochs=settings.epochs,
+        lr=settings.lr,
         stamp_loss=loss,
-        schedule=(Joint if experiment.joint else Alternating)(every=experiment.every),
-        optimizer=OPTIMIZERS[experiment.optimizer],
+        schedule=(Joint if settings.joint else Alternating)(every=settings.every),
+        optimizer=OPTIMIZERS[settings.optimizer],
         progress=False,
     )
 
 
-def plain(experiment: LifeCycle, scale: Profile, seed: int) -> Findings:
-    """The unmarked twin: same initial weights, same batches; read with the keys that the marked models get."""
-    sets = load_sets(scale)
-    model, test = fresh_model(experiment, scale, seed), sets.test.loader(250)
-    marked = (replace(experiment, keys=1, paper_key=True), replace(experiment, keys=11))
-    stamps = [each.stamp(sets.train.shape, sets.train.classes, seed) for each in marked]
+def tuning(settings: LifeSettings) -> LifeSettings:
+    """The settings with the epochs of fine-tuning, and a tenth of the learning rate."""
+    return replace(settings, epochs=settings.finetune_epochs, lr=settings.lr / 10)
+
+
+def finetune(life: "Life") -> None:
+    """Train the model further on its own data, as somebody who takes it over might."""
+    train(tuning(life.settings), life.seed + 1000, life.model)
+    life.measure("finetuned")
+
+
+def unmarked(settings: LifeSettings, seed: int) -> Findings:
+    """The unmarked twin: same initial weights, same batches; read with the keys of the marked models."""
+    sets, model = load_sets(settings.images), fresh_model(settings, seed)
+    test = sets.test.loader(250)
+    contents = (Texts(count=1, paper_key=True), Texts(count=11))
+    stamps = [content.stamp(sets.train.shape, sets.train.classes, seed) for content in contents]
     stages: list[Stage] = []
     arrays: dict[str, Tensor] = {}
 
-    def look(moment: Moment) -> None:
+    def measure(moment: Moment) -> None:
         stages.append(Stage(label=moment, moment=moment, scores={"accuracy": accuracy(model, test)}))
         for stamp in stamps:
-            for readout in READOUTS:
+            for readout in BOTH_READOUTS:
                 reading = read(transpose(model, stamp.secrets[:1].to(device()), readout=readout), stamp)
                 keys = len(stamp)
                 label = f"{moment}/{keys} {'key' if keys == 1 else 'keys'}/{readout}"
@@ -196,28 +261,28 @@ def plain(experiment: LifeCycle, scale: Profile, seed: int) -> Findings:
                 arrays[label] = reading.images
 
     torch.manual_seed(seed)
-    look("untrained")
-    train(experiment, scale, seed, model, None)
-    look("trained")
+    measure("untrained")
+    train(settings, seed, model)
+    measure("trained")
     return stages, arrays, snapshot(model)
 
 
 class Life:
-    """A marked model on its way through the stages, with what was seen at each.
+    """A marked model passing through the stages, and what was measured at each.
 
     Attributes:
         model: the model as it is.
-        stamp: with what the `paper` readout freezes, taken from a model that was trained for one epoch without a stamp.
+        stamp: what is embedded, with the values that the `paper` readout freezes (see `reference`).
         back: the model run backwards.
         stages, arrays: for the record.
     """
 
-    def __init__(self, experiment: LifeCycle, scale: Profile, seed: int):
-        self.experiment, self.scale, self.seed = experiment, scale, seed
-        self.sets = load_sets(scale)
-        self.model = fresh_model(experiment, scale, seed)
-        stamp = experiment.stamp(self.sets.train.shape, self.sets.train.classes, seed)
-        self.stamp = replace(stamp, frozen=self.reference()) if experiment.readout == "paper" else stamp
+    def __init__(self, settings: LifeSettings, seed: int):
+        self.settings, self.seed = settings, seed
+        self.sets = load_sets(settings.images)
+        self.model = fresh_model(settings, seed)
+        stamp = settings.content.stamp(self.sets.train.shape, self.sets.train.classes, seed)
+        self.stamp = replace(stamp, frozen=self.reference()) if settings.readout == "paper" else stamp
         self.back = self.transposed(self.model)
         self.stages: list[Stage] = []
         self.arrays: dict[str, Tensor] = {"secrets": self.stamp.secrets}
@@ -228,62 +293,63 @@ class Life:
         return torch.zeros(1, *self.sets.train.shape, device=device())
 
     def transposed(self, model: nn.Module) -> Transposed:
-        """A model of the same architecture, run backwards as this one is."""
-        return transpose(model, self.example, readout=self.experiment.readout, frozen=self.stamp.frozen)
+        """Another model of the same architecture, to be run backwards in the same way."""
+        return transpose(model, self.example, readout=self.settings.readout, frozen=self.stamp.frozen)
 
     def reference(self) -> dict[str, Tensor]:
-        """What the `paper` readout freezes."""
+        """The values that the `paper` readout freezes, from a model trained for one epoch without a stamp."""
         if not freeze(self.model, self.example):
             return {}
-        other = fresh_model(self.experiment, self.scale, self.seed + 500)
-        train(self.experiment, replace(self.scale, epochs=1), self.seed + 500, other, None)
+        other = fresh_model(self.settings, self.seed + 500)
+        train(replace(self.settings, epochs=1), self.seed + 500, other)
         return freeze(other, self.example)
 
-    def look(self, moment: Moment, **more: Score) -> None:
+    def measure(self, moment: Moment, **more: Score) -> None:
         """Measure accuracy and read the stamp."""
         reached = accuracy(self.model, self.sets.test.loader(250))
         self.keep(moment, read(self.back, self.stamp), accuracy=reached, **more)
 
     def keep(self, moment: Moment, reading: Reading, **more: Score) -> None:
-        """Note what was seen at a moment."""
-        self.stages.append(Stage(label=moment, moment=moment, scores=more | reading.summary()))
+        """Note what was read at a moment."""
+        scores = more | reading.summary() | self.settings.content.judge(reading.images, self.stamp)
+        self.stages.append(Stage(label=moment, moment=moment, scores=scores))
         self.arrays[moment] = reading.images
 
 
-def marked(experiment: LifeCycle, scale: Profile, seed: int) -> Findings:
+def marked(settings: LifeSettings, seed: int) -> Findings:
     """Hardening, constraint training and fine-tuning, read after each."""
-    life = hardened(experiment, scale, seed)
-    if experiment.until == "hardened":
+    life = hardened(settings, seed)
+    if settings.until == "hardened":
         return life.stages, life.arrays, {}
-    training = train(experiment, scale, seed, life.model, experiment.loss(life.back, life.stamp))
-    life.look("trained")
+    training = train(settings, seed, life.model, settings.loss(life.back, life.stamp))
+    life.measure("trained")
     weights = snapshot(life.model)
     life.arrays["training/losses"] = smooth(training.losses)
     life.arrays["training/stamp losses"] = smooth(training.stamp_losses)
-    experiment.tune(life)
+    settings.tune(life)
     return life.stages, life.arrays, weights
 
 
-def hardened(experiment: LifeCycle, scale: Profile, seed: int) -> Life:
+def hardened(settings: LifeSettings, seed: int) -> Life:
     """A marked model after hardening."""
-    life = Life(experiment, scale, seed)
+    life = Life(settings, seed)
     frames: dict[int, Tensor] = {}
     torch.manual_seed(seed)
     hardening = harden(
         life.back,
         life.stamp,
-        steps=scale.hardening_steps,
-        target=experiment.target,
-        lr=experiment.lr,
-        dropout=experiment.dropout,
-        optimizer=OPTIMIZERS[experiment.optimizer],
+        steps=settings.hardening_steps,
+        target=settings.target,
+        lr=settings.lr,
+        dropout=settings.dropout,
+        optimizer=OPTIMIZERS[settings.optimizer],
         on_check=frames.__setitem__,
         progress=False,
     )
     reached = {
         f"steps to {goal}": next((step for step, ssim in hardening.ssim if ssim >= goal), None) for goal in (0.9, 0.95)
     }
-    life.look("hardened", steps=hardening.steps, reached=hardening.reached, **reached)
+    life.measure("hardened", steps=hardening.steps, reached=hardening.reached, **reached)
     shown = slider_steps(sorted(frames))
     life.arrays["hardening/steps"] = torch.tensor(shown)
     life.arrays["hardening/frames"] = torch.stack([frames[step] for step in shown])

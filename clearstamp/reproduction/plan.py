@@ -10,9 +10,10 @@ from pathlib import Path
 
 from clearstamp.errors import ClearStampError, DataError, RecordError
 from clearstamp.reproduction import records
-from clearstamp.reproduction.experiments import Experiment, Profile, find, has_weights, profile
+from clearstamp.reproduction.experiments import Experiment, Settings, find, has_weights
+from clearstamp.reproduction.profiles import Images
 from clearstamp.reproduction.records import Record
-from clearstamp.reproduction.registry import CHAPTERS, Chapter, declared
+from clearstamp.reproduction.registry import CHAPTERS, Chapter, resolved
 from clearstamp.zoo import datasets
 
 SECONDS = Path(__file__).with_name("seconds.json")
@@ -21,19 +22,23 @@ SECONDS = Path(__file__).with_name("seconds.json")
 
 @dataclass(frozen=True)
 class Step:
-    """One experiment with one seed.
+    """One run: an experiment's settings and a seed.
 
     Attributes:
-        record: the one that is there and answers to it, if there is one.
-        lost: is there a record whose trained model, which another experiment needs, is not there?
-        seconds: expected, None if nobody knows.
+        record: the one that answers to it, None if there is none.
+        lost: whether another run needs its trained model, which is missing though it has a record.
+        seconds: how long it should take, None if that is not known.
     """
 
-    experiment: Experiment
+    settings: Settings
     seed: int
     record: Record | None
     lost: bool
     seconds: float | None
+
+    @property
+    def experiment(self) -> Experiment:
+        return self.settings.experiment
 
     @property
     def name(self) -> str:
@@ -48,8 +53,8 @@ class Step:
 class Plan:
     """The steps of some chapters in a profile, by name, those that others need before these.
 
-    If it is `recorded`, nothing is to be run, and what has no record is left out. `damaged` are the errors of records
-    and data that could not be read, with the steps that they concern.
+    If it is `recorded`, nothing is run, and what has no record is left out. `damaged` has the errors of records and
+    data that could not be read, each with the steps that it affects.
     """
 
     profile: str
@@ -66,7 +71,7 @@ class Plan:
         """Raise one `RecordError` for all that cannot work: damaged files, missing data sets, unknown models, ..."""
         faults = {error: list(names) for error, names in self.damaged.items()}
         for step in self.todo():
-            for error in step.experiment.check(step.experiment.at(profile(self.profile))):
+            for error in step.experiment.check(step.settings):
                 faults.setdefault(str(error), []).append(step.name)
         if faults:
             told = [f"{error}: {len(set(names))} runs, {listed(names)}" for error, names in faults.items()]
@@ -78,7 +83,7 @@ class Plan:
 
     def needed(self, step: Step) -> list[Step]:
         """The steps whose trained models a step takes."""
-        return [self.steps[records.named(needed.name, step.seed)] for needed in step.experiment.needs()]
+        return [self.steps[records.named(name, step.seed)] for name in step.settings.bases]
 
     def of(self, chapter: str) -> list[Step]:
         """The steps that a chapter shows."""
@@ -88,7 +93,7 @@ class Plan:
         ]
 
     def table(self) -> str:
-        """One line an experiment of each chapter, and the total."""
+        """One line for each experiment of each chapter, and the total."""
         shown: set[str] = set()
         lines = []
         for chapter in self.chapters:
@@ -107,8 +112,7 @@ class Plan:
     def row(self, steps: Sequence[Step]) -> tuple[str, ...]:
         """One experiment: name, data, seeds, state, minutes."""
         first = steps[0]
-        scale = first.experiment.at(profile(self.profile))
-        sets = "; ".join(map(images, first.experiment.sets(scale)))
+        sets = "; ".join(map(described, first.settings.data))
         there = sum(not step.todo for step in steps)
         states = {0: "not recorded" if self.recorded else "to run", len(steps): "recorded"}
         seeds = " ".join(str(step.seed) for step in steps)
@@ -128,23 +132,23 @@ class Plan:
         return text + (f", and {unknown} of them whose time is not known" if unknown else "")
 
 
-def images(scale: Profile) -> str:
-    """The data set of a scale, and how many images of how many."""
-    if not datasets.found(scale.dataset):
-        return f"{scale.dataset}, missing"
+def described(images: Images) -> str:
+    """A data set, and how many images of how many."""
+    if not datasets.found(images.dataset):
+        return f"{images.dataset}, missing"
     parts = []
-    for split, count in scale.images.items():
+    for split, count in images.counts.items():
         try:
-            there = f"{scale.size(split):,}"
+            there = f"{images.size(split):,}"
         except DataError:
             there = "damaged"
-        name = "held-out" if scale.held_out and split == "test" else split
+        name = "held-out" if images.held_out and split == "test" else split
         parts.append(f"{there} {name}" if count is None else f"{count:,} of {there} {name}")
-    return f"{scale.dataset}, {', '.join(parts)}"
+    return f"{images.dataset}, {', '.join(parts)}"
 
 
 def minutes(steps: Iterable[Step]) -> str:
-    """Expected minutes of what is to be run; empty if nobody knows, or nothing is."""
+    """Expected minutes of what is to be run; empty if they are not known, or nothing is to be run."""
     known = [step.seconds for step in steps if step.todo and step.seconds is not None]
     return f"{sum(known) / 60:.1f} min" if known else ""
 
@@ -154,25 +158,25 @@ def make(profile_name: str, chapters: Sequence[str] = tuple(CHAPTERS)) -> Plan:
 
     Raises `RecordError` for an unknown profile or chapter, and for two different experiments of one name.
     """
-    scale, pairs = profile(profile_name), declared(profile_name, chapters)
+    runs = resolved(profile_name, chapters)
     found: dict[tuple[str, int], Record | None] = {}
     damaged: dict[str, list[str]] = {}
-    for (name, seed), experiment in pairs.items():
+    for (name, seed), settings in runs.items():
         try:
-            found[name, seed] = find(experiment, scale, seed)
+            found[name, seed] = find(settings, seed)
         except ClearStampError as error:
             found[name, seed] = None
             damaged.setdefault(str(error), []).append(records.named(name, seed))
     lost = {
-        (needed.name, seed)
-        for (name, seed), experiment in pairs.items()
-        if found[name, seed] is None
-        for needed in experiment.needs()
-        if (record := found[needed.name, seed]) and not has_weights(record)
+        (name, seed)
+        for (_, seed), settings in runs.items()
+        if found[settings.experiment.name, seed] is None
+        for name in settings.bases
+        if (record := found[name, seed]) and not has_weights(record)
     }
     steps = {}
-    for key, experiment in sorted(pairs.items(), key=lambda pair: len(pair[1].needs())):  # models before attacks
-        step = Step(experiment, key[1], found[key], key in lost, expected(profile_name, key[0], found[key]))
+    for key, settings in sorted(runs.items(), key=lambda pair: len(pair[1].needs)):  # models before attacks
+        step = Step(settings, key[1], found[key], key in lost, expected(profile_name, key[0], found[key]))
         steps[step.name] = step
     recorded = bool(os.environ.get("CLEARSTAMP_RECORDED"))
     return Plan(profile_name, tuple(dict.fromkeys(chapters)), steps, damaged, recorded)
@@ -185,7 +189,7 @@ def listed(names: Sequence[str], most: int = 3) -> str:
 
 
 def expected(profile_name: str, name: str, record: Record | None) -> float | None:
-    """Seconds that an experiment takes: as its record says, or an older one of its name, or as they were measured."""
+    """Seconds that an experiment takes: from its record, an older record of its name, or `SECONDS`."""
     if record is not None:
         return record.seconds
     for path in sorted(records.folder(profile_name).glob(f"{name}-seed*.json")):
@@ -202,7 +206,7 @@ def measured() -> dict[str, dict[str, float]]:
 
 
 def keep_seconds(profile_name: str) -> None:
-    """Note the wall times of a profile's records in `SECONDS`."""
+    """Write the wall times of a profile's records to `SECONDS`."""
     times = {record.experiment: record.seconds for record in records.load_all(profile_name)}
     whole = measured() | {profile_name: dict(sorted(times.items()))}
     SECONDS.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")

@@ -37,7 +37,7 @@ from clearstamp.files import write_atomically
 PACKAGE = Path(__file__).parents[1]
 LIBRARIES = ("torch", "torchvision", "pytorch-msssim", "numpy")
 Readout = Literal["paper", "adjoint"]
-READOUTS: tuple[Readout, ...] = ("paper", "adjoint")
+BOTH_READOUTS: tuple[Readout, ...] = ("paper", "adjoint")
 Moment = Literal["untrained", "hardened", "trained", "finetuned", "control"]
 STRICT = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
 if TYPE_CHECKING:
@@ -59,13 +59,13 @@ class Stage:
     """What was measured at one moment of an experiment.
 
     Attributes:
-        label: its name in this record, which its pictures share; it says nothing that the other fields do not.
+        label: its name in this record, also that of its pictures; all that it says is in the other fields too.
         moment: of a model's life: ``"untrained"``, ``"hardened"``, ``"trained"``, ``"finetuned"`` or ``"control"``.
-        attack: the attack of a campaign after which it was, or on whose way.
+        attack: the attack of a campaign after which, or during which, it was measured.
         step: the epochs or optimizer steps of the attack so far; None at its end.
-        keys: how many were fed, where an experiment feeds several stamps.
-        readout: through which they were read, where an experiment uses both.
-        network: the network that was looked at, where an experiment takes several.
+        keys: how many keys were read, where an experiment reads several stamps.
+        readout: how they were read, where an experiment uses both readouts.
+        network: the network, where an experiment takes several.
         scores: numbers by name.
     """
 
@@ -80,13 +80,13 @@ class Stage:
 
     @property
     def ends(self) -> bool:
-        """Is it the end of an attack?"""
+        """Whether it is the end of an attack."""
         return self.attack is not None and self.step is None
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
-class Split:
-    """What was used of one split of a data set, and the number of images that it has officially, if it has one."""
+class UsedSplit:
+    """The images used of one split of a data set, and the split's official size, if it has one."""
 
     images: NonNegativeInt
     official: NonNegativeInt | None
@@ -95,7 +95,7 @@ class Split:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Provenance:
-    """Where a record comes from; decides nothing."""
+    """Where a record comes from. No part of its key."""
 
     commit: str
     dirty: bool
@@ -130,8 +130,8 @@ class Record:
         experiment: its name.
         kind: its class.
         version: of the code of that class; a change in behaviour raises it.
-        profile: name of the scale.
-        parameters: the experiment's fields, and those of the scale.
+        profile: its name.
+        parameters: the experiment's fields, and what they and the profile were resolved to.
         seed: of everything that is drawn.
         stages: what was measured.
         data: a data set's name to what was used of each split.
@@ -148,7 +148,7 @@ class Record:
     parameters: dict[str, Any]
     seed: int
     stages: list[Stage]
-    data: dict[str, dict[Literal["train", "test"], Split]] = field(default_factory=dict)
+    data: dict[str, dict[Literal["train", "test"], UsedSplit]] = field(default_factory=dict)
     bases: dict[str, NonNegativeInt] = field(default_factory=dict)
     weights: dict[str, Sha256] = field(default_factory=dict)
     provenance: Provenance = field(default_factory=here)
@@ -255,7 +255,7 @@ def told(error: ValidationError) -> str:
 
 
 def prepare(profile: str, *, age: float = 600.0) -> None:
-    """Make the folder of a profile's records, and remove what killed processes were about to write to it.
+    """Make the folder of a profile's records, and remove what killed processes left half-written in it.
 
     These are temporary files older than `age` seconds. Raises `RecordError` if nothing can be written there.
     """

@@ -33,14 +33,15 @@ from clearstamp.errors import RecordError
 from clearstamp.reproduction.campaigns import UNMARKED, campaigns
 from clearstamp.reproduction.capacity import LICENCE, Capacity
 from clearstamp.reproduction.coverage import HANDFUL, Coverage, Hardened, classifiers
-from clearstamp.reproduction.experiments import Experiment, Profile, profile, run_all
+from clearstamp.reproduction.experiments import Experiment, Settings, run_all
 from clearstamp.reproduction.generalizability import CrossData, Row
 from clearstamp.reproduction.lifecycle import Fingerprint, LifeCycle, Trial
-from clearstamp.reproduction.records import READOUTS, Readout, Record
+from clearstamp.reproduction.profiles import Profile, profile
+from clearstamp.reproduction.records import BOTH_READOUTS, Readout, Record
 from clearstamp.reproduction.runtime import Cost
 
 FIRST = (0,)
-"""The seed of what runs once."""
+"""The seed of what runs with one seed only."""
 
 
 @dataclass(frozen=True)
@@ -65,12 +66,13 @@ def embedded(by: method.Method) -> dict[str, Any]:
 
 PAPER, OURS = embedded(method.PAPER), embedded(method.RECOMMENDED)
 ONE_KEY = [
-    LifeCycle(name=f"1-key-{r}", readout=r, keys=1, paper_key=True, hardening_steps=7_000, **PAPER) for r in READOUTS
+    LifeCycle(name=f"1-key-{r}", readout=r, keys=1, paper_key=True, hardening_steps=7_000, **PAPER)
+    for r in BOTH_READOUTS
 ]
-PUBLISHED = [LifeCycle(name=f"11-keys-{r}", readout=r, **PAPER) for r in READOUTS]
+PUBLISHED = [LifeCycle(name=f"11-keys-{r}", readout=r, **PAPER) for r in BOTH_READOUTS]
 """The default scenario as published, under both readouts."""
 DEFAULT = LifeCycle(name="11-keys-default-adjoint", readout="adjoint", **OURS)
-"""The default scenario as this library embeds when told nothing."""
+"""The default scenario as this library embeds by default."""
 MARKED = [*PUBLISHED, DEFAULT]
 """The models that every attack meets."""
 RATES = [
@@ -80,10 +82,10 @@ RATES = [
 """As published but for the rate of dropout."""
 
 
-def lasting(scale: Profile) -> Attacks:
-    """The attacks that tell settings of the embedding apart."""
-    steps = repairing(scale)
-    attacks: Attacks = {"same rate": FineTuning(epochs=scale.epochs, lr=1e-4)}
+def lasting(profile: Profile) -> Attacks:
+    """The attacks by which settings of the embedding are compared."""
+    steps = repairing(profile)
+    attacks: Attacks = {"same rate": FineTuning(epochs=profile.epochs, lr=1e-4)}
     attacks |= {f"pruning {level} %": Pruning(amount=level / 100) for level in (60, 80, 90)}
     attacks |= {f"int{bits}": Quantization(bits=bits) for bits in (8, 4)}
     return attacks | {
@@ -93,20 +95,20 @@ def lasting(scale: Profile) -> Attacks:
     }
 
 
-def repairing(scale: Profile) -> int:
-    """Steps of an erasure that repairs the main task meanwhile."""
-    return {"tiny": 5, "quick": 20}.get(scale.name, 125)
+def repairing(profile: Profile) -> int:
+    """Steps of an erasure that repairs the main task at the same time."""
+    return {"tiny": 5, "quick": 20}.get(profile.name, 125)
 
 
 # --------------------------------------------------------------------------------------------------------- chapters
 
 
-def hardening(scale: Profile) -> Groups:
+def hardening(profile: Profile) -> Groups:
     return {
         "unmarked": Group([UNMARKED]),
         "one key": Group(ONE_KEY),
         "default": Group([replace(DEFAULT, name="1-key-default-adjoint", keys=1, paper_key=True)]),
-        "fingerprints": Group(fingerprints(scale), FIRST),
+        "fingerprints": Group(fingerprints(profile), FIRST),
     }
 
 
@@ -119,14 +121,14 @@ FINGERPRINTS = {
     "cnn-bn": "mnist-cnn-bn",
     "vgg11": "cifar100-vgg11",
 }
-"""Of each fingerprint, the published experiment whose SSIM after hardening the paper gives."""
+"""For each fingerprint, the published experiment whose SSIM after hardening the paper gives."""
 
 
-def fingerprints(scale: Profile) -> list[Fingerprint]:
-    """What each rate of dropout gives where the paper says what SSIM it reached by how many steps."""
+def fingerprints(profile: Profile) -> list[Fingerprint]:
+    """Each rate of dropout, for the networks whose SSIM and steps of hardening the paper gives."""
     published = {e.name: e for e in (ONE_KEY[0], PUBLISHED[0], *table4("{name}-paper", "paper", **PAPER))}
-    names = FINGERPRINTS if scale.name == "paper" else ("11-keys", "1-key")
-    rates = {"tiny": (0.5,), "quick": (0.0, 0.3, 0.5)}.get(scale.name, tuple(n / 10 for n in range(8)))
+    names = FINGERPRINTS if profile.name == "paper" else ("11-keys", "1-key")
+    rates = {"tiny": (0.5,), "quick": (0.0, 0.3, 0.5)}.get(profile.name, tuple(n / 10 for n in range(8)))
     settings = [f.name for f in fields(LifeCycle) if f.name not in ("name", "dropout", "until")]
     found = []
     for name in names:
@@ -136,22 +138,22 @@ def fingerprints(scale: Profile) -> list[Fingerprint]:
     return found
 
 
-def multi_key(scale: Profile) -> Groups:
+def multi_key(profile: Profile) -> Groups:
     kinds = [
         LifeCycle(name=f"{kind.replace(' ', '-')}-{readout}", readout=readout, secrets=kind, **PAPER)
         for kind in ("one letter", "icons")
-        for readout in READOUTS
+        for readout in BOTH_READOUTS
     ]
     ranges = [
         LifeCycle(name=f"key-range-{limit}-{readout}", readout=readout, key_range=limit, until="hardened", **PAPER)
         for limit in (5, 50)
-        for readout in READOUTS
+        for readout in BOTH_READOUTS
     ]
-    counts = [LifeCycle(name=f"{n}-keys-{r}", readout=r, keys=n, **PAPER) for n in (10, 20) for r in READOUTS]
+    counts = [LifeCycle(name=f"{n}-keys-{r}", readout=r, keys=n, **PAPER) for n in (10, 20) for r in BOTH_READOUTS]
     counts.insert(2, replace(DEFAULT, name="10-keys-default-adjoint", keys=10))
     sgd = [
         LifeCycle(name=f"sgd-{r}", readout=r, optimizer="sgd", lr=0.01, hardening_steps=20_000, **PAPER)
-        for r in READOUTS
+        for r in BOTH_READOUTS
     ]
     return {
         "unmarked": Group([UNMARKED]),
@@ -161,20 +163,20 @@ def multi_key(scale: Profile) -> Groups:
         "kinds of secrets": Group(kinds),
         "key ranges": Group(ranges),
         "SGD": Group(sgd),
-        "open choices": Group(open_choices(scale), FIRST),
+        "open choices": Group(open_choices(profile), FIRST),
     }
 
 
-def open_choices(scale: Profile) -> list[LifeCycle]:
+def open_choices(profile: Profile) -> list[LifeCycle]:
     """The default scenario as published with other choices where the paper is silent or says two things."""
     others: dict[str, dict[str, Any]] = {"batch-256": {"batch_size": 256}, "rate-0.001": {"lr": 1e-3}}
-    if scale.precision != "float32":
+    if profile.precision != "float32":
         others["float32"] = {"precision": "float32"}
     return [replace(PUBLISHED[0], name=f"11-keys-{name}", **other) for name, other in others.items()]
 
 
-def pruning(scale: Profile) -> Groups:
-    epochs = scale.finetune_epochs
+def pruning(profile: Profile) -> Groups:
+    epochs = profile.finetune_epochs
     tuning: Attacks = {"same rate": FineTuning(epochs=5, lr=1e-4), "LR/10": FineTuning(epochs=4, lr=1e-5)}
     unseen: Attacks = {"LR/10, unseen data": FineTuning(epochs=4, lr=1e-5)}
     variants: Attacks = {
@@ -199,12 +201,12 @@ def pruning(scale: Profile) -> Groups:
         "compression": Group(campaigns("compression", types, MARKED)),
         "noise": Group(campaigns("weight-noise", noise, MARKED)),
         "dropout": Group(RATES, FIRST),
-        "dropout, attacked": Group(campaigns("lasting", lasting(scale), RATES), FIRST),
+        "dropout, attacked": Group(campaigns("lasting", lasting(profile), RATES), FIRST),
     }
 
 
-def generalizability(scale: Profile) -> Groups:
-    networks = classifiers() if scale.name == "paper" else HANDFUL if scale.name == "quick" else HANDFUL[-3:-1]
+def generalizability(profile: Profile) -> Groups:
+    networks = classifiers() if profile.name == "paper" else HANDFUL if profile.name == "quick" else HANDFUL[-3:-1]
     resnet18 = Row(
         name="resnet18-hardening",
         readout="adjoint",
@@ -215,10 +217,10 @@ def generalizability(scale: Profile) -> Groups:
         lr=1e-3,
         until="hardened",
     )
-    rows: dict[str, list[Row]] = {r: table4(f"{{name}}-{r}", r, **PAPER) for r in READOUTS}
+    rows: dict[str, list[LifeCycle]] = {r: table4(f"{{name}}-{r}", r, **PAPER) for r in BOTH_READOUTS}
     rows["default"] = table4("{name}-default-adjoint", "adjoint", **OURS)
-    shallow, deep = (slice(4), slice(4, None)) if scale.name != "tiny" else (slice(0), slice(4, None, 3))
-    if scale.name == "quick":
+    shallow, deep = (slice(4), slice(4, None)) if profile.name != "tiny" else (slice(0), slice(4, None, 3))
+    if profile.name == "quick":
         rows["default"] = rows["default"][shallow]
     return {
         **{name: Group(found[shallow]) for name, found in rows.items()},
@@ -226,19 +228,19 @@ def generalizability(scale: Profile) -> Groups:
         "ResNet-18": Group([resnet18]),
         "coverage": Group([Coverage(name="coverage", networks=tuple(networks))], FIRST),
         "hardened": Group(
-            [Hardened(name="coverage-hardened", networks=HANDFUL if scale.name != "tiny" else HANDFUL[2:3])], FIRST
+            [Hardened(name="coverage-hardened", networks=HANDFUL if profile.name != "tiny" else HANDFUL[2:3])], FIRST
         ),
     }
 
 
-def table4(names: str, readout: Readout, **embedding: Any) -> list[Row]:
+def table4(names: str, readout: Readout, **embedding: Any) -> list[LifeCycle]:
     """The ten rows of the paper's Table 4 in its order, named by ``{name}`` in `names`.
 
     Learning rates, and epochs where the paper's text is silent, are this library's: 1e-3 for ResNets, 1e-4 for others.
     """
 
-    def row(name: str, **about: Any) -> Row:
-        kind: type[Row] = CrossData if "onto" in about else Row
+    def row(name: str, **about: Any) -> LifeCycle:
+        kind: type[LifeCycle] = CrossData if "onto" in about else Row
         return kind(name=names.format(name=name), readout=readout, **(embedding | about))
 
     narrow: dict[str, dict[str, Any]] = {
@@ -260,7 +262,7 @@ def table4(names: str, readout: Readout, **embedding: Any) -> list[Row]:
     ]
 
 
-def adaptive_adversary(scale: Profile) -> Groups:
+def adaptive_adversary(profile: Profile) -> Groups:
     erasing: Attacks = {
         "known key, noise": Erasure(steps=11, looks=11),
         "known key, black": Erasure(target="black", steps=11, looks=11),
@@ -272,7 +274,7 @@ def adaptive_adversary(scale: Profile) -> Groups:
     }
     rates: Attacks = {f"LR {lr:g}": Erasure(steps=11, looks=11, lr=lr) for lr in (2e-3, 4e-3, 8e-3)}
     stronger: Attacks = {
-        f"{keys} keys, LR {lr:g}": Erasure(keys=keys, count=None, steps=repairing(scale), looks=5, lr=lr, repair=True)
+        f"{keys} keys, LR {lr:g}": Erasure(keys=keys, count=None, steps=repairing(profile), looks=5, lr=lr, repair=True)
         for keys in ("known", "random")
         for lr in (1e-4, 1e-3)
     }
@@ -288,9 +290,9 @@ def adaptive_adversary(scale: Profile) -> Groups:
         "dummy units": DummyUnits(),
         "split units": SplitUnits(),
     }
-    batch_norm = [LifeCycle(name=f"batch-norm-{r}", model="cnn-bn", readout=r) for r in READOUTS]
+    batch_norm = [LifeCycle(name=f"batch-norm-{r}", model="cnn-bn", readout=r) for r in BOTH_READOUTS]
     factors: Attacks = {f"factor {2**n}": Rescaling(factor=float(2**n)) for n in range(9)}
-    extraction: Attacks = {"distillation": Distillation(epochs=scale.epochs)}
+    extraction: Attacks = {"distillation": Distillation(epochs=profile.epochs)}
     extraction |= {f"average, {w:g} unmarked": Averaging(weight=w) for w in (0.25, 0.5, 0.75)}
     return {
         "erasure": Group(campaigns("erasure", erasing, MARKED)),
@@ -306,10 +308,10 @@ def adaptive_adversary(scale: Profile) -> Groups:
     }
 
 
-def capacity(scale: Profile) -> Groups:
+def capacity(profile: Profile) -> Groups:
     noise = 0.015
-    length = {"tiny": 8, "quick": 134}.get(scale.name, len(LICENCE))  # bytes; the whole licence at the paper's scale
-    dots = [Capacity(name=f"36-bits-{r}", readout=r, length=49, code="none", **PAPER) for r in READOUTS]
+    length = {"tiny": 8, "quick": 134}.get(profile.name, len(LICENCE))  # bytes; the whole licence at the paper's scale
+    dots = [Capacity(name=f"36-bits-{r}", readout=r, length=49, code="none", **PAPER) for r in BOTH_READOUTS]
     noisy = Capacity(name="36-bits-noise-adjoint", readout="adjoint", length=49, code="none", noise=noise)
     texts = {
         code: Capacity(name=f"licence-{code}", readout="adjoint", length=length, code=code, patches=10, noise=noise)
@@ -319,18 +321,20 @@ def capacity(scale: Profile) -> Groups:
     deep["hardening_steps"] = 4_000
     resnet = [
         Capacity(name=f"licence-{c}-resnet18-adjoint", readout="adjoint", length=length, code=c, patches=10, **deep)
-        for c in (("none", "hamming", "ldpc") if scale.name == "paper" else ("ldpc",))
+        for c in (("none", "hamming", "ldpc") if profile.name == "paper" else ("ldpc",))
     ]
 
-    def hardened(name: str, readout: Readout, **about: Any) -> Capacity:
+    def until_hardened(name: str, readout: Readout, **about: Any) -> Capacity:
         about |= {"until": "hardened", "target": None, "hardening_steps": 500}
         return Capacity(name=f"{name}-{readout}", readout=readout, code="none", **about)
 
-    counts = {"tiny": (1,), "quick": (1, 2, 4)}.get(scale.name, (1, 4, 16))
-    sizes = {"tiny": (2, 7), "quick": (4, 7, 10, 14)}.get(scale.name, (4, 7, 10, 14, 28))
-    by_keys = {r: [hardened(f"keys-{n}", r, length=49 * n) for n in counts] for r in READOUTS}
-    by_size = {r: [hardened(f"patches-{p}", r, length=11 * p * p // 8, patches=p) for p in sizes] for r in READOUTS}
-    times = {"tiny": (1,), "quick": (2,)}.get(scale.name, (4, 8))
+    counts = {"tiny": (1,), "quick": (1, 2, 4)}.get(profile.name, (1, 4, 16))
+    sizes = {"tiny": (2, 7), "quick": (4, 7, 10, 14)}.get(profile.name, (4, 7, 10, 14, 28))
+    by_keys = {r: [until_hardened(f"keys-{n}", r, length=49 * n) for n in counts] for r in BOTH_READOUTS}
+    by_size = {
+        r: [until_hardened(f"patches-{p}", r, length=11 * p * p // 8, patches=p) for p in sizes] for r in BOTH_READOUTS
+    }
+    times = {"tiny": (1,), "quick": (2,)}.get(profile.name, (4, 8))
     many = replace(texts["ldpc"], hardening_steps=500, noise=0.005, sample=96)
     attacks: Attacks = {f"pruning {level} %": Pruning(amount=level / 100) for level in (20, 40, 60)}
     attacks |= {"int8": Quantization(bits=8)}
@@ -339,17 +343,17 @@ def capacity(scale: Profile) -> Groups:
         "dots": Group(dots),
         "dots, noise": Group([noisy]),
         "licence": Group(list(texts.values()), FIRST),
-        "licence, more seeds": Group([texts["ldpc"]], scale.seeds[1:]),
+        "licence, more seeds": Group([texts["ldpc"]], profile.seeds[1:]),
         "ResNet-18": Group(resnet, FIRST),
-        **{f"number of images, {r}": Group(by_keys[r], FIRST) for r in READOUTS},
-        **{f"bits of an image, {r}": Group(by_size[r], FIRST) for r in READOUTS},
+        **{f"number of images, {r}": Group(by_keys[r], FIRST) for r in BOTH_READOUTS},
+        **{f"bits of an image, {r}": Group(by_size[r], FIRST) for r in BOTH_READOUTS},
         "largest": Group([replace(many, name=f"licence-{n}-times", length=n * length) for n in times], FIRST),
         "attacks": Group(campaigns("payload", attacks, [texts["ldpc"]]), FIRST),
     }
 
 
-def trials(scale: Profile) -> list[Trial]:
-    """The settings among which the library's default is chosen."""
+def trials(profile: Profile) -> list[Trial]:
+    """The settings from which the library's default is chosen."""
     about: dict[str, dict[str, Any]] = {
         "dropout 0, every 8": {},
         "dropout 0.1, every 8": {"dropout": 0.1},
@@ -365,7 +369,7 @@ def trials(scale: Profile) -> list[Trial]:
         "noise, every 8": {"noise": 0.015},
         "dropout 0.3 and noise, every 8": {"dropout": 0.3, "noise": 0.015},
     }
-    chosen = slice(4, 5) if scale.name == "tiny" else slice(0, 5, 4) if scale.name == "quick" else slice(None)
+    chosen = slice(4, 5) if profile.name == "tiny" else slice(0, 5, 4) if profile.name == "quick" else slice(None)
     common: dict[str, Any] = {"readout": "adjoint", **OURS, "dropout": 0.0, "every": 8}
     return [
         Trial(name=f"trial {setting}".replace(",", "").replace(" ", "-"), **(common | own))
@@ -373,9 +377,9 @@ def trials(scale: Profile) -> list[Trial]:
     ]
 
 
-def runtime(scale: Profile) -> Groups:
+def runtime(profile: Profile) -> Groups:
     fewer = {"tiny": {"rounds": 2, "repeats": 1}, "quick": {"rounds": 5, "repeats": 1}}
-    few: dict[str, Any] = fewer.get(scale.name, {})
+    few: dict[str, Any] = fewer.get(profile.name, {})
 
     def cost(name: str, subject: str, twin: str = "task", **about: Any) -> Cost:
         return Cost(name=name, subject=subject, twin=twin, **(about | few))
@@ -386,17 +390,17 @@ def runtime(scale: Profile) -> Groups:
 
     costs = [training(f"cost-{on.readout}", on) for on in PUBLISHED]
     costs += [training("cost-default-adjoint", DEFAULT), training("cost-bfloat16", DEFAULT, precision="bfloat16")]
-    costs += [training(f"cost-{on.name}", on) for on in trials(scale)]
+    costs += [training(f"cost-{on.name}", on) for on in trials(profile)]
 
     fast = LifeCycle(name="rate-0.001", readout="adjoint", lr=1e-3, until="hardened")
     variants = [replace(fast, name=f"rate-{lr:g}", lr=lr) for lr in (1e-4, 3e-4)] + [fast]
     variants += [replace(fast, name=f"key-range-{size:g}", key_range=size) for size in (3.0, 30.0)]
     variants += [replace(fast, name="dropout-0.1", dropout=0.1)]
 
-    keys = {"tiny": (1, 10), "quick": (1, 10, 100)}.get(scale.name, (1, 10, 100, 1000))
-    sizes = {"tiny": (32,), "quick": (32, 48)}.get(scale.name, (32, 64, 128, 224))
+    keys = {"tiny": (1, 10), "quick": (1, 10, 100)}.get(profile.name, (1, 10, 100, 1000))
+    sizes = {"tiny": (32,), "quick": (32, 48)}.get(profile.name, (32, 64, 128, 224))
     networks = {"tiny": ("squeezenet1_1",), "quick": ("squeezenet1_1", "resnet18")}.get(
-        scale.name, ("vit-narrow", "squeezenet1_1", "resnet18", "resnet50", "vit_b_16")
+        profile.name, ("vit-narrow", "squeezenet1_1", "resnet18", "resnet50", "vit_b_16")
     )
     step: dict[str, Any] = {"rounds": 5, "repeats": 1}
     along = {
@@ -409,8 +413,8 @@ def runtime(scale: Profile) -> Groups:
     return {
         "costs": Group(costs, FIRST),
         "parts": Group([cost(f"part-{part}", part) for part in ("walk", "measure", "stamp", "update")], FIRST),
-        "trials": Group(trials(scale), FIRST),
-        "trials, attacked": Group(campaigns("lasting", lasting(scale), trials(scale)), FIRST),
+        "trials": Group(trials(profile), FIRST),
+        "trials, attacked": Group(campaigns("lasting", lasting(profile), trials(profile)), FIRST),
         "hardening": Group(variants),
         "by hand": Group([cost("cost-by-hand", "plain", "stamp", rounds=21)], FIRST),
         "extraction": Group([cost("cost-extraction", "extract", "forward", rounds=21)], FIRST),
@@ -419,7 +423,7 @@ def runtime(scale: Profile) -> Groups:
 
 
 CHAPTERS: dict[str, Callable[[Profile], Groups]] = {
-    "00-your-own-model": lambda scale: {},
+    "00-your-own-model": lambda profile: {},
     "01-hardening": hardening,
     "02-multi-key": multi_key,
     "03-pruning": pruning,
@@ -471,3 +475,12 @@ def declared(profile_name: str, chapters: Sequence[str] = tuple(CHAPTERS)) -> di
                 raise RecordError("two different experiments of one name", got=experiment.name, where=name)
             todo += [(needed, seed) for needed in experiment.needs()]
     return found
+
+
+def resolved(profile_name: str, chapters: Sequence[str] = tuple(CHAPTERS)) -> dict[tuple[str, int], Settings]:
+    """The settings of everything that is `declared`, by name and seed.
+
+    Raises `RecordError` as `declared` does.
+    """
+    chosen = profile(profile_name)
+    return {key: experiment.settings(chosen) for key, experiment in declared(profile_name, chapters).items()}

@@ -1,4 +1,4 @@
-"""Runs the steps of a plan and the notebooks that show them, several side by side, each after what it needs."""
+"""Runs the steps of a plan and the notebooks that show them, several at a time, each after what it needs."""
 
 import json
 import subprocess
@@ -18,7 +18,7 @@ from clearstamp.reproduction.plan import Plan, Step
 
 @dataclass(frozen=True)
 class Task:
-    """Something to do, after the tasks that it names in `after`; `alone` if nothing may run beside it."""
+    """Something to do after the tasks named in `after`; `alone` if nothing may run beside it."""
 
     name: str
     act: Callable[[], object]
@@ -29,7 +29,7 @@ class Task:
 
 @dataclass
 class Progress:
-    """What is done, what is going on, and what went wrong."""
+    """What is done, what is running, and what failed."""
 
     tasks: Mapping[str, Task]
     done: list[str] = field(default_factory=list)
@@ -39,7 +39,7 @@ class Progress:
 
     @property
     def open(self) -> list[Task]:
-        """What is neither done, nor going on, nor past hope since something before it failed."""
+        """What is neither done nor running, and does not wait for anything that failed."""
         hopeless = set(self.failed)
         while more := {t.name for t in self.tasks.values() if t.after & hopeless} - hopeless:
             hopeless |= more
@@ -47,7 +47,7 @@ class Progress:
         return [task for name, task in self.tasks.items() if name not in closed]
 
     def left(self) -> float:
-        """Seconds until all is done, by how the expectations have fared so far."""
+        """Seconds until all is done, judging by how long tasks took compared with what was expected."""
         elapsed = time.monotonic() - self.began
         spent = sum(self.tasks[name].seconds for name in self.done)
         going = [self.tasks[name].seconds for name in self.running]
@@ -56,9 +56,9 @@ class Progress:
 
 
 def perform(tasks: Sequence[Task], jobs: int, watch: Callable[[Progress], None] = lambda progress: None) -> Progress:
-    """Do every task, `jobs` at a time, those with the longest way ahead first; what fails stops only what needs it.
+    """Do every task, `jobs` at a time, those before the longest chains first; a failure stops only what needs it.
 
-    `watch` is called whenever something began or ended, and every second.
+    `watch` is called whenever a task begins or ends, and every second.
     """
     by_name = {task.name: task for task in tasks}
     progress = Progress(by_name)
@@ -83,11 +83,11 @@ def perform(tasks: Sequence[Task], jobs: int, watch: Callable[[Progress], None] 
                 else:
                     raise error
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)  # who interrupts does not wait for what is going on
+        pool.shutdown(wait=False, cancel_futures=True)  # after an interrupt, do not wait for what is running
 
 
 def choose(progress: Progress, jobs: int, ahead: Mapping[str, float]) -> Task | None:
-    """The next task that may begin now, if there is one."""
+    """The next task that may begin now, None if there is none."""
     running = [progress.tasks[name] for name in progress.running]
     if len(running) == jobs or any(task.alone for task in running):
         return None
@@ -114,9 +114,10 @@ def ways(tasks: Mapping[str, Task]) -> dict[str, float]:
 
 
 class Workers:
-    """Processes that run experiments of a profile (see `worker`); as many as were ever busy at once.
+    """Processes that run experiments of a profile (see `worker`); started when all others are busy.
 
-    `launch` goes before their commands, to start them elsewhere. Each has `threads`, or all of `cores` alone.
+    `launch` is put before their commands, to start them elsewhere. Each has `threads`, or all `cores` for a step that
+    runs alone.
     """
 
     def __init__(self, profile: str, jobs: int, cores: int, launch: Sequence[str] = ()):
@@ -126,7 +127,7 @@ class Workers:
         self.all: list[subprocess.Popen[str]] = []
 
     def run(self, step: Step) -> None:
-        """Run one step in a process that is idle, or in a new one. Raises `RecordError` for what goes wrong there."""
+        """Run one step in a process that is idle, or in a new one. Raises `RecordError` if it fails."""
         worker = self.take()
         threads = self.cores if step.experiment.alone else self.threads
         asked = {"name": step.experiment.name, "seed": step.seed, "threads": threads}
@@ -161,7 +162,7 @@ class Workers:
         return worker
 
     def stop(self) -> None:
-        """End them all, whatever they do."""
+        """End them all, whatever they are doing."""
         for worker in self.all:
             worker.terminate()
         for worker in self.all:

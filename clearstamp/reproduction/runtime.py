@@ -1,4 +1,4 @@
-"""Section 5.6 of the paper: what a stamp costs, always as a ratio to a twin that runs in between."""
+"""Section 5.6 of the paper: what a stamp costs, as a ratio to a twin whose runs alternate with its own."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -16,7 +16,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from clearstamp.errors import ClearStampError, RecordError
 from clearstamp.losses import StampLoss
 from clearstamp.reproduction.coverage import OUTPUTS, classifier, classifiers
-from clearstamp.reproduction.experiments import Experiment, Findings, Profile, device
+from clearstamp.reproduction.experiments import Experiment, Findings, Settings, device
+from clearstamp.reproduction.profiles import Profile
 from clearstamp.reproduction.records import Score, Stage
 from clearstamp.scores import structural_similarity
 from clearstamp.stamp import Stamp
@@ -45,7 +46,7 @@ class Workbench:
         self.optimizers: dict[str, Optimizer] = {}
 
     def optimizer(self, name: str, make: Callable[..., Optimizer] = adam) -> Optimizer:
-        """One of each name, made when it is first asked for."""
+        """The optimizer of this name, made when it is first asked for."""
         if name not in self.optimizers:
             self.optimizers[name] = make(self.model.parameters(), lr=1e-4)
         return self.optimizers[name]
@@ -61,7 +62,7 @@ class Workbench:
         return self.losses.keep("stamp loss", self.loss())
 
     def task(self) -> None:
-        """As many steps of unmarked training as there are to one stamp step."""
+        """The steps of unmarked training that go with one stamp step."""
         for _ in range(self.every):
             self.step("task", self.task_loss())
 
@@ -85,7 +86,7 @@ class Workbench:
         optimizer.step()
 
     def compiled(self) -> None:
-        """A stamp step whose loss went through `torch.compile`, at the first call of all."""
+        """A stamp step whose loss went through `torch.compile`, at the first call."""
         if self.compiled_loss is None:
             self.compiled_loss = torch.compile(self.loss)
         self.step("stamp", self.losses.keep("stamp loss", self.compiled_loss()))
@@ -145,7 +146,7 @@ class Cost(Experiment):
     """The cost of `subject` as a multiple of that of `twin`, both steps of a `Workbench`.
 
     Time: the median, and the quartiles, over `rounds` in which each runs `repeats` times, one right after the other.
-    ``operations``: multiplications and additions as counted, the floor that time can't go below. ``memory``: weights,
+    ``operations``: multiplications and additions as counted, below which time cannot fall. ``memory``: weights,
     gradients, the optimizers' states, and the most that one backward pass keeps. `model` is one of this library's, or
     of torchvision's classifiers; `size` is the images' height and width. `precision` is that of the task's steps,
     whatever the profile says: the stamp's are always in full precision.
@@ -169,13 +170,10 @@ class Cost(Experiment):
     repeats: int = 2
     precision: Literal["float32", "bfloat16"] = "float32"
 
-    def scaled(self, scale: Profile) -> Profile:
-        return replace(scale, precision=self.precision)
+    def settings(self, profile: Profile) -> Settings:
+        return super().settings(replace(profile, precision=self.precision))
 
-    def sets(self, scale: Profile) -> tuple[Profile, ...]:
-        return ()
-
-    def check(self, scale: Profile) -> Iterator[ClearStampError]:
+    def check(self, settings: Settings) -> Iterator[ClearStampError]:
         if self.model not in (*MODELS, *classifiers()):
             yield RecordError("unknown model", got=repr(self.model), expected="one of ours or of torchvision")
 
@@ -186,7 +184,7 @@ class Cost(Experiment):
             return build(self.model, shape, OUTPUTS, seed=0), shape, OUTPUTS
         return classifier(self.model), (3, self.size, self.size), OUTPUTS
 
-    def conduct(self, scale: Profile, seed: int) -> Findings:
+    def conduct(self, settings: Settings, seed: int) -> Findings:
         torch.manual_seed(seed)
         bench = Workbench(self)
         subject, twin = (getattr(bench, name) for name in (self.subject, self.twin))
@@ -203,14 +201,14 @@ class Cost(Experiment):
 
 
 def ratios(subject: Callable[[], None], twin: Callable[[], None], rounds: int, repeats: int) -> list[float]:
-    """Time of `subject` over time of `twin`, a ratio a round. Each runs once before, to allocate what it keeps."""
+    """Time of `subject` over time of `twin`, one ratio per round. Each runs once before, to allocate memory."""
     subject()
     twin()
     return [seconds(subject, repeats) / seconds(twin, repeats) for _ in range(rounds)]
 
 
 def seconds(step: Callable[[], None], repeats: int) -> float:
-    """How long some steps take."""
+    """Seconds that some steps take."""
     began = time.perf_counter()
     for _ in range(repeats):
         step()
@@ -229,7 +227,7 @@ def operations(step: Callable[[], None]) -> int:
 def memory(bench: Workbench, name: str) -> int:
     """Bytes that a step of a fresh bench holds: weights, gradients, optimizer states, and what a backward pass keeps.
 
-    The latter is counted from one optimizer step to the next, and the most taken.
+    The last of these is the peak over all stretches from one optimizer step to the next.
     """
     step = getattr(bench, name)
     step()  # allocates gradients and states

@@ -1,7 +1,7 @@
 """A process that runs experiments for `runner`: python -m clearstamp.reproduction.worker PROFILE
 
 Each line that it reads asks for one, ``{"name": ..., "seed": ..., "threads": ...}``; for each it writes one line,
-``{"error": null}``, or what went wrong. It ends with its input, also in the middle of an experiment.
+``{"error": null}``, or what went wrong. It ends when its input does, even in the middle of an experiment.
 """
 
 import gc
@@ -18,13 +18,13 @@ import torch
 
 from clearstamp.errors import ClearStampError, RecordError
 from clearstamp.files import write_atomically
-from clearstamp.reproduction.experiments import has_weights, profile, run, trained_weights
+from clearstamp.reproduction.experiments import has_weights, run, trained_weights
 from clearstamp.reproduction.records import artifacts, named
-from clearstamp.reproduction.registry import declared
+from clearstamp.reproduction.registry import resolved
 
 
 def requests(source: IO[str]) -> Iterator[str]:
-    """The lines of `source`, read ahead, so that its end is seen at once: then nobody waits for a result."""
+    """The lines of `source`, read ahead, so that the process ends as soon as nobody waits for its results."""
     lines: SimpleQueue[str] = SimpleQueue()
 
     def listen() -> None:
@@ -39,26 +39,27 @@ def requests(source: IO[str]) -> Iterator[str]:
 
 def main() -> None:
     answers, sys.stdout = sys.stdout, sys.stderr  # nothing that an experiment prints is an answer
-    scale = profile(sys.argv[1])
-    experiments = declared(scale.name)
+    profile = sys.argv[1]
+    runs = resolved(profile)
     for line in requests(sys.stdin):
         asked = json.loads(line)
         torch.set_num_threads(asked["threads"])
-        experiment, seed = experiments[asked["name"], asked["seed"]], asked["seed"]
+        name, seed = asked["name"], asked["seed"]
+        settings = runs[name, seed]
         error = None
         try:
-            record = run(experiment, scale, seed)
-            if record.weights.get(experiment.name) and not has_weights(record):
-                trained_weights(experiment, scale, seed)
+            record = run(settings, seed)
+            if record.weights.get(name) and not has_weights(record):
+                trained_weights(settings, seed)
         except ClearStampError as problem:
             error = str(problem)
         except OSError as problem:
             error = str(RecordError("a file could not be read or written", got=problem))
         except Exception as problem:
-            log = artifacts() / scale.name / "failed" / f"{named(experiment.name, seed)}.log"
+            log = artifacts() / profile / "failed" / f"{named(name, seed)}.log"
             write_atomically(log, traceback.format_exc().encode())
             error = str(RecordError("an error of the code", got=f"{type(problem).__name__}: {problem}", where=log))
-        gc.collect()  # of models that refer to themselves, gigabytes gather otherwise
+        gc.collect()  # models refer to themselves, so gigabytes pile up otherwise
         print(json.dumps({"error": error}), file=answers, flush=True)
 
 

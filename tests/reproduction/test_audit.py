@@ -12,8 +12,9 @@ from clearstamp.attacks import Noise
 from clearstamp.errors import RecordError
 from clearstamp.reproduction import audit, records
 from clearstamp.reproduction.campaigns import campaigns
-from clearstamp.reproduction.experiments import PROFILES, run_all
+from clearstamp.reproduction.experiments import run_all
 from clearstamp.reproduction.lifecycle import LifeCycle
+from clearstamp.reproduction.profiles import PROFILES
 from clearstamp.reproduction.registry import CHAPTERS, Group
 
 sys.path.append(str(Path(__file__).parents[2] / "notebooks"))
@@ -28,7 +29,7 @@ def made(tmp_path, monkeypatch):
     """A chapter of a model and of an attack on it, with their records."""
     monkeypatch.setenv("CLEARSTAMP_ARTIFACTS", str(tmp_path))
     monkeypatch.setitem(PROFILES, "tiny", replace(PROFILES["tiny"], train_images=64, hardening_steps=3))
-    monkeypatch.setitem(CHAPTERS, "01-hardening", lambda scale: {"all": Group([ON, ATTACKED])})
+    monkeypatch.setitem(CHAPTERS, "01-hardening", lambda profile: {"all": Group([ON, ATTACKED])})
     return run_all([ON, ATTACKED], "tiny")
 
 

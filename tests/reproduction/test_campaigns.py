@@ -9,6 +9,7 @@ from clearstamp.reproduction import campaigns, experiments, report
 from clearstamp.reproduction.campaigns import Campaign, halves
 from clearstamp.reproduction.experiments import run_all
 from clearstamp.reproduction.lifecycle import LifeCycle
+from clearstamp.reproduction.profiles import PROFILES
 from clearstamp.reproduction.report.stages import in_words
 from clearstamp.zoo.datasets import load
 from tests.tables import compact
@@ -27,8 +28,8 @@ ATTACKS = {
 def tiny(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CLEARSTAMP_ARTIFACTS", str(tmp_path_factory.mktemp("artifacts")))
-        scale = replace(experiments.PROFILES["tiny"], train_images=128, test_images=60, hardening_steps=40)
-        patch.setitem(experiments.PROFILES, "tiny", scale)
+        scale = replace(PROFILES["tiny"], train_images=128, test_images=60, hardening_steps=40)
+        patch.setitem(PROFILES, "tiny", scale)
         yield
 
 
@@ -62,7 +63,7 @@ def test_a_campaign_is_run_again_only_if_its_attacks_or_its_model_changed(record
     def fresh(**changes):
         about = {"name": "all-adjoint", "on": ON, "attacks": ATTACKS, "unmarked": TWIN} | changes
         with monkeypatch.context() as patch:
-            patch.setattr(experiments, "perform", lambda experiment, *_: experiment.name)
+            patch.setattr(experiments, "perform", lambda settings, _: settings.experiment.name)
             return run_all([Campaign(**about)], "tiny")[0]
 
     assert fresh() == record
@@ -94,8 +95,8 @@ def test_a_model_is_trained_at_its_own_scale_whatever_the_campaign_s(monkeypatch
 class Few(LifeCycle):
     """A model that sees few images."""
 
-    def scaled(self, scale):
-        return replace(scale, train_images=64)
+    def settings(self, profile):
+        return super().settings(replace(profile, train_images=64))
 
 
 def test_unseen_images_are_not_those_of_the_measurement():

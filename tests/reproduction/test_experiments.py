@@ -1,18 +1,23 @@
-from dataclasses import replace
+from dataclasses import FrozenInstanceError, asdict, replace
 
 import pytest
 import torch
 
 from clearstamp.attacks import LogitShift
 from clearstamp.errors import RecordError
+from clearstamp.losses import StampLoss
 from clearstamp.reading import read
 from clearstamp.reproduction import experiments, lifecycle, records
 from clearstamp.reproduction.campaigns import Campaign
-from clearstamp.reproduction.experiments import PROFILES, has_weights, load_sets, run_all, weights_file
-from clearstamp.reproduction.lifecycle import Fingerprint, LifeCycle, Trial, trained
+from clearstamp.reproduction.capacity import Capacity, Message
+from clearstamp.reproduction.experiments import has_weights, run_all, weights_file
+from clearstamp.reproduction.generalizability import CrossData, Row, move
+from clearstamp.reproduction.lifecycle import Fingerprint, LifeCycle, Texts, Trial, trained
+from clearstamp.reproduction.profiles import PROFILES, Images, load_sets
 from clearstamp.stamp import PAPER_KEY
 from clearstamp.transpose import transpose
-from clearstamp.zoo import datasets as data
+from clearstamp.zoo import datasets
+from clearstamp.zoo.networks import build
 
 SMALL = {"model": "fc", "keys": 2}
 
@@ -20,8 +25,8 @@ SMALL = {"model": "fc", "keys": 2}
 @pytest.fixture(autouse=True)
 def tiny(tmp_path, monkeypatch):
     monkeypatch.setenv("CLEARSTAMP_ARTIFACTS", str(tmp_path))
-    scale = replace(experiments.PROFILES["tiny"], train_images=128, test_images=50, hardening_steps=6)
-    monkeypatch.setitem(experiments.PROFILES, "tiny", scale)
+    scale = replace(PROFILES["tiny"], train_images=128, test_images=50, hardening_steps=6)
+    monkeypatch.setitem(PROFILES, "tiny", scale)
 
 
 @pytest.mark.parametrize("readout", ["paper", "adjoint"])
@@ -38,8 +43,9 @@ def test_a_life_cycle_is_read_after_every_stage(readout):
 def test_the_trained_model_is_that_of_the_record():
     experiment = LifeCycle(name="one", lr=1e-3, dropout=0.3, **SMALL)
     (record,) = run_all([experiment], "tiny")
-    stamp = experiment.stamp((1, 28, 28), 10, 0)
-    found = read(transpose(trained(experiment, PROFILES["tiny"], 0), stamp.secrets[:1], readout="paper"), stamp)
+    stamp = Texts(count=2).stamp((1, 28, 28), 10, 0)
+    model = trained(experiment.settings(PROFILES["tiny"]), 0)
+    found = read(transpose(model, stamp.secrets[:1], readout="paper"), stamp)
     assert found.summary()["ssim"] == pytest.approx(record.results["trained"]["ssim"], abs=1e-6)
 
 
@@ -54,9 +60,9 @@ def test_a_fingerprint_is_read_in_training_mode_too():
 
 def test_a_trial_sees_no_test_image():
     """Every third training image is held out and stands for the test images; the others are trained on."""
-    scale = Trial(name="trial", **SMALL).at(PROFILES["tiny"])
-    sets, whole = load_sets(scale), data.load("digits", "train")
-    assert (len(sets.train), len(sets.test), sets.test.split) == (scale.train_images, scale.test_images, "test")
+    settings = Trial(name="trial", **SMALL).settings(PROFILES["tiny"])
+    sets, whole = load_sets(settings.images), datasets.load("digits", "train")
+    assert (len(sets.train), len(sets.test), sets.test.split) == (85, 33, "test")
     pictures = {image.numpy().tobytes() for image in whole.images}
     own, held = ({image.numpy().tobytes() for image in part.images} for part in (sets.train, sets.test))
     assert own | held <= pictures and not own & held
@@ -64,7 +70,7 @@ def test_a_trial_sees_no_test_image():
     assert record.parameters["held_out"] is True
     most = len(whole) - len(whole) // 3
     for count, problems in ((most, 0), (most + 1, 1)):
-        assert len(list(Trial(name="trial", **SMALL).check(replace(scale, train_images=count)))) == problems
+        assert len(list(replace(settings.images, train=count).check())) == problems
 
 
 def test_learning_rates_are_those_of_the_paper(monkeypatch):
@@ -103,14 +109,14 @@ def test_the_trained_model_is_kept_and_trained_again_if_it_is_lost(monkeypatch):
     record = run_all([experiment], "tiny", (0,))[0]
     with monkeypatch.context() as patch:
         patch.setattr(lifecycle, "marked", lambda *_: pytest.fail("trained a second time"))
-        model = trained(experiment, PROFILES["tiny"], 0)
-    stamp = experiment.stamp((1, 28, 28), 10, 0)
+        model = trained(experiment.settings(PROFILES["tiny"]), 0)
+    stamp = Texts(count=2).stamp((1, 28, 28), 10, 0)
     found = read(transpose(model, stamp.secrets[:1], readout="paper"), stamp)
     assert found.summary()["ssim"] == pytest.approx(record.results["trained"]["ssim"], abs=1e-6)
     assert torch.equal(stamp.secrets, record.arrays["secrets"])
     weights_file(record).unlink()
     monkeypatch.setattr(records.Record, "save", lambda _: pytest.fail("a record was written over"))
-    again = trained(experiment, PROFILES["tiny"], 0)
+    again = trained(experiment.settings(PROFILES["tiny"]), 0)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
 
 
@@ -122,7 +128,7 @@ def test_a_model_trained_again_that_differs_from_its_record_is_an_error_and_leav
     weights_file(record).unlink()
     before = path.read_bytes()
     with pytest.raises(RecordError, match="not that of the record; got: ssim 0.060 apart; where: one-seed0 of commit"):
-        trained(experiment, PROFILES["tiny"], 0)
+        trained(experiment.settings(PROFILES["tiny"]), 0)
     assert path.read_bytes() == before and not weights_file(record).exists()
 
 
@@ -142,31 +148,29 @@ def test_weights_of_another_record_are_not_taken_nor_half_of_a_file():
 def test_a_record_with_another_key_is_not_taken(changes, monkeypatch):
     experiment = LifeCycle(name="one", until="hardened", **SMALL)
     (record,) = run_all([experiment], "tiny", (0,))
-    assert experiments.find(experiment, PROFILES["tiny"], 0) == record
+    assert experiments.find(experiment.settings(PROFILES["tiny"]), 0) == record
     if changes != {"seed": 1}:
         replace(record, **changes).save()
-    assert experiments.find(experiment, PROFILES["tiny"], changes.get("seed", 0)) is None
+    assert experiments.find(experiment.settings(PROFILES["tiny"]), changes.get("seed", 0)) is None
 
 
 def test_data_that_are_not_here_are_not_compared(monkeypatch):
     experiment = LifeCycle(name="one", until="hardened", **SMALL)
     (record,) = run_all([experiment], "tiny", (0,))
-    monkeypatch.setattr(experiments.datasets, "found", lambda _: False)
+    monkeypatch.setattr(datasets, "found", lambda _: False)
     monkeypatch.setattr(experiments, "load_sets", lambda _: pytest.fail("nothing is there to load"))
-    assert experiments.find(experiment, PROFILES["tiny"], 0) == record
+    assert experiments.find(experiment.settings(PROFILES["tiny"]), 0) == record
 
 
 def test_a_set_that_is_missing_is_replaced_in_quick_alone(monkeypatch):
-    monkeypatch.setattr(experiments.datasets, "found", lambda name: name == "digits")
+    monkeypatch.setattr(datasets, "found", lambda name: name == "digits")
     row = LifeCycle(name="one", dataset="cifar10")
-    quick = row.at(PROFILES["quick"])
-    assert (quick.dataset, quick.train_images, quick.test_images) == ("digits", 800, 300)
-    assert row.at(quick) == quick
+    quick, paper = (row.settings(PROFILES[name]) for name in ("quick", "paper"))
+    assert quick.images == Images("digits", 800, 300) and paper.images.dataset == "cifar10"
     greedy = replace(PROFILES["quick"], train_images=2_000, test_images=None)
-    assert (row.at(greedy).train_images, row.at(greedy).test_images) == (1437, 360), "no more than it has"
-    assert row.at(PROFILES["paper"]).dataset == "cifar10"
-    assert [str(error) for error in row.check(row.at(PROFILES["quick"]))] == []
-    assert [str(error) for error in row.check(row.at(PROFILES["paper"]))] == ["missing data set; got: cifar10"]
+    assert row.settings(greedy).images == Images("digits", 1437, 360), "no more than it has"
+    assert [str(error) for error in row.check(quick)] == []
+    assert [str(error) for error in row.check(paper)] == ["missing data set; got: cifar10"]
 
 
 @pytest.mark.parametrize(
@@ -178,13 +182,14 @@ def test_a_set_that_is_missing_is_replaced_in_quick_alone(monkeypatch):
     ],
 )
 def test_what_cannot_work_is_found_without_running(changes, problem):
-    found = list(LifeCycle(name="one", **changes).check(PROFILES["tiny"]))
+    experiment = LifeCycle(name="one", **changes)
+    found = list(experiment.check(experiment.settings(PROFILES["tiny"])))
     assert len(found) == 1 and problem in str(found[0])
 
 
 def test_too_few_images_are_found_without_running():
-    scale = replace(PROFILES["tiny"], train_images=2_000, test_images=0)
-    found = [str(error) for error in LifeCycle(name="one").check(scale)]
+    experiment, scale = LifeCycle(name="one"), replace(PROFILES["tiny"], train_images=2_000, test_images=0)
+    found = [str(error) for error in experiment.check(experiment.settings(scale))]
     assert found[0].startswith("not that many images; got: 2000; expected: 1 to 1,437") and "got: 0" in found[1]
 
 
@@ -198,13 +203,13 @@ def test_the_unmarked_twin_is_read_with_the_owners_keys_under_both_readouts():
 
 
 def test_the_papers_key_is_the_stamps_key():
-    stamp = LifeCycle(name="one", keys=1, paper_key=True).stamp((1, 28, 28), 10, 0)
+    stamp = Texts(count=1, paper_key=True).stamp((1, 28, 28), 10, 0)
     assert torch.equal(stamp.keys, torch.tensor([PAPER_KEY]))
 
 
 def test_every_kind_of_secret_can_be_drawn_and_no_two_are_the_same():
     for kind, texts in lifecycle.SECRETS.items():
-        stamp = LifeCycle(name="one", keys=len(texts), secrets=kind).stamp((1, 28, 28), 10, 0)
+        stamp = Texts(count=len(texts), kind=kind).stamp((1, 28, 28), 10, 0)
         assert len(stamp.secrets.flatten(1).unique(dim=0)) == len(texts)
 
 
@@ -212,7 +217,7 @@ def test_unknown_profiles_and_too_many_keys_are_errors():
     with pytest.raises(RecordError, match="unknown profile.*'huge'.*'quick'"):
         run_all([LifeCycle(name="one")], "huge", (0,))[0]
     with pytest.raises(RecordError, match="not that many secrets.*12"):
-        LifeCycle(name="one", keys=12, secrets="icons").stamp((1, 28, 28), 10, 0)
+        Texts(count=12, kind="icons").stamp((1, 28, 28), 10, 0)
 
 
 def test_slider_steps_keep_the_first_and_the_last():
@@ -268,3 +273,53 @@ def test_the_main_task_is_trained_in_the_precision_that_is_asked_for(monkeypatch
     monkeypatch.setitem(PROFILES, "tiny", replace(PROFILES["tiny"], precision="bfloat16"))
     run_all([LifeCycle(name="one", model="fc", precision=precision)], "tiny")
     assert seen == [precision != "float32"]
+
+
+def parts(experiment: LifeCycle, profile: str = "tiny") -> tuple:
+    """The objects that a run is composed of."""
+    settings = experiment.settings(PROFILES[profile])
+    return type(settings.content), settings.loss.func, getattr(settings.tune, "func", settings.tune)
+
+
+def test_content_loss_and_tuning_are_parts_of_the_settings():
+    assert parts(LifeCycle(name="one")) == parts(Row(name="one")) == (Texts, StampLoss, lifecycle.finetune)
+    assert parts(Capacity(name="one")) == (Message, StampLoss, lifecycle.finetune)
+    assert Capacity(name="one", sample=3).settings(PROFILES["tiny"]).loss.keywords["sample"] == 3
+    assert parts(CrossData(name="one", onto="cifar10")) == (Texts, StampLoss, move)
+
+
+def test_a_run_takes_what_its_settings_say_and_not_what_was_declared():
+    settings = LifeCycle(name="one", **SMALL).settings(PROFILES["tiny"])
+    others = replace(
+        settings,
+        network="cnn",
+        content=Texts(count=1, paper_key=True),
+        hardening_steps=2,
+        tune=lambda life: life.measure("control"),
+    )
+    stages, arrays, weights = lifecycle.marked(others, 0)
+    assert [stage.moment for stage in stages] == ["hardened", "trained", "control"]
+    assert stages[0].scores["steps"] == 2 and arrays["trained"].shape == (1, 1, 28, 28)
+    assert weights.keys() == build("cnn", (1, 28, 28), 10, seed=0).state_dict().keys()
+
+
+def test_settings_are_resolved_once_and_cannot_be_changed(monkeypatch):
+    settings = LifeCycle(name="one", dataset="cifar10").settings(PROFILES["quick"])
+    before = settings.images
+    monkeypatch.setitem(PROFILES, "quick", replace(PROFILES["quick"], epochs=9, train_images=9))
+    monkeypatch.setattr(datasets, "found", lambda name: name != before.dataset)
+    assert settings.images == before and settings.parameters["train_images"] == before.train
+    with pytest.raises(FrozenInstanceError):
+        settings.epochs = 9
+
+
+def test_a_record_keeps_the_declaration_and_what_it_was_resolved_to():
+    experiment = LifeCycle(name="one", dataset="cifar10", epochs=200, precision="bfloat16", small="fc")
+    tiny, paper = (experiment.settings(PROFILES[name]).parameters for name in ("tiny", "paper"))
+    resolved = {"dataset", "epochs", "precision", "hardening_steps", "train_images", "test_images", "finetune_epochs"}
+    assert {name: tiny[name] for name in tiny.keys() - resolved} == {
+        name: value for name, value in asdict(experiment).items() if name not in resolved
+    }
+    assert (tiny["dataset"], tiny["epochs"], tiny["precision"]) == ("digits", PROFILES["tiny"].epochs, "bfloat16")
+    assert (paper["dataset"], paper["epochs"], paper["hardening_steps"]) == ("cifar10", 200, 10_000)
+    assert "held_out" not in tiny and Trial(name="one").settings(PROFILES["tiny"]).parameters["held_out"] is True

@@ -4,12 +4,14 @@ import pytest
 import torch
 from torch import nn
 
-from clearstamp.reproduction import generalizability, lifecycle
-from clearstamp.reproduction.experiments import PROFILES, load_sets, run_all
+from clearstamp.reproduction import lifecycle
+from clearstamp.reproduction.experiments import LENGTHS, run_all
 from clearstamp.reproduction.generalizability import CrossData, Row
 from clearstamp.reproduction.lifecycle import Life, LifeCycle
+from clearstamp.reproduction.profiles import PROFILES, Images, load_sets
 from clearstamp.reproduction.registry import PAPER, Chapter, table4
 from clearstamp.transpose import freeze, public_probe
+from clearstamp.zoo import datasets
 from clearstamp.zoo.networks import MODELS
 
 TINY = PROFILES["tiny"]
@@ -30,23 +32,27 @@ def test_table_4_has_ten_rows_of_known_networks():
     assert {row.name.replace("adjoint", "paper") for row in rows} == {row.name for row in others}
 
 
-def test_a_row_is_whole_in_the_paper_s_profile_and_small_in_the_others():
+def test_a_row_is_whole_in_the_paper_s_profile_and_small_in_the_others(monkeypatch):
     row = next(row for row in table4("{name}-paper", "paper", **PAPER) if row.name == "cifar100-vit-paper")
-    paper = row.scaled(PROFILES["paper"])
-    assert (paper.dataset, paper.epochs, paper.hardening_steps, paper.train_images) == ("cifar100", 200, 1_000, None)
-    quick = row.scaled(PROFILES["quick"])
-    assert (quick.dataset, quick.epochs, quick.train_images) == ("cifar100", PROFILES["quick"].epochs, 300)
-    assert row.scaled(TINY) == TINY, "a profile of the embedded digits stays with them"
-    assert LifeCycle(name="one").scaled(PROFILES["paper"]) == PROFILES["paper"]
+    monkeypatch.setattr(datasets, "found", lambda _: True)
+    paper = row.settings(PROFILES["paper"])
+    assert (paper.images, paper.epochs, paper.hardening_steps) == (Images("cifar100", None, None), 200, 1_000)
+    quick = row.settings(PROFILES["quick"])
+    assert (quick.images, quick.hardening_steps) == (Images("cifar100", 300, 300), 40)
+    assert quick.epochs == PROFILES["quick"].epochs
+    tiny = row.settings(TINY)
+    assert tiny.images == TINY.images() == Images("digits", 512, 200), "a profile of the embedded digits keeps to them"
+    plain = LifeCycle(name="one").settings(PROFILES["paper"])
+    assert all(getattr(plain, name) == getattr(PROFILES["paper"], name) for name in LENGTHS)
 
 
 def test_the_small_network_stands_in_below_the_paper_s_profile(monkeypatch):
-    built, sets = [], load_sets(TINY)
+    built, sets = [], load_sets(TINY.images())
     monkeypatch.setattr(lifecycle, "build", lambda name, *_, **__: built.append(name) or nn.Linear(1, 1))
-    monkeypatch.setattr(lifecycle, "load_sets", lambda scale: sets)
+    monkeypatch.setattr(lifecycle, "load_sets", lambda images: sets)
     (resnet18,) = Chapter("04-generalizability", "quick")["ResNet-18"].experiments
     for name in ("tiny", "quick", "paper"):
-        lifecycle.fresh_model(resnet18, PROFILES[name], 0)
+        lifecycle.fresh_model(resnet18.settings(PROFILES[name]), 0)
     assert built == ["resnet18-narrow", "resnet18-narrow", "resnet18"]
 
 
@@ -55,12 +61,12 @@ def test_skips_are_frozen_at_another_model_s_values_in_the_published_readout_alo
     trained = []
     original = lifecycle.train
 
-    def note(experiment, scale, seed, model, loss):
-        trained.append((scale.epochs, seed, loss))
-        return original(experiment, scale, seed, model, loss)
+    def note(settings, seed, model, loss=None):
+        trained.append((settings.epochs, seed, loss))
+        return original(settings, seed, model, loss)
 
     monkeypatch.setattr(lifecycle, "train", note)
-    life = Life(LifeCycle(name="one", readout=readout, **SKIPS), TINY, 3)
+    life = Life(LifeCycle(name="one", readout=readout, **SKIPS).settings(TINY), 3)
     if readout == "adjoint":
         assert life.stamp.frozen == {} and trained == []
         return
@@ -68,26 +74,26 @@ def test_skips_are_frozen_at_another_model_s_values_in_the_published_readout_alo
     assert len(life.stamp.frozen) == 8, "one for each block"
     own = freeze(life.model, life.example)
     assert all(not torch.equal(life.stamp.frozen[place], own[place]) for place in own)
-    plain = Life(LifeCycle(name="one", readout=readout), TINY, 3)
+    plain = Life(LifeCycle(name="one", readout=readout).settings(TINY), 3)
     assert plain.stamp.frozen == {} and len(trained) == 1, "the CNN has nothing to freeze"
 
 
 def test_a_model_that_moves_to_other_data_gets_its_last_layer_back(monkeypatch):
     seen = []
-    original = generalizability.fit
+    original = lifecycle.fit
 
     def note(model, *args, **kwargs):
-        seen.append(model.get_submodule("11").weight.detach().clone())
+        seen.append((model.get_submodule("11").weight.detach().clone(), kwargs["lr"], kwargs["epochs"]))
         return original(model, *args, **kwargs)
 
-    monkeypatch.setattr(generalizability, "fit", note)
+    monkeypatch.setattr(lifecycle, "fit", note)
     experiment = CrossData(name="cross", readout="adjoint", keys=2, onto="cifar10", lr=1e-3)
     (record,) = run_all([experiment], "tiny")
     assert list(record.results) == ["hardened", "trained", "finetuned", "control"]
-    marked = lifecycle.trained(experiment, TINY, 0)
-    assert seen[0].shape == (10, 256) and not torch.equal(seen[0], marked.get_submodule("11").weight), (
-        "a fresh last layer"
-    )
+    marked = lifecycle.trained(experiment.settings(TINY), 0)
+    last, lr, epochs = seen[1]
+    assert (lr, epochs) == (pytest.approx(1e-4), TINY.finetune_epochs)
+    assert last.shape == (10, 256) and not torch.equal(last, marked.get_submodule("11").weight), "a fresh last layer"
     assert record.results["trained"]["ssim"] > record.results["control"]["ssim"]
     assert record.results["finetuned"]["ssim"] > record.results["control"]["ssim"]
     assert "accuracy" not in record.results["control"] and record.arrays["control"].shape == (2, 1, 28, 28)

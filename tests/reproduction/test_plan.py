@@ -9,8 +9,9 @@ import pytest
 
 from clearstamp.errors import DataError, RecordError
 from clearstamp.reproduction import experiments, plan, records, registry
-from clearstamp.reproduction.experiments import PROFILES, run_all, weights_file
+from clearstamp.reproduction.experiments import run_all, weights_file
 from clearstamp.reproduction.lifecycle import LifeCycle
+from clearstamp.reproduction.profiles import PROFILES
 from clearstamp.reproduction.registry import CHAPTERS, Group
 from clearstamp.zoo import datasets as data
 
@@ -51,9 +52,7 @@ def has(monkeypatch, sets):
 def test_quick_works_in_every_world(live, world):
     made = plan.make("quick")
     made.check()
-    used = {
-        each.dataset for step in made.todo() for each in step.experiment.sets(step.experiment.at(PROFILES["quick"]))
-    }
+    used = {images.dataset for step in made.todo() for images in step.settings.data}
     assert used == {"digits"} | set(WORLDS[world]) if world != "all sets" else used == set(WHOLE)
     assert len(made.steps) == len(made.todo()) > 100
     assert made.table().count("\n") > 100
@@ -71,7 +70,7 @@ def test_paper_names_every_set_that_is_missing_in_one_error(live, world):
 
 
 def chapter(monkeypatch, *made, seeds=None):
-    monkeypatch.setitem(CHAPTERS, "01-hardening", lambda scale: {"some": Group(made, seeds)})
+    monkeypatch.setitem(CHAPTERS, "01-hardening", lambda profile: {"some": Group(made, seeds)})
     return ["01-hardening"]
 
 

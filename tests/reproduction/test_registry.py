@@ -13,9 +13,9 @@ from clearstamp.errors import RecordError
 from clearstamp.losses import StampLoss
 from clearstamp.method import PAPER, Joint
 from clearstamp.reproduction import claims, registry
-from clearstamp.reproduction.experiments import PROFILES
 from clearstamp.reproduction.lifecycle import LifeCycle
-from clearstamp.reproduction.records import READOUTS
+from clearstamp.reproduction.profiles import PROFILES
+from clearstamp.reproduction.records import BOTH_READOUTS
 from clearstamp.reproduction.registry import CHAPTERS, Chapter, Group, declared
 from clearstamp.training import fit, harden
 
@@ -77,7 +77,7 @@ def test_one_name_means_one_experiment(profile):
 
 def test_two_experiments_of_one_name_are_an_error(monkeypatch):
     twice = replace(registry.UNMARKED, lr=1.0)
-    monkeypatch.setitem(CHAPTERS, "03-pruning", lambda scale: {"again": Group([twice])})
+    monkeypatch.setitem(CHAPTERS, "03-pruning", lambda profile: {"again": Group([twice])})
     with pytest.raises(RecordError, match="two different experiments of one name; got: unmarked; where: 03-pruning"):
         declared("tiny")
 
@@ -126,7 +126,7 @@ def test_the_default_scenario_is_embedded_as_the_library_does_when_told_nothing(
 
 def test_published_is_the_paper_s_dropout_at_every_step_and_two_optimizers():
     """Whatever stands in the column *published*, attacked models among it."""
-    asked = {claim.experiment.format(readout=r) for claim in claims.load() for r in READOUTS} - {"unmarked"}
+    asked = {claim.experiment.format(readout=r) for claim in claims.load() for r in BOTH_READOUTS} - {"unmarked"}
     found = {name: e for (name, _), e in declared("paper").items() if name in asked}
     assert len(found) > 40
     for experiment in found.values():
@@ -135,9 +135,8 @@ def test_published_is_the_paper_s_dropout_at_every_step_and_two_optimizers():
         if isinstance(on, LifeCycle):
             assert on.target is None and (on.every, on.joint) == (1, False)
     assert found["cost-paper"].subject == "alternate" and found["cost-paper"].every == 1
-    steps = {name: found[name].at(PROFILES["paper"]).hardening_steps for name in ("1-key-paper", "10-keys-adjoint")}
-    steps |= {name: found[name].at(PROFILES["paper"]).hardening_steps for name in ("sgd-paper", "mnist-fc-paper")}
-    assert steps == {"1-key-paper": 7_000, "10-keys-adjoint": 10_000, "sgd-paper": 20_000, "mnist-fc-paper": 200}
+    steps = {"1-key-paper": 7_000, "10-keys-adjoint": 10_000, "sgd-paper": 20_000, "mnist-fc-paper": 200}
+    assert steps == {name: found[name].settings(PROFILES["paper"]).hardening_steps for name in steps}
 
 
 def test_what_prose_says_of_the_default_is_so():

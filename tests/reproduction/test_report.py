@@ -11,10 +11,11 @@ from PIL import Image
 from clearstamp.attacks import Erasure, Pruning
 from clearstamp.errors import RecordError
 from clearstamp.pictures import develop, montage
-from clearstamp.reproduction import experiments, report
+from clearstamp.reproduction import report
 from clearstamp.reproduction.campaigns import campaigns
-from clearstamp.reproduction.experiments import PROFILES, run_all
+from clearstamp.reproduction.experiments import run_all
 from clearstamp.reproduction.lifecycle import Fingerprint, LifeCycle, Trial
+from clearstamp.reproduction.profiles import PROFILES
 from clearstamp.reproduction.registry import OURS, PAPER, table4
 from clearstamp.reproduction.report import Slider, by_model
 from clearstamp.reproduction.report.stages import in_words
@@ -243,8 +244,7 @@ def test_a_price_is_told_step_by_step():
 )
 def test_a_model_is_told_in_words(made, about, words):
     experiment = LifeCycle(name="any", **about)
-    scale = experiment.at(PROFILES["tiny"])
-    told = replace(made["marked"][0], parameters=experiments.parameters(experiment, scale))
+    told = replace(made["marked"][0], parameters=experiment.settings(PROFILES["tiny"]).parameters)
     assert in_words(told) == words
     (attacked,) = campaigns("attack", {}, [experiment])
     assert in_words(replace(told, parameters=attacked.parameters())) == words
@@ -256,8 +256,7 @@ def test_rows_of_table_4_are_told_apart_where_one_set_stands_in_for_all(made):
     rows += table4("{name}-default-adjoint", "adjoint", **OURS)
     scale = PROFILES["tiny"]
     told = [
-        replace(made["marked"][0], experiment=e.name, kind="Row", parameters=experiments.parameters(e, e.at(scale)))
-        for e in rows
+        replace(made["marked"][0], experiment=e.name, kind="Row", parameters=e.settings(scale).parameters) for e in rows
     ]
     words = list(map(in_words, told))
     assert len(set(words)) == 30

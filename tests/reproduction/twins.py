@@ -14,9 +14,10 @@ from clearstamp.attacks import Attack
 from clearstamp.reproduction.campaigns import Campaign
 from clearstamp.reproduction.capacity import Capacity
 from clearstamp.reproduction.coverage import Coverage, Hardened
-from clearstamp.reproduction.experiments import Experiment, Profile
+from clearstamp.reproduction.experiments import Experiment
 from clearstamp.reproduction.generalizability import CrossData, Row
 from clearstamp.reproduction.lifecycle import Fingerprint, LifeCycle, Trial
+from clearstamp.reproduction.profiles import Profile
 from clearstamp.reproduction.runtime import Cost
 from clearstamp.zoo.datasets import MNIST_FILES, DataSet, Split, load
 from clearstamp.zoo.packs import write_pack

@@ -6,8 +6,8 @@ from typing import Any
 
 from clearstamp.errors import RecordError
 from clearstamp.reproduction import claims
-from clearstamp.reproduction.experiments import STAND_IN, profile
 from clearstamp.reproduction.lifecycle import LifeCycle, Trial
+from clearstamp.reproduction.profiles import STAND_IN, profile
 from clearstamp.reproduction.records import Record
 from clearstamp.reproduction.registry import OURS, PAPER
 
@@ -23,7 +23,6 @@ SCORES = {
     "developed_ssim": "developed SSIM",
     "correlation": "correlation",
 }
-READOUTS = {"paper": "tab:blue", "adjoint": "tab:orange"}
 
 
 def pictured(records: Sequence[Record]) -> list[Record]:
@@ -89,9 +88,9 @@ def in_words(record: Record) -> str:
     given: Mapping[str, Any] = record.parameters.get("on", record.parameters)
     if "keys" not in given or "readout" not in given or "secrets" not in given:
         return record.experiment
-    scale = profile(record.profile)
-    usual = {f.name: f.default for f in fields(LifeCycle)} | {"dataset": scale.dataset, "precision": scale.precision}
-    if record.parameters is not given:  # a campaign's model has its settings, not yet those of the scale
+    usual = {f.name: f.default for f in fields(LifeCycle)}
+    usual |= {name: getattr(profile(record.profile), name) for name in ("dataset", "precision")}
+    if record.parameters is not given:  # a campaign keeps its model's declaration, not resolved
         usual |= {"dataset": None, "precision": None}
 
     def embedded_as(settings: Mapping[str, Any]) -> bool:
@@ -130,7 +129,7 @@ def in_words(record: Record) -> str:
 
 def table_row(record: Record) -> str:
     """The network and data set of a row of the paper's Table 4, as the paper has them, whatever stands in for these."""
-    for experiment, claim in claims.hardened().items():
+    for experiment, claim in claims.ssim_after_hardening().items():
         names = (experiment.format(readout=name) for name in claims.EMBEDDINGS.values())
         if claim.where == "Table 4" and record.experiment in names:
             return claims.network(claim)

@@ -10,7 +10,7 @@ from IPython.display import HTML, Markdown
 
 from clearstamp.reproduction import claims, markdown
 from clearstamp.reproduction.capacity import Capacity
-from clearstamp.reproduction.records import Provenance, Record, Split, Stage, load_all
+from clearstamp.reproduction.records import Provenance, Record, Stage, UsedSplit, load_all
 from clearstamp.reproduction.registry import FINGERPRINTS
 from clearstamp.reproduction.report.exhibits import NOT_RUN, about
 from clearstamp.reproduction.report.stages import SCORES, STAGES, by_experiment, ends, in_words
@@ -45,7 +45,7 @@ def paper_table(where: str, profile: str, notebook: str | None = None) -> Markdo
 
     With a `notebook`, only the rows that this one checks.
     """
-    found: dict[str, dict[str, claims.Row]] = {}
+    found: dict[str, dict[str, claims.Outcome]] = {}
     made = load_all(profile)
     chosen = (c for c in claims.load() if c.where == where and c.row and notebook in (None, c.notebook))
     for row in claims.judge(chosen, made):
@@ -53,7 +53,7 @@ def paper_table(where: str, profile: str, notebook: str | None = None) -> Markdo
     shapes = {"accuracy": ".2%", "ssim": ".3f"}
     sides = ("published", "default")
 
-    def cells(by_metric: Mapping[str, claims.Row]) -> Iterator[str]:
+    def cells(by_metric: Mapping[str, claims.Outcome]) -> Iterator[str]:
         for metric, style in shapes.items():
             row = by_metric.get(metric)
             yield f"{row.claim.paper:{style}}" if row else ""
@@ -206,7 +206,9 @@ def fingerprint_table(records: Sequence[Record]) -> Markdown:
 
     The last two columns have the mean distance to the paper over the default network's cells in that line.
     """
-    wanted = {name: claims.hardened()[f"{experiment}-{{readout}}"] for name, experiment in FINGERPRINTS.items()}
+    wanted = {
+        name: claims.ssim_after_hardening()[f"{experiment}-{{readout}}"] for name, experiment in FINGERPRINTS.items()
+    }
     found: dict[float, dict[str, tuple[float, float]]] = {}
     default = set()
     for record in records:
@@ -303,11 +305,12 @@ def payload_table(experiment: Capacity, records: Sequence[Record]) -> Markdown:
     """What is left of a message after each attack of a campaign, as `capacity_table` tells it."""
     judged = []
     for r in records:
-        last = ends(r)
+        channels, height, width = r.arrays["secrets"].shape[1:]
+        stamp = experiment.content.stamp((channels, height, width), 1, r.seed)
         found = [
-            replace(s, scores=s.scores | experiment.judge(r.arrays[s.label], r.arrays["secrets"], r.seed))
+            replace(s, scores=s.scores | experiment.content.judge(r.arrays[s.label], stamp))
             for s in r.stages
-            if s.label in last
+            if s.label in ends(r)
         ]
         judged.append(replace(r, stages=found))
     return capacity_table(judged, list(dict.fromkeys(stage for r in judged for stage in r.results)))
@@ -316,7 +319,7 @@ def payload_table(experiment: Capacity, records: Sequence[Record]) -> Markdown:
 def message_html(experiment: Capacity, record: Record, stage: str) -> HTML:
     """The message as read back at a stage, wrong characters in red."""
     parts = []
-    for read, meant in zip(record.results[stage]["message"], experiment.message.decode("latin-1"), strict=True):
+    for read, meant in zip(record.results[stage]["message"], experiment.content.message.decode("latin-1"), strict=True):
         character = html.escape(read if read.isprintable() or read == "\n" else "\N{REPLACEMENT CHARACTER}")
         wrong = '<span style="color:#c00;font-weight:bold" title="wrong">'
         parts.append(character if read == meant else f"{wrong}{character}</span>")
@@ -394,7 +397,7 @@ def runtime_table(records: Sequence[Record], caption: str) -> Markdown:
     return shown(caption, records, ("ratio", *columns, "time", "operations", "memory"), map(cells, records), "llr")
 
 
-def amount(split: Split) -> str:
+def amount(split: UsedSplit) -> str:
     """How many images of a split were used, and of how many."""
     return f"{split.images:,}" + (f" of {split.official:,}" if split.official not in (None, split.images) else "")
 

@@ -1,0 +1,326 @@
+"""What a model computes, captured once: a graph of ATen operations that knows where the batch lies in every value."""
+
+import copy
+import operator
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from clearstamp.errors import TransposeError
+
+Output = str | int | Callable[[Any], Tensor] | None
+"""Which of a model's outputs is meant: a name, a position, a function of them, or what is plain without being said."""
+
+SHAPE_ALONE = {f"aten::{name}" for name in ("zeros_like", "ones_like", "full_like", "empty_like", "rand_like")} | {
+    f"aten::new_{name}" for name in ("zeros", "ones", "full", "empty")
+}
+"""What takes nothing of its argument but shape, type and device."""
+
+LAST = ("aten::softmax", "aten::log_softmax", "aten::_softmax", "aten::_log_softmax")
+"""What is left out where a model ends in it: its logits are the output."""
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A model's computation on one input batch.
+
+    Attributes:
+        nodes: ATen operations, in the order in which they run, without in-place ones.
+        weights: for each node that stands for a parameter or buffer, its name in the model.
+        constants: for each node that stands for a tensor that the model made itself, that tensor.
+        input, output: where the images come in and the answers come out.
+        signals: the nodes whose value depends on the values of the input, not on its shape alone.
+        batch: the batch size of the capture, a prime that no other size in the model is a multiple of.
+    """
+
+    nodes: tuple[fx.Node, ...]
+    weights: dict[fx.Node, str]
+    constants: dict[fx.Node, Tensor]
+    input: fx.Node
+    output: fx.Node
+    signals: frozenset[fx.Node]
+    batch: int
+
+    def resized(self, size: Any, batch: int) -> Any:
+        """A number of the capture as it is with another batch size; anything else as it is."""
+        return size // self.batch * batch if type(size) is int and size and size % self.batch == 0 else size
+
+    def shape(self, node: fx.Node, batch: int) -> Any:
+        """The value of a node for this batch size, as meta tensors."""
+
+        def resized(value: Tensor) -> Tensor:
+            return torch.empty([self.resized(n, batch) for n in value.shape], dtype=value.dtype, device="meta")
+
+        return tree_map_only(Tensor, resized, node.meta["val"])
+
+    def batch_axis(self, value: Tensor) -> int | None:
+        """The axis of a captured value along which the images of a batch lie; None if there is not one such axis."""
+        axes = [axis for axis, size in enumerate(value.shape) if self.resized(size, 1) != size]
+        return axes[0] if len(axes) == 1 else None
+
+    def program(self, results: Iterable[fx.Node], batch: int = 1) -> Callable[..., tuple[Any, ...]]:
+        """The function ``(model, images, constants, device) -> values`` of some nodes, for this batch size."""
+        results, graph = tuple(results), fx.Graph()
+        copies: dict[fx.Node, fx.Node] = {}
+        image, constants, device = map(graph.placeholder, ("image", "constants", "device"))
+        needed = set(results)
+        for node in reversed(self.nodes):
+            if node in needed:
+                needed |= set(node.all_input_nodes)
+
+        def fill(argument: Any) -> Any:
+            if isinstance(argument, fx.Node):
+                return copies[argument]
+            return device if isinstance(argument, torch.device) else self.resized(argument, batch)
+
+        for node in self.nodes:
+            if node not in needed:
+                continue
+            if node is self.input:
+                copies[node] = image
+            elif node in self.weights:
+                copies[node] = graph.get_attr(self.weights[node])
+            elif node in self.constants:
+                copies[node] = graph.call_function(operator.getitem, (constants, node.name))
+            else:
+                target: Any = copied if operation(node) == "aten::copy" else node.target
+                args, kwargs = (fx.node.map_aggregate(given, fill) for given in (node.args, node.kwargs))
+                copies[node] = graph.call_function(target, args, kwargs)  # type: ignore[arg-type]
+        graph.output(tuple(copies[node] for node in results))
+        return compiled(graph)[1]
+
+
+def copied(old: Tensor, new: Tensor, non_blocking: bool = False) -> Tensor:
+    """``aten.copy``, which has no derivative in torch."""
+    return new.expand_as(old).to(old.dtype)
+
+
+def compiled(graph: fx.Graph) -> tuple[str, Callable[..., Any]]:
+    """A graph's Python code, and the function that it defines."""
+    code = graph.python_code("self")
+    names = dict(code.globals)
+    exec(code.src, names)
+    return code.src.strip(), names["forward"]
+
+
+def operation(node: fx.Node) -> str:
+    """What a node does: the name of its ATen operation, without the mark of an in-place one, or of its function."""
+    if isinstance(node.target, torch._ops.OpOverload):
+        name = node.target._schema.name
+        return name.removesuffix("_") if node.target._schema.is_mutable else name
+    return getattr(node.target, "__name__", str(node.target))
+
+
+def arguments(node: fx.Node) -> dict[str, Any]:
+    """The arguments of an operation by their names; those that were given."""
+    if isinstance(node.target, torch._ops.OpOverload):
+        names = [argument.name for argument in node.target._schema.arguments]
+    else:
+        names = [str(place) for place in range(len(node.args))]
+    return dict(zip(names, node.args, strict=False)) | node.kwargs
+
+
+def layer(node: fx.Node) -> tuple[str, str]:
+    """The module in which a node was made: its name in the model and its type; two empty strings for the model."""
+    stack = list(node.meta.get("nn_module_stack", {}).values())[1:]
+    if not stack:
+        return "", ""
+    name, kind = stack[-1]
+    kind = kind if isinstance(kind, str) else kind.__name__
+    return name.removeprefix("model").removeprefix("."), kind.rpartition(".")[2]
+
+
+def where(node: fx.Node) -> str:
+    """A node as a person finds it: the layer, and the operation in it."""
+    name, kind = layer(node)
+    done = operation(node).removeprefix("aten::")
+    return f"{name} ({kind}, {done})" if name else f"{node.name} ({done})"
+
+
+# ---------------------------------------------------------------------------------------------------------- capture
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside of wrappers that compute the same: of data parallelism, averaging and compilation."""
+    while type(model).__name__ in WRAPPERS:
+        model = getattr(model, WRAPPERS[type(model).__name__])
+    return model
+
+
+WRAPPERS = {
+    "DataParallel": "module",
+    "DistributedDataParallel": "module",
+    "AveragedModel": "module",
+    "OptimizedModule": "_orig_mod",
+}
+
+
+def capture(model: nn.Module, example: Tensor, output: Output = None) -> Graph:
+    """What `model` computes in evaluation mode from input batches like `example`; the model is never changed.
+
+    The capture is taken by `torch.export`, on tensors without values and with a batch size that betrays itself in
+    every shape. Raises `TransposeError` if the model cannot be captured, if it mixes the images of a batch, or if its
+    output is not one tensor and `output` does not say which is meant.
+    """
+    twin = still_twin(model)
+    shapes = [tuple(example.shape[1:]), *(t.shape for t in chain(twin.parameters(), twin.buffers()))]
+    taken = {size for shape in shapes for size in shape if size}
+    prime = next(p for p in PRIMES if not any(size % p == 0 for size in taken))
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        image = torch.empty(prime, *example.shape[1:], dtype=example.dtype, device=example.device)
+    try:
+        with warnings.catch_warnings(), torch.no_grad(), torch.autocast(example.device.type, enabled=False):
+            warnings.simplefilter("ignore")
+            program = torch.export.export(Selected(twin, output), (image,), strict=False)
+            if any(overwrites(node) for node in program.graph.nodes):
+                program = program.run_decompositions({})
+    except TransposeError:
+        raise
+    except Exception as error:
+        raise TransposeError(
+            "the model cannot be captured",
+            got=f"an input {list(example.shape[1:])}: {type(error).__name__}: {first_sentence(error)}",
+            where=type(model).__name__,
+            remedy="give an example of the shape, type and device that the model takes; keep control flow that "
+            "depends on tensor values out of forward(), or transpose a submodule",
+        ) from error
+    return assembled(program, prime)
+
+
+PRIMES = (1009, 1013, 1019, 1021, 1031, 1033, 1039, 1049, 1051, 1061, 1063, 1069, 1087, 1091, 1093, 1097)
+
+
+class Selected(nn.Module):
+    """A model with one tensor as its output."""
+
+    def __init__(self, model: nn.Module, output: Output):
+        super().__init__()
+        self.model, self.selected = model, output
+
+    def forward(self, image: Tensor) -> Tensor:
+        return select(self.model(image), self.selected)
+
+
+def select(answer: Any, output: Output) -> Tensor:
+    """The output that is meant. Raises `TransposeError`, with what to write, if that is not clear."""
+    try:
+        if callable(output):
+            found = output(answer)
+        elif isinstance(output, str) and not isinstance(answer, Mapping):
+            found = getattr(answer, output)
+        elif output is not None:
+            found = answer[output]
+        else:
+            found = answer[0] if isinstance(answer, tuple | list) else getattr(answer, "logits", answer)
+    except (LookupError, AttributeError, TypeError):
+        found = None
+    if isinstance(found, Tensor):
+        return found
+    names = f", with {', '.join(map(str, answer))}" if isinstance(answer, Mapping) else ""
+    raise TransposeError(
+        "it is not clear which of the model's outputs the keys are to be shaped like",
+        got=f"{type(answer).__name__}{names}" + ("" if output is None else f", and output={output!r}"),
+        expected="a tensor",
+        remedy='say which one: transpose(model, example, output="logits") by name, output=0 by position, or '
+        "output=lambda answer: answer.head by a function",
+    )
+
+
+def still_twin(model: nn.Module) -> nn.Module:
+    """A copy in evaluation mode that shares every parameter and buffer, so that the model itself stays as it is."""
+    shared: dict[int, Any] = {id(t): t for t in chain(model.parameters(), model.buffers())}
+    for module in model.modules():  # an activation that a model keeps cannot be copied
+        for value in tree_leaves([v for v in vars(module).values() if not isinstance(v, nn.Module)]):
+            if isinstance(value, Tensor) and value.grad_fn is not None:
+                shared[id(value)] = value.detach()
+    try:
+        return copy.deepcopy(model, shared).eval()
+    except Exception as error:
+        raise TransposeError(
+            "the model cannot be copied", got=f"{type(error).__name__}: {error}", where=type(model).__name__
+        ) from error
+
+
+def overwrites(node: fx.Node) -> bool:
+    """Does an operation change a value in place that something else sees too?"""
+    if not isinstance(node.target, torch._ops.OpOverload) or not node.target._schema.is_mutable:
+        return False
+    changed = node.args[0]
+    while isinstance(changed, fx.Node) and len(changed.users) == 1 and changed.op == "call_function":
+        if not is_view(changed):
+            return False
+        changed = changed.args[0]
+    return True
+
+
+def is_view(node: fx.Node) -> bool:
+    """May the value of a node share its memory with another one's?"""
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return True
+    aliases = any(argument.alias_info is not None for argument in node.target._schema.arguments)
+    return aliases or operation(node) in ("aten::reshape", "aten::contiguous", "aten::flatten", "aten::to")
+
+
+def first_sentence(error: Exception) -> str:
+    """What an exception says first."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+
+
+def assembled(program: torch.export.ExportedProgram, prime: int) -> Graph:
+    """The graph of an exported program, with its inner graphs of switched modes written out."""
+    signature, graph = program.graph_signature, program.graph
+    inline(program.graph_module, graph)
+    named = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+    lifted = signature.inputs_to_lifted_tensor_constants
+    weights, constants = {}, {}
+    for node in graph.nodes:
+        if node.op == "placeholder" and node.name in named:
+            weights[node] = named[node.name].removeprefix("model.")
+        elif node.op == "placeholder" and node.name in lifted:
+            constants[node] = program.constants[lifted[node.name]]
+    by_name = {node.name: node for node in graph.nodes}
+    entrance, output = by_name[signature.user_inputs[0]], by_name[signature.user_outputs[0]]
+    while operation(output) in LAST:
+        output = output.args[0]
+    signals = {entrance}
+    for node in graph.nodes:
+        reads = node.op == "call_function" and operation(node) not in SHAPE_ALONE
+        if reads and not signals.isdisjoint(node.all_input_nodes):
+            signals.add(node)
+    if output not in signals:
+        raise TransposeError("the model's output does not depend on its input")
+    nodes = tuple(node for node in graph.nodes if node.op != "output")
+    found = Graph(nodes, weights, constants, entrance, output, frozenset(signals), prime)
+    if output.meta["val"].shape[:1] != (prime,):
+        raise TransposeError("the model's output has not one row per image", got=where(output))
+    return found
+
+
+def inline(module: fx.GraphModule, graph: fx.Graph) -> None:
+    """Write out the calls of inner graphs, with which export switches gradients or autocasting on and off."""
+    for node in list(graph.nodes):
+        inner = next((n for n in node.all_input_nodes if n.op == "get_attr"), None)
+        if node.op != "call_function" or inner is None or not str(node.target).startswith("wrap_with_"):
+            continue
+        body = getattr(module, str(inner.target))
+        given = [a for a in node.args[node.args.index(inner) + 1 :]]
+        with graph.inserting_before(node):
+            copies: dict[fx.Node, Any] = {}
+            for each in body.graph.nodes:
+                if each.op == "placeholder":
+                    copies[each] = given.pop(0)
+                elif each.op == "output":
+                    results = fx.node.map_arg(each.args[0], copies.__getitem__)
+                else:
+                    copies[each] = graph.node_copy(each, copies.__getitem__)
+        for user in list(node.users):
+            user.replace_all_uses_with(results[user.args[1]])
+            graph.erase_node(user)
+        graph.erase_node(node)

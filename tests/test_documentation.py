@@ -1,0 +1,73 @@
+"""What the documentation shows runs as it stands."""
+
+import doctest
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+import clearstamp as cs
+from clearstamp.reproduction.experiments import run_all
+from clearstamp.reproduction.registry import declared
+from tests.documents import ROOT, blocks, included, run
+
+WITH_EXAMPLES = sorted(path for path in (ROOT / "clearstamp").rglob("*.py") if ">>> " in path.read_text())
+
+PRINTED = {
+    "own-data": r"0\.\d+ tensor\(\[0\.[89]\d*\]\)",
+    "rule": r"(?s).* operations cannot be run backwards .*sin.*\nHardening\(.*reached=True\)",
+    "attack": r"kept 0.5: SSIM 0\.9\d*\nkept 0.1: SSIM 0\.[0-8]\d*",
+    "record": r"11-keys-default-adjoint 0 60000\nhardened: accuracy .*\ntrained: .*\nfinetuned: .*\n\w{40} .* [\d.]+",
+    "audit": r"accuracy of the CNN .*: paper 0.8988, here [\d.]+: .*\nunmarked-seed0 agrees \{'accuracy': .*\}",
+}
+"""What the code of each how-to page prints, but for those that show an example, which is tested by itself."""
+
+
+def test_the_snippet_of_the_front_page_runs(tmp_path: Path):
+    (snippet,) = blocks(ROOT / "README.md", "python")
+    assert len(snippet.splitlines()) < 30
+    ((accuracy, ssim),) = re.findall(r"^accuracy ([\d.]+), SSIM ([\d.]+)$", run(snippet, tmp_path), re.MULTILINE)
+    assert float(accuracy) > 0.8 and float(ssim) > 0.7
+    assert (tmp_path / "owner.safetensors").is_file()
+    with Image.open(tmp_path / "found.png") as sheet:
+        assert sheet.size == (58, 28)
+
+
+@pytest.mark.parametrize("path", WITH_EXAMPLES, ids=lambda path: path.stem)
+def test_examples_in_docstrings_run(path: Path):
+    module = importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
+    model = nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
+    stamp = cs.Stamp.from_texts(["AB"], outputs=10, shape=(1, 28, 28), seed=0)
+    back = cs.transpose(model, stamp.secrets, readout="adjoint")
+    given = {"model": model, "stamp": stamp, "back": back, "inputs": stamp.secrets, "labels": torch.tensor([3])}
+    assert "+SKIP" not in path.read_text()
+    assert doctest.testmod(module, extraglobs=given).failed == 0
+
+
+def test_every_how_to_page_is_under_a_screen_and_runs():
+    pages = {page.stem: page for page in (ROOT / "book" / "how-to").glob("*.md")}
+    assert all(len(page.read_text().splitlines()) < 50 for page in pages.values())
+    shown = {name: included(page) for name, page in pages.items() if included(page)}
+    assert shown.keys() | PRINTED.keys() == pages.keys()
+    assert {path.parent for paths in shown.values() for path in paths} == {ROOT / "examples"}
+    assert [name for name in shown if blocks(pages[name], "python")] == []
+
+
+@pytest.mark.parametrize("name", sorted(PRINTED.keys() - {"audit"}))
+def test_a_how_to_page_runs_as_it_stands(name: str, tmp_path: Path):
+    (code,) = blocks(ROOT / "book" / "how-to" / f"{name}.md", "python")
+    assert re.fullmatch(PRINTED[name], run(code, tmp_path).strip())
+
+
+def test_the_how_to_page_on_audits_runs_in_the_smallest_profile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("CLEARSTAMP_ARTIFACTS", str(tmp_path))
+    run_all([declared("tiny")["unmarked", 0]], "tiny")
+    (code,) = blocks(ROOT / "book" / "how-to" / "audit.md", "python")
+    assert code.count('"paper"  #') == 1
+    printed = run(code.replace('"paper"  #', '"tiny"  #'), tmp_path)
+    assert re.fullmatch(PRINTED["audit"], printed.strip())
+    assert (tmp_path / "tiny" / "audits.jsonl").is_file()
