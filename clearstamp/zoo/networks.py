@@ -13,7 +13,8 @@ from torchvision.models.vgg import VGG, cfgs, make_layers
 from torchvision.models.vision_transformer import VisionTransformer
 
 from clearstamp.errors import ClearStampError
-from clearstamp.pictures import Shape
+
+Shape = tuple[int, int, int]
 
 
 def cnn(shape: Shape, outputs: int, *, batch_norm: bool = False) -> nn.Sequential:

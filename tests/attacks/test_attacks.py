@@ -461,7 +461,7 @@ def test_overwriting_shows_the_icon_under_its_key(hardened, stamp, data):
         (BatchNormRescaling(octaves=0), "octaves out of range"),
         (DummyUnits(share=0.0), "share of units out of range"),
         (DummyUnits(outgoing="half"), "unknown outgoing"),
-        (SplitUnits(share=2.0), "no such share"),
+        (SplitUnits(share=2.0), "share of units out of range"),
         (Erasure(count=4), "number of keys out of range.*4.*1 to 3"),
         (Erasure(keys="guessed"), "unknown choice of keys"),
         (Erasure(target="white"), "unknown target.*white"),
