@@ -141,7 +141,10 @@ def where(node: fx.Node) -> str:
     """A node as a person finds it: the layer, and the operation in it."""
     name, kind = layer(node)
     done = operation(node).removeprefix("aten::")
-    return f"{name} ({kind}, {done})" if name else f"{node.name} ({done})"
+    if not name:
+        return f"{node.name} ({done})"
+    same = kind.lower().startswith(done.replace("_", ""))
+    return f"{name} ({kind})" if same else f"{name} ({kind}, {done})"
 
 
 # ---------------------------------------------------------------------------------------------------------- capture
