@@ -15,7 +15,11 @@ from clearstamp.errors import StampError
 __all__ = ["develop", "draw_text", "montage", "open_image"]
 
 
-def picture_shape(shape: Sequence[int]) -> tuple[int, int, int]:
+Shape = tuple[int, int, int]
+"""``(C, H, W)`` of a picture."""
+
+
+def picture_shape(shape: Sequence[int]) -> Shape:
     """The picture ``(C, H, W)`` as which an input of any shape is seen: the same numbers in the same order.
 
     An image is its own picture, a volume those of its slices. A series ``(C, T)``, such as sound, is broken

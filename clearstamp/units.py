@@ -15,7 +15,6 @@ from clearstamp.errors import AttackError, TransposeError
 from clearstamp.graph import Graph, arguments, capture, operation
 
 Layer = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
-LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 WEIGHTED = ("linear", "conv1d", "conv2d", "conv3d")
 HOMOGENEOUS = (
     *("relu", "leaky_relu", "prelu", "dropout", "feature_dropout", "clone", "contiguous", "alias"),
@@ -105,7 +104,7 @@ def follow(node: fx.Node, model: nn.Module, graph: Graph) -> Hidden | None:
 
 
 def is_layer(layer: object) -> bool:
-    return isinstance(layer, LAYERS) and getattr(layer, "groups", 1) == 1
+    return isinstance(layer, Layer) and getattr(layer, "groups", 1) == 1
 
 
 def kind(node: fx.Node) -> str:
@@ -134,7 +133,7 @@ def layers(model: nn.Module, example: Tensor) -> list[Layer]:
     """Every linear and convolutional layer, in the order in which they first run."""
     graph = captured(model, example)
     ran = dict.fromkeys(owner(model, graph, node) for node in graph.nodes if kind(node) in WEIGHTED)
-    return [layer for layer in ran if isinstance(layer, LAYERS)]
+    return [layer for layer in ran if isinstance(layer, Layer)]
 
 
 def last_layer(model: nn.Module, example: Tensor) -> Layer:

@@ -157,7 +157,7 @@ def test_prose_refers_to_an_exhibit_by_its_number_and_says_where_there_is_none(b
     assert "(not shown in this profile)" in limits, "merged units have no exhibit here"
 
 
-BESIDE = ("data.LabelledImages", "rules.rule", "training.Fit", "training.Hardening")
+BESIDE = ("data.LabelledImages", "rules.register_vjp_rule", "training.Fit", "training.Hardening")
 """Public names that no `__all__` holds: what is asked of data, what registers a rule, and what training returns."""
 
 

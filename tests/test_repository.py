@@ -110,6 +110,12 @@ def test_every_bound_of_a_version_has_its_reason_beside_it():
     assert [line for line in bounds if not re.search(r"# \w+", line)] == []
 
 
+def test_the_changelog_tells_of_this_version_and_of_what_is_to_come():
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    first, *_ = told = re.findall(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert version in told and first in (version, "Unreleased")
+
+
 def test_lock_names_no_index():
     assert not re.search(r"https?://|file:|--(extra-)?index|--find-links", (ROOT / "requirements.lock").read_text())
 

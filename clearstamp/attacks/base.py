@@ -18,7 +18,7 @@ from clearstamp.method import RECOMMENDED
 from clearstamp.reading import Reading, read
 from clearstamp.stamp import Stamp
 from clearstamp.training import accuracy
-from clearstamp.transpose import transpose
+from clearstamp.transpose import Transposed, transpose
 from clearstamp.units import merge_equal_units
 
 
@@ -150,6 +150,8 @@ class Judge:
     merge: bool
     trace: list[Look] = field(default_factory=list)
     seconds: float = 0.0
+    back: Transposed | None = field(default=None, repr=False)
+    form: object = field(default=None, repr=False)
 
     def __call__(self, scene: Scene, label: str, step: int | None = None) -> None:
         began = time.perf_counter()
@@ -161,9 +163,17 @@ class Judge:
         evidence = scene.evidence(scene.model)
         if self.merge:
             evidence = merge_equal_units(evidence, scene.example)
-        back = transpose(evidence, scene.example, readout=scene.readout, frozen=scene.stamp.frozen)
+        if self.back is None or self.back.model is not evidence or self.form != form(evidence):
+            self.form = form(evidence)
+            self.back = transpose(evidence, scene.example, readout=scene.readout, frozen=scene.stamp.frozen)
         reached = accuracy(scene.model, scene.relabel(self.test.loader(250)))
-        return Look(label, reached, read(back, scene.stamp), step)
+        return Look(label, reached, read(self.back, scene.stamp), step)
+
+
+def form(model: nn.Module) -> object:
+    """All that a capture of a model depends on, but for the code of its modules."""
+    modules = [(name, type(module)) for name, module in model.named_modules()]
+    return modules, [(name, tensor.shape, tensor.dtype) for name, tensor in model.state_dict().items()]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,8 +13,7 @@ from torchvision.models.vgg import VGG, cfgs, make_layers
 from torchvision.models.vision_transformer import VisionTransformer
 
 from clearstamp.errors import ClearStampError
-
-Shape = tuple[int, int, int]
+from clearstamp.pictures import Shape
 
 
 def cnn(shape: Shape, outputs: int, *, batch_norm: bool = False) -> nn.Sequential:
