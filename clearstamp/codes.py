@@ -75,6 +75,7 @@ class ReedSolomon(Code):
 
 @cache
 def codec(parity: int) -> RSCodec:
+    """The code with that many bytes of parity in a block."""
     return RSCodec(parity)
 
 

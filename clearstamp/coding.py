@@ -16,7 +16,7 @@ from torch import Tensor
 from clearstamp.codes import Bits, Code, Hamming, Ratios, ReedSolomon, Uncoded, hard
 from clearstamp.errors import CodingError
 from clearstamp.ldpc import LowDensity
-from clearstamp.pictures import Shape, as_pictures, develop
+from clearstamp.pictures import as_pictures, develop
 
 THRESHOLD = 0.53
 """The least grey value that the paper reads as white."""
@@ -25,7 +25,7 @@ THRESHOLD = 0.53
 # --------------------------------------------------------------------------------------------------------- dot code
 
 
-def places(shape: Shape, patches: int, per_channel: bool) -> Tensor:
+def places(shape: tuple[int, int, int], patches: int, per_channel: bool) -> Tensor:
     """For every number of an image the bit that it shows, ``[C, H, W]``: patches row by row, channel after channel."""
     channels, height, width = shape
     if not 1 <= patches <= min(height, width):
@@ -35,12 +35,12 @@ def places(shape: Shape, patches: int, per_channel: bool) -> Tensor:
     return torch.stack([grid + channel * patches**2 * per_channel for channel in range(channels)])
 
 
-def capacity(shape: Shape, patches: int, per_channel: bool = False) -> int:
+def capacity(shape: tuple[int, int, int], patches: int, per_channel: bool = False) -> int:
     """Bits of one image."""
     return patches**2 * (shape[0] if per_channel else 1)
 
 
-def draw_bits(bits: Bits, shape: Shape, patches: int, *, per_channel: bool = False) -> Tensor:
+def draw_bits(bits: Bits, shape: tuple[int, int, int], patches: int, *, per_channel: bool = False) -> Tensor:
     """Images ``[k, C, H, W]`` of bits ``[k, n]``: black patches for 0, white ones for 1, `patches` along each side.
 
     One bit per patch as in the paper, or with `per_channel` one per colour channel of a patch.
@@ -126,7 +126,7 @@ class Payload:
 
 
 def encode(
-    data: bytes, shape: Shape, *, code: str, patches: int, per_channel: bool, seed: int
+    data: bytes, shape: tuple[int, int, int], *, code: str, patches: int, per_channel: bool, seed: int
 ) -> tuple[Tensor, Payload]:
     """Images ``[k, C, H, W]``, at least one, that hold `data`, and how to read them."""
     payload = Payload(code, len(data), patches, per_channel, seed, zlib.crc32(data))

@@ -7,6 +7,7 @@ __all__ = [
     "DataError",
     "RecordError",
     "StampError",
+    "SuspectError",
     "TrainingError",
     "TransposeError",
 ]

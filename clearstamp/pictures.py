@@ -48,7 +48,10 @@ def as_pictures(signals: Tensor) -> Tensor:
 
 
 def draw_text(text: str, shape: Sequence[int], *, dark: bool = False) -> Tensor:
-    """A secret of `shape` showing `text` in DejaVu Sans Bold, broken into lines so as to be as large as possible."""
+    """A secret of `shape` showing `text` in DejaVu Sans Bold, broken into lines so as to be as large as possible.
+
+    Raises `StampError` for a text that is empty, that the font cannot draw, or that is too long to be read.
+    """
     channels, height, width = picture_shape(shape)
     glyphs = [c for c in text if not c.isspace()]
     if not glyphs:
@@ -115,7 +118,10 @@ def drawable() -> frozenset[str]:
 
 
 def open_image(path: str | Path, shape: Sequence[int]) -> Tensor:
-    """A secret of `shape` in [0, 1] from an image file, on white and resized; grey unless it has 3 channels."""
+    """A secret of `shape` in [0, 1] from an image file, on white and resized; grey unless it has 3 channels.
+
+    Raises `StampError` for a file that Pillow cannot read.
+    """
     channels, height, width = picture_shape(shape)
     try:
         with Image.open(path) as image:
@@ -132,7 +138,8 @@ def develop(images: Tensor, *, low: float = 0.02, high: float = 0.98) -> Tensor:
     """Raw signals ``[k, ...]`` to values of the same shape in [0, 1], as a photograph is developed.
 
     Stretches each image's levels so that its quantiles `low` and `high` become 0 and 1; a flat image becomes 0.5
-    throughout. Every image is developed by itself, without its secret, so that nothing can be read into it.
+    throughout. Every image is developed by itself, without its secret, so that nothing can be read into it. Raises
+    `StampError` for quantiles out of order.
     """
     if not 0 <= low < high <= 1:
         raise StampError("quantiles out of order", got=f"low={low}, high={high}", expected="0 <= low < high <= 1")

@@ -146,6 +146,7 @@ CONV_TRANSPOSE = (aten.conv_transpose1d, aten.conv_transpose2d, aten.conv_transp
 
 
 def per_axis(value: int | list[int], axes: int) -> list[int]:
+    """A setting of a convolution for each of its axes, where one number stands for all."""
     sizes = [value] if isinstance(value, int) else list(value)
     return sizes * axes if len(sizes) == 1 else sizes
 
@@ -428,6 +429,8 @@ GATES = frozenset(map(name_of, (*SOFTMAX, aten.sigmoid, aten.hardsigmoid)))
 
 
 def elementwise(operation: Any) -> Callable[..., Tensor]:
+    """The rule of an activation: itself, of the signal."""
+
     def activation(y: Tensor, x: Tensor, *settings: Any, **named: Any) -> Tensor:
         return operation(y, *settings, **named)
 

@@ -24,6 +24,8 @@ from torch import Tensor, nn
 from clearstamp.errors import SuspectError
 from clearstamp.graph import still_twin, unwrapped
 
+__all__ = ["Report", "Suspect", "load_suspect"]
+
 PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.")
 """What wrappers put before the names of tensors, in any stack."""
 
@@ -48,7 +50,8 @@ class Report:
         held: in what part of it the weights lay: a way such as ``"state_dict"``, or "" for the file itself.
         prefix: what was taken off the names.
         matched: names of the tensors that the copy got.
-        missing, extra: names of the model's tensors that the file lacks, and of the file's that the model lacks.
+        missing: names of the model's tensors that the file lacks.
+        extra: names of the file's tensors that the model lacks.
         misshapen: for each tensor of another shape, that in the file and that in the model.
         converted: for each type of number that was converted, how many tensors had it.
         head: name of the layer that was put back from the owner's model, or None.

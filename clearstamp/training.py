@@ -233,7 +233,10 @@ class Losses:
 
 
 def accuracy(model: nn.Module, loader: Iterable[tuple[Tensor, Tensor]]) -> float:
-    """The share of images that the model, in evaluation mode and full precision, classifies correctly: 0 to 1."""
+    """The share of images that the model, in evaluation mode and full precision, classifies correctly: 0 to 1.
+
+    Raises `TrainingError` if there is no image.
+    """
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()

@@ -2,7 +2,10 @@
 
 import doctest
 import importlib
+import inspect
 import re
+from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,6 +14,8 @@ from PIL import Image
 from torch import nn
 
 import clearstamp as cs
+import clearstamp.attacks
+from clearstamp import suspects, zoo
 from clearstamp.reproduction.experiments import run_all
 from clearstamp.reproduction.registry import declared
 from tests.documents import ROOT, blocks, included, run
@@ -42,10 +47,45 @@ def test_examples_in_docstrings_run(path: Path):
     module = importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
     model = nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
     stamp = cs.Stamp.from_texts(["AB"], outputs=10, shape=(1, 28, 28), seed=0)
-    back = cs.transpose(model, stamp.secrets, readout="adjoint")
+    back = cs.transpose(model, stamp.secrets)
     given = {"model": model, "stamp": stamp, "back": back, "inputs": stamp.secrets, "labels": torch.tensor([3])}
     assert "+SKIP" not in path.read_text()
     assert doctest.testmod(module, extraglobs=given).failed == 0
+
+
+def functions(offered: object) -> list[Callable]:
+    """A function itself, or a class's public methods and what its making runs."""
+    members = vars(offered).items() if inspect.isclass(offered) else [("", offered)]
+    held = [getattr(m, "__func__", m) for name, m in members if name == "__post_init__" or not name.startswith("_")]
+    return [member for member in held if inspect.isfunction(member)]
+
+
+def test_public_docstrings_say_what_is_raised():
+    modules = (cs, cs.attacks, cs.pictures, suspects, zoo)
+    offered = {getattr(module, name) for module in modules for name in module.__all__ if name[-1].islower()}
+    silent = [
+        f"{function.__qualname__}: {error}"
+        for each in offered
+        for function in functions(each)
+        for error in set(re.findall(r"raise (\w+)\(", inspect.getsource(function)))
+        if error not in f"{each.__doc__} {function.__doc__}"
+    ]
+    assert len(offered) > 50 and silent == []
+
+
+def test_what_is_said_of_the_paper_names_code_that_there_is():
+    """In the second column of the page's tables: names, `module.name`, files, and keywords in brackets."""
+    known = defaultdict(set)
+    for path in (ROOT / "clearstamp").rglob("*.py"):
+        known[path.stem] |= set(re.findall(r"\w+", path.read_text()))
+    everywhere = {"py", *known, *set().union(*known.values())}
+    rows = re.findall(r"^\|[^|]*\|([^|]*)\|", (ROOT / "book" / "sentences.md").read_text(), re.MULTILINE)
+    named = [name for row in rows for name in re.findall(r"`([^`]+)`", row)]
+    assert len(named) > 30
+    for name in named:
+        first, *rest = words = re.findall(r"\w+", re.sub(r'"[^"]*"', "", name))
+        assert set(words) <= everywhere, name
+        assert "." not in name or rest == ["py"] or set(rest) <= known.get(first, everywhere), name
 
 
 def test_every_how_to_page_is_under_a_screen_and_runs():

@@ -51,10 +51,10 @@ labels = torch.arange(64) % 4
 data = cs.Data(torch.rand(64, 1, 16, 16), labels)
 model = nn.Sequential(nn.Flatten(), nn.Linear(256, 512), nn.ReLU(), nn.Linear(512, data.classes))
 stamp = cs.Stamp.from_texts(["ME"], outputs=data.classes, shape=data.shape, seed=7)
-back = cs.transpose(model, stamp.secrets, readout="adjoint")
+back = cs.transpose(model, stamp.secrets)
 cs.harden(back, stamp)
 cs.fit(model, data.loader(16, seed=0), epochs=2, stamp_loss=cs.StampLoss(back, stamp))
-found = Pruning(amount=0.3).apply(model, data, stamp, readout="adjoint").after
+found = Pruning(amount=0.3).apply(model, data, stamp).after
 stamp.save("owner.safetensors")
 assert cs.read(back, cs.Stamp.load("owner.safetensors")).ssim.min() > 0.9
 assert cs.develop(found.reading.images).shape == (1, 1, 16, 16)

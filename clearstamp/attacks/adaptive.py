@@ -136,10 +136,12 @@ def random_keys(scene: Scene, count: int | None) -> Tensor:
 
 
 def noise(scene: Scene, keys: Tensor) -> Tensor:
+    """Uniform noise for each key."""
     return torch.rand(len(keys), *scene.shape)
 
 
 def black(scene: Scene, keys: Tensor) -> Tensor:
+    """A black image for each key."""
     return torch.zeros(len(keys), *scene.shape)
 
 

@@ -72,7 +72,10 @@ class BatchNormRescaling(Scaling):
 
 @dataclass(frozen=True, kw_only=True)
 class LogitShift(Attack):
-    """Add one number to every logit: the softmax does not change."""
+    """Add one number to every logit: the softmax does not change.
+
+    Raises `AttackError` if the last layer has no bias.
+    """
 
     shift: float = 8.0
 

@@ -49,7 +49,7 @@ class Transfer(Attack):
     """Train the model for another task: the label's remainder by `modulus` (2: odd or even), with a new last layer.
 
     The owner puts the original last layer back to read the stamp, as the paper does from CIFAR-100 to CIFAR-10.
-    Accuracy is that of the new task.
+    Accuracy is that of the new task. Raises `AttackError` if the last layer is not linear.
     """
 
     epochs: int = 4

@@ -61,7 +61,7 @@ class Campaign(Experiment):
     def conduct(self, settings: LifeSettings, seed: int) -> Findings:
         sets = load_sets(settings.images)
         model, *others = (trained(needed, seed) for needed in settings.needs)
-        stamp = settings.content.stamp(sets.train.shape, sets.train.classes, seed)
+        stamp = settings.stamp(shape=sets.train.shape, outputs=sets.train.classes, seed=seed)
         data, test = halves(sets.test) if self.unseen else (sets.train, sets.test)
         stages: list[Stage] = []
         arrays: dict[str, Tensor] = {"secrets": stamp.secrets}

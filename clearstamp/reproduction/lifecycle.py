@@ -1,6 +1,5 @@
 """The life cycle of a stamp as one experiment: a model is hardened, trained, fine-tuned, and read after each."""
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 from functools import partial
@@ -29,41 +28,18 @@ SECRETS = {"four letters": FOUR_LETTERS, "one letter": ONE_LETTER, "icons": ICON
 """The paper's three kinds of secrets."""
 
 
-class Content(ABC):
-    """What a stamp shows."""
-
-    def check(self) -> Iterator[ClearStampError]:
-        """Reasons why it cannot be shown."""
-        yield from ()
-
-    @abstractmethod
-    def stamp(self, shape: tuple[int, int, int], outputs: int, seed: int) -> Stamp:
-        """A stamp that shows it, with keys drawn from `seed`."""
-
-    def judge(self, images: Tensor, stamp: Stamp) -> dict[str, Score]:
-        """Scores of raw signals ``[k, C, H, W]`` beside those of their pictures, if there are any."""
-        return {}
+def texts(kind: str, count: int) -> tuple[str, ...]:
+    """The first `count` of a kind of `SECRETS`. Raises `RecordError` if there are fewer."""
+    found = SECRETS.get(kind, ())[:count]
+    if len(found) < count:
+        raise RecordError("not that many secrets", got=count, expected=f"at most {len(found)} {kind}")
+    return found
 
 
-@dataclass(frozen=True, kw_only=True)
-class Texts(Content):
-    """The first `count` of a kind of `SECRETS`; with `paper_key`, for the paper's single key."""
-
-    count: int
-    kind: str = "four letters"
-    key_range: float = 10.0
-    paper_key: bool = False
-
-    def check(self) -> Iterator[ClearStampError]:
-        if self.count > (most := len(SECRETS.get(self.kind, ()))):
-            yield RecordError("not that many secrets", got=self.count, expected=f"at most {most} {self.kind}")
-
-    def stamp(self, shape: tuple[int, int, int], outputs: int, seed: int) -> Stamp:
-        for error in self.check():
-            raise error
-        texts = SECRETS[self.kind][: self.count]
-        drawn = Stamp.from_texts(texts, outputs=outputs, shape=shape, seed=seed, key_range=self.key_range)
-        return replace(drawn, keys=torch.tensor([PAPER_KEY])) if self.paper_key else drawn
+def text_stamp(count: int, kind: str = "four letters", *, paper_key: bool = False, **about: Any) -> Stamp:
+    """A stamp that shows `texts`, made by `Stamp.from_texts` from `about`; with `paper_key`, its key is the paper's."""
+    drawn = Stamp.from_texts(texts(kind, count), **about)
+    return replace(drawn, keys=torch.tensor([PAPER_KEY])) if paper_key else drawn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,15 +69,17 @@ class LifeSettings(Embedding, Settings):
 
     Attributes:
         network: one of `MODELS`.
-        content: what the stamp shows.
-        loss: makes the stamp loss of constraint training.
-        tune: what happens to the trained model, and the measurements after it.
+        stamp: makes the stamp, from `outputs`, `shape` and `seed`; see `text_stamp`.
+        loss: makes the stamp loss of constraint training, from the model run backwards and the stamp.
+        tune: what happens to the trained model, and what is measured then.
+        judge: scores of the raw signals ``[k, C, H, W]`` of a stamp, beside those of its pictures.
     """
 
     network: str
-    content: Content
-    loss: Callable[[Transposed, Stamp], StampLoss]
+    stamp: Callable[..., Stamp]
+    loss: Callable[..., StampLoss]
     tune: Callable[["Life"], None]
+    judge: Callable[[Tensor, Stamp], dict[str, Score]] | None = None
     needs: tuple["LifeSettings", ...] = ()
 
 
@@ -153,7 +131,9 @@ class LifeCycle(Embedding, Experiment):
             images,
             data=(images,),
             network=self.small if self.small and profile.name != "paper" else self.model,
-            content=Texts(kind=self.secrets, count=self.keys, key_range=self.key_range, paper_key=self.paper_key),
+            stamp=partial(
+                text_stamp, count=self.keys, kind=self.secrets, key_range=self.key_range, paper_key=self.paper_key
+            ),
             loss=partial(StampLoss, dropout=self.dropout, noise=self.noise, relative=self.relative),
             tune=finetune,
             **{f.name: getattr(self, f.name) for f in fields(Embedding)},
@@ -163,7 +143,10 @@ class LifeCycle(Embedding, Experiment):
         yield from super().check(settings)
         if settings.network not in MODELS:
             yield RecordError("unknown model", got=repr(settings.network), expected=" or ".join(map(repr, MODELS)))
-        yield from settings.content.check()
+        try:
+            texts(self.secrets, self.keys)
+        except RecordError as error:
+            yield error
 
     def conduct(self, settings: LifeSettings, seed: int) -> Findings:
         return (marked if self.keys else unmarked)(settings, seed)
@@ -244,8 +227,8 @@ def unmarked(settings: LifeSettings, seed: int) -> Findings:
     """The unmarked twin: same initial weights, same batches; read with the keys of the marked models."""
     sets, model = load_sets(settings.images), fresh_model(settings, seed)
     test = sets.test.loader(250)
-    contents = (Texts(count=1, paper_key=True), Texts(count=11))
-    stamps = [content.stamp(sets.train.shape, sets.train.classes, seed) for content in contents]
+    about: dict[str, Any] = {"shape": sets.train.shape, "outputs": sets.train.classes, "seed": seed}
+    stamps = [settings.stamp(count=1, paper_key=True, **about), settings.stamp(count=11, **about)]
     stages: list[Stage] = []
     arrays: dict[str, Tensor] = {}
 
@@ -281,7 +264,7 @@ class Life:
         self.settings, self.seed = settings, seed
         self.sets = load_sets(settings.images)
         self.model = fresh_model(settings, seed)
-        stamp = settings.content.stamp(self.sets.train.shape, self.sets.train.classes, seed)
+        stamp = settings.stamp(shape=self.sets.train.shape, outputs=self.sets.train.classes, seed=seed)
         self.stamp = replace(stamp, frozen=self.reference()) if settings.readout == "paper" else stamp
         self.back = self.transposed(self.model)
         self.stages: list[Stage] = []
@@ -311,7 +294,9 @@ class Life:
 
     def keep(self, moment: Moment, reading: Reading, **more: Score) -> None:
         """Note what was read at a moment."""
-        scores = more | reading.summary() | self.settings.content.judge(reading.images, self.stamp)
+        scores = more | reading.summary()
+        if self.settings.judge:
+            scores |= self.settings.judge(reading.images, self.stamp)
         self.stages.append(Stage(label=moment, moment=moment, scores=scores))
         self.arrays[moment] = reading.images
 

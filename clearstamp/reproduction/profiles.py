@@ -108,14 +108,12 @@ class Profile:
         train, test = self.train_images, self.test_images
         if held_out:
             train, test = (20_000, 4_000) if train is None or test is None else (train * 2 // 3, test * 2 // 3)
+        images = Images(name, train, test, held_out)
         if self.stand_in != "missing" or (name != STAND_IN and datasets.found(name)):
-            return Images(name, train, test, held_out)
-
-        def most(split: datasets.Split, asked: int | None) -> int:
-            there = datasets.size(STAND_IN, split)
-            return there if asked is None else min(asked, there)
-
-        return Images(STAND_IN, most("train", train), most("test", test), held_out)
+            return images
+        sizes = [(asked, datasets.size(STAND_IN, split)) for split, asked in images.counts.items()]
+        train, test = (there if asked is None else min(asked, there) for asked, there in sizes)
+        return Images(STAND_IN, train, test, held_out)
 
 
 PROFILES = {

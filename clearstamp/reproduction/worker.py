@@ -38,6 +38,7 @@ def requests(source: IO[str]) -> Iterator[str]:
 
 
 def main() -> None:
+    """Answer requests from standard input until it ends."""
     answers, sys.stdout = sys.stdout, sys.stderr  # nothing that an experiment prints is an answer
     profile = sys.argv[1]
     runs = resolved(profile)

@@ -67,8 +67,10 @@ class DataSet(Data):
 
 
 def load(name: str, split: Split = "train") -> DataSet:
-    """The data set `name`: ``"mnist"``, ``"cifar10"``, ``"cifar100"``, ``"gtsrb"`` (traffic signs at 32 x 32), or
-    ``"digits"`` (scikit-learn's 1,797 digits at 28 x 28, always at hand).
+    """A split of the data set `name`.
+
+    It is ``"mnist"``, ``"cifar10"``, ``"cifar100"``, ``"gtsrb"`` (traffic signs at 32 x 32), or ``"digits"``
+    (scikit-learn's 1,797 digits at 28 x 28, always at hand).
 
     Raises `DataError` if the name is unknown, or if files are missing or damaged.
     """
@@ -111,6 +113,7 @@ def download() -> None:
 
 
 def folders() -> Iterator[Path]:
+    """Where data are looked for, in that order."""
     if "CLEARSTAMP_DATA" in os.environ:
         yield Path(os.environ["CLEARSTAMP_DATA"])
     yield Path("data")
@@ -118,6 +121,7 @@ def folders() -> Iterator[Path]:
 
 @cache
 def load_embedded(split: Split) -> DataSet:
+    """scikit-learn's digits, at 28 x 28."""
     digits = load_digits()
     test = np.arange(len(digits.target)) % 5 == 0  # every fifth image: a fixed split, no random draw
     chosen = test if split == "test" else ~test
@@ -139,6 +143,7 @@ def find_mnist(split: str) -> tuple[Path, Path] | None:
 
 
 def load_mnist(split: Split) -> DataSet:
+    """MNIST from its files, downloaded if they are missing; verified."""
     if find_mnist(split) is None:
         try:
             with redirect_stdout(None):
@@ -218,6 +223,7 @@ def find_source(name: str, split: str) -> Path | None:
 
 
 def load_source(name: str, split: Split) -> DataSet:
+    """A colour data set from a pack or from torchvision's layout, downloaded if neither is there."""
     source, found = SOURCES[name], find_source(name, split)
     try:
         if found is not None and found.is_file():

@@ -13,7 +13,8 @@ from torchvision.models.vgg import VGG, cfgs, make_layers
 from torchvision.models.vision_transformer import VisionTransformer
 
 from clearstamp.errors import ClearStampError
-from clearstamp.pictures import Shape
+
+Shape = tuple[int, int, int]
 
 
 def cnn(shape: Shape, outputs: int, *, batch_norm: bool = False) -> nn.Sequential:
@@ -128,7 +129,10 @@ MODELS: dict[str, Callable[[Shape, int], nn.Module]] = {
 
 
 def build(name: str, shape: Shape, outputs: int, *, seed: int) -> nn.Module:
-    """The model `name` for images `shape` (C, H, W), initialised from `seed` without touching the global generator."""
+    """The model `name` for images `shape` (C, H, W), initialised from `seed` without touching the global generator.
+
+    Raises `ClearStampError` if there is none of that name.
+    """
     if name not in MODELS:
         raise ClearStampError("unknown model", got=repr(name), expected=" or ".join(map(repr, MODELS)))
     with torch.random.fork_rng(devices=[]):

@@ -12,7 +12,7 @@ from clearstamp.errors import TrainingError
 from clearstamp.losses import StampLoss
 from clearstamp.reproduction import report
 from clearstamp.reproduction.campaigns import campaigns
-from clearstamp.reproduction.capacity import LICENCE, Capacity
+from clearstamp.reproduction.capacity import LICENCE, Capacity, judge
 from clearstamp.reproduction.experiments import run_all
 from clearstamp.reproduction.profiles import PROFILES
 from clearstamp.reproduction.records import Stage
@@ -40,7 +40,7 @@ def test_the_licence_is_as_long_as_the_paper_s():
 
 @pytest.mark.parametrize("length", [1, 1068, 1069, 3000])
 def test_a_message_of_any_length_is_the_licence_over_and_over(length):
-    message = Capacity(name="one", length=length).content.message
+    message = Capacity(name="one", length=length).message
     assert len(message) == length and (LICENCE * 3).startswith(message)
 
 
@@ -52,15 +52,14 @@ def test_a_payload_is_judged_after_every_stage():
     found = record.results["trained"]
     assert (found["keys"], found["code bits"]) == (2, 72) and secrets.shape == (2, 1, 28, 28)
     assert 0 <= found["bit errors"] < 0.35
-    content = experiment.content
-    stamp = content.stamp(SHAPE, 10, 0)
+    stamp = experiment.stamp(shape=SHAPE, outputs=10, seed=0)
     data = decode(images, stamp.payload).data
     assert found["message"] == data.decode("latin-1") and torch.equal(secrets, stamp.secrets)
     read = np.unpackbits(np.frombuffer(data, np.uint8))
-    wrong = int((read != np.unpackbits(np.frombuffer(content.message, np.uint8))).sum())
+    wrong = int((read != np.unpackbits(np.frombuffer(experiment.message, np.uint8))).sum())
     assert found["wrong bits"] == wrong and found["message errors"] == wrong / 72 and found["right"] == (wrong == 0)
-    assert content.judge(secrets, stamp)["right"]
-    assert content.judge(1 - secrets, stamp) == {
+    assert judge(experiment.message, secrets, stamp)["right"]
+    assert judge(experiment.message, 1 - secrets, stamp) == {
         "keys": 2,
         "code bits": 72,
         "bit errors": 1.0,

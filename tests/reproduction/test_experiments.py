@@ -1,4 +1,5 @@
 from dataclasses import FrozenInstanceError, asdict, replace
+from functools import partial
 
 import pytest
 import torch
@@ -9,17 +10,18 @@ from clearstamp.losses import StampLoss
 from clearstamp.reading import read
 from clearstamp.reproduction import experiments, lifecycle, records
 from clearstamp.reproduction.campaigns import Campaign
-from clearstamp.reproduction.capacity import Capacity, Message
+from clearstamp.reproduction.capacity import Capacity
 from clearstamp.reproduction.experiments import has_weights, run_all, weights_file
 from clearstamp.reproduction.generalizability import CrossData, Row, move
-from clearstamp.reproduction.lifecycle import Fingerprint, LifeCycle, Texts, Trial, trained
+from clearstamp.reproduction.lifecycle import Fingerprint, LifeCycle, Trial, text_stamp, trained
 from clearstamp.reproduction.profiles import PROFILES, Images, load_sets
-from clearstamp.stamp import PAPER_KEY
+from clearstamp.stamp import PAPER_KEY, Stamp
 from clearstamp.transpose import transpose
 from clearstamp.zoo import datasets
 from clearstamp.zoo.networks import build
 
 SMALL = {"model": "fc", "keys": 2}
+ABOUT = {"shape": (1, 28, 28), "outputs": 10, "seed": 0}
 
 
 @pytest.fixture(autouse=True)
@@ -43,7 +45,7 @@ def test_a_life_cycle_is_read_after_every_stage(readout):
 def test_the_trained_model_is_that_of_the_record():
     experiment = LifeCycle(name="one", lr=1e-3, dropout=0.3, **SMALL)
     (record,) = run_all([experiment], "tiny")
-    stamp = Texts(count=2).stamp((1, 28, 28), 10, 0)
+    stamp = text_stamp(2, **ABOUT)
     model = trained(experiment.settings(PROFILES["tiny"]), 0)
     found = read(transpose(model, stamp.secrets[:1], readout="paper"), stamp)
     assert found.summary()["ssim"] == pytest.approx(record.results["trained"]["ssim"], abs=1e-6)
@@ -110,7 +112,7 @@ def test_the_trained_model_is_kept_and_trained_again_if_it_is_lost(monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(lifecycle, "marked", lambda *_: pytest.fail("trained a second time"))
         model = trained(experiment.settings(PROFILES["tiny"]), 0)
-    stamp = Texts(count=2).stamp((1, 28, 28), 10, 0)
+    stamp = text_stamp(2, **ABOUT)
     found = read(transpose(model, stamp.secrets[:1], readout="paper"), stamp)
     assert found.summary()["ssim"] == pytest.approx(record.results["trained"]["ssim"], abs=1e-6)
     assert torch.equal(stamp.secrets, record.arrays["secrets"])
@@ -203,13 +205,13 @@ def test_the_unmarked_twin_is_read_with_the_owners_keys_under_both_readouts():
 
 
 def test_the_papers_key_is_the_stamps_key():
-    stamp = Texts(count=1, paper_key=True).stamp((1, 28, 28), 10, 0)
+    stamp = text_stamp(1, paper_key=True, **ABOUT)
     assert torch.equal(stamp.keys, torch.tensor([PAPER_KEY]))
 
 
 def test_every_kind_of_secret_can_be_drawn_and_no_two_are_the_same():
     for kind, texts in lifecycle.SECRETS.items():
-        stamp = Texts(count=len(texts), kind=kind).stamp((1, 28, 28), 10, 0)
+        stamp = text_stamp(len(texts), kind=kind, **ABOUT)
         assert len(stamp.secrets.flatten(1).unique(dim=0)) == len(texts)
 
 
@@ -217,7 +219,7 @@ def test_unknown_profiles_and_too_many_keys_are_errors():
     with pytest.raises(RecordError, match="unknown profile.*'huge'.*'quick'"):
         run_all([LifeCycle(name="one")], "huge", (0,))[0]
     with pytest.raises(RecordError, match="not that many secrets.*12"):
-        Texts(count=12, kind="icons").stamp((1, 28, 28), 10, 0)
+        text_stamp(12, kind="icons", **ABOUT)
 
 
 def test_slider_steps_keep_the_first_and_the_last():
@@ -278,14 +280,14 @@ def test_the_main_task_is_trained_in_the_precision_that_is_asked_for(monkeypatch
 def parts(experiment: LifeCycle, profile: str = "tiny") -> tuple:
     """The objects that a run is composed of."""
     settings = experiment.settings(PROFILES[profile])
-    return type(settings.content), settings.loss.func, getattr(settings.tune, "func", settings.tune)
+    return settings.stamp.func, settings.loss.func, getattr(settings.tune, "func", settings.tune)
 
 
-def test_content_loss_and_tuning_are_parts_of_the_settings():
-    assert parts(LifeCycle(name="one")) == parts(Row(name="one")) == (Texts, StampLoss, lifecycle.finetune)
-    assert parts(Capacity(name="one")) == (Message, StampLoss, lifecycle.finetune)
+def test_stamp_loss_and_tuning_are_parts_of_the_settings():
+    assert parts(LifeCycle(name="one")) == parts(Row(name="one")) == (text_stamp, StampLoss, lifecycle.finetune)
+    assert parts(Capacity(name="one")) == (Stamp.from_bytes, StampLoss, lifecycle.finetune)
     assert Capacity(name="one", sample=3).settings(PROFILES["tiny"]).loss.keywords["sample"] == 3
-    assert parts(CrossData(name="one", onto="cifar10")) == (Texts, StampLoss, move)
+    assert parts(CrossData(name="one", onto="cifar10")) == (text_stamp, StampLoss, move)
 
 
 def test_a_run_takes_what_its_settings_say_and_not_what_was_declared():
@@ -293,12 +295,14 @@ def test_a_run_takes_what_its_settings_say_and_not_what_was_declared():
     others = replace(
         settings,
         network="cnn",
-        content=Texts(count=1, paper_key=True),
+        stamp=partial(text_stamp, 1, paper_key=True),
+        judge=lambda images, stamp: {"most": len(stamp) * images.max().item()},
         hardening_steps=2,
         tune=lambda life: life.measure("control"),
     )
     stages, arrays, weights = lifecycle.marked(others, 0)
     assert [stage.moment for stage in stages] == ["hardened", "trained", "control"]
+    assert all(stage.scores["most"] == arrays[stage.label].max() for stage in stages)
     assert stages[0].scores["steps"] == 2 and arrays["trained"].shape == (1, 1, 28, 28)
     assert weights.keys() == build("cnn", (1, 28, 28), 10, seed=0).state_dict().keys()
 

@@ -9,7 +9,7 @@ from typing import Any
 from IPython.display import HTML, Markdown
 
 from clearstamp.reproduction import claims, markdown
-from clearstamp.reproduction.capacity import Capacity
+from clearstamp.reproduction.capacity import Capacity, judge
 from clearstamp.reproduction.records import Provenance, Record, Stage, UsedSplit, load_all
 from clearstamp.reproduction.registry import FINGERPRINTS
 from clearstamp.reproduction.report.exhibits import NOT_RUN, about
@@ -305,10 +305,9 @@ def payload_table(experiment: Capacity, records: Sequence[Record]) -> Markdown:
     """What is left of a message after each attack of a campaign, as `capacity_table` tells it."""
     judged = []
     for r in records:
-        channels, height, width = r.arrays["secrets"].shape[1:]
-        stamp = experiment.content.stamp((channels, height, width), 1, r.seed)
+        stamp = experiment.stamp(shape=r.arrays["secrets"].shape[1:], outputs=1, seed=r.seed)
         found = [
-            replace(s, scores=s.scores | experiment.content.judge(r.arrays[s.label], stamp))
+            replace(s, scores=s.scores | judge(experiment.message, r.arrays[s.label], stamp))
             for s in r.stages
             if s.label in ends(r)
         ]
@@ -319,7 +318,7 @@ def payload_table(experiment: Capacity, records: Sequence[Record]) -> Markdown:
 def message_html(experiment: Capacity, record: Record, stage: str) -> HTML:
     """The message as read back at a stage, wrong characters in red."""
     parts = []
-    for read, meant in zip(record.results[stage]["message"], experiment.content.message.decode("latin-1"), strict=True):
+    for read, meant in zip(record.results[stage]["message"], experiment.message.decode("latin-1"), strict=True):
         character = html.escape(read if read.isprintable() or read == "\n" else "\N{REPLACEMENT CHARACTER}")
         wrong = '<span style="color:#c00;font-weight:bold" title="wrong">'
         parts.append(character if read == meant else f"{wrong}{character}</span>")
