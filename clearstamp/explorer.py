@@ -11,7 +11,6 @@ from PIL import Image
 from torch import Tensor, nn
 
 from clearstamp.attacks import Attack, Erasure, Noise, Pruning, Rescaling, Scene
-from clearstamp.attacks.base import Observer
 from clearstamp.data import Data, LabelledImages
 from clearstamp.errors import AttackError
 from clearstamp.method import RECOMMENDED
@@ -45,7 +44,7 @@ class Manipulation:
 
 
 class Explorer:
-    """A marked model whose copies can be manipulated again and again.
+    """A copy of a marked model that can be manipulated again and again.
 
     It keeps the weights after each step of erasure: `ERASURE_STEPS` times the model's memory. Raises `StampError` if
     the stamp does not fit, `AttackError` if the test images do not.
@@ -54,24 +53,26 @@ class Explorer:
     def __init__(self, model: nn.Module, stamp: Stamp, test: LabelledImages | None, readout: str, seed: int):
         if test is not None and test.shape != tuple(stamp.secrets.shape[1:]):
             raise AttackError("the test images do not fit the model", got=test.shape, expected=stamp.secrets.shape[1:])
-        self.model, self.stamp, self.test, self.readout, self.seed = model, stamp, test, readout, seed
+        self.stamp, self.test, self.seed = stamp, test, seed
         generator = torch.Generator().manual_seed(seed)
         self.error = torch.randn(stamp.keys.shape, generator=generator).to(stamp.keys) * stamp.keys.abs().max()
         self.erased = [weights(model)]
-        scene = self.scene(stamp, lambda scene, *_: self.erased.append(weights(scene.model)))
-        with scene.fork_rng():
+        self.scene = Scene(
+            copy.deepcopy(model),
+            None,
+            stamp,
+            readout=readout,
+            seed=seed,
+            observer=lambda scene, *_: self.erased.append(weights(scene.model)),
+        )
+        self.back = transpose(self.scene.model, self.scene.example, readout=readout, frozen=stamp.frozen)
+        with self.scene.fork_rng():
             torch.manual_seed(seed)
-            Erasure(keys="random", count=None, steps=ERASURE_STEPS, looks=ERASURE_STEPS).run(scene)
-
-    def scene(self, stamp: Stamp, observer: Observer | None = None) -> Scene:
-        """A copy of the model, and an attacker without data."""
-        model = copy.deepcopy(self.model)
-        return Scene(model, None, stamp, readout=self.readout, seed=self.seed, observer=observer)
+            Erasure(keys="random", count=None, steps=ERASURE_STEPS, looks=ERASURE_STEPS).run(self.scene)
 
     def __call__(self, manipulation: Manipulation) -> tuple[Reading, float | None]:
         """The stamp and the accuracy, None without test images. Raises `AttackError` if no unit can be rescaled."""
-        m = manipulation
-        scene = self.scene(replace(self.stamp, keys=self.stamp.keys + m.keys * self.error))
+        m, scene = manipulation, self.scene
         scene.model.load_state_dict(self.erased[m.erasure])
         attacks: dict[Attack, float] = {
             Noise(scale=m.noise): m.noise,
@@ -83,9 +84,8 @@ class Explorer:
                 if amount:
                     torch.manual_seed(self.seed)
                     attack.run(scene)
-            back = transpose(scene.model, scene.example, readout=self.readout, frozen=self.stamp.frozen)
             reached = None if self.test is None else accuracy(scene.model, self.test.loader(250))
-        return read(back, scene.stamp), reached
+        return read(self.back, replace(self.stamp, keys=self.stamp.keys + m.keys * self.error)), reached
 
 
 def explore(

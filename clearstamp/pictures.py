@@ -20,7 +20,7 @@ Shape = tuple[int, int, int]
 
 
 def picture_shape(shape: Sequence[int]) -> Shape:
-    """How an input of any shape is looked at: as a picture ``(C, H, W)`` of the same numbers in the same order.
+    """The picture ``(C, H, W)`` as which an input of any shape is seen: the same numbers in the same order.
 
     An image is its own picture, a volume those of its slices. A series ``(C, T)``, such as sound, is broken
     into lines; with at least 8 rows it is a picture itself. Raises `StampError` if height or width would be under 8.

@@ -104,7 +104,7 @@ def follow(node: fx.Node, model: nn.Module, graph: Graph) -> Hidden | None:
 
 
 def is_layer(layer: object) -> bool:
-    """Is it a linear layer, or a convolution in which every output reads every input?"""
+    """Whether it is a linear layer, or a convolution in which every output reads every input."""
     return isinstance(layer, Layer) and getattr(layer, "groups", 1) == 1
 
 
