@@ -142,7 +142,7 @@ class Plan:
     def _step(self, node: fx.Node) -> Step:
         rule = self.readout.rules.get(operation(node))
         if rule is None:
-            raise TransposeError("no rule for this operation")
+            raise TransposeError(f"no rule for {operation(node)}")
         if any(self.graph.batch_axis(value) is None for value in tensors(node.meta["val"]) if value.numel()):
             raise TransposeError("it mixes the images of a batch")
         named = arguments(node)

@@ -162,7 +162,7 @@ def test_a_divisor_is_frozen_and_an_inverse_is_a_gap(readout):
     f, g = model.layers
     expected = (k / g(PROBE) - paper * f.bias) @ f.weight
     torch.testing.assert_close(transpose(model, EXAMPLE, readout=readout)(k), expected, **EXACT)
-    with pytest.raises(TransposeError, match="reciprocal.*no rule"):
+    with pytest.raises(TransposeError, match="no rule for aten::reciprocal"):
         transpose(Block(lambda x, f: 1 / f(x), (6, 3)), EXAMPLE, readout=readout)
 
 

@@ -27,8 +27,8 @@ def run(*command: str) -> list[tuple[str, ...]]:
     return re.findall(r"accuracy ([\d.]+), SSIM ([\d.]+)(?:, bias (-?[\d.]+))?", done.stdout)
 
 
-@pytest.mark.parametrize("name", ["plain", "lightning_module", "accelerate_loop"])
-def test_a_loop_with_a_stamp(name: str):
+@pytest.mark.parametrize("name", ["plain", "lightning_module", "accelerate_loop", "suspect"])
+def test_a_model_keeps_its_stamp(name: str):
     ((accuracy, ssim, _),) = run(str(EXAMPLES / f"{name}.py"))
     assert float(accuracy) > 0.7 and float(ssim) > 0.85
 
@@ -44,5 +44,5 @@ def test_two_processes_keep_one_model_by_the_commands_of_the_how_to_page(command
 
 def test_examples_are_short_and_all_tested():
     lines = {path.stem: len(path.read_text().splitlines()) for path in EXAMPLES.glob("*.py")}
-    assert lines.keys() == {"plain", "lightning_module", "accelerate_loop", "distributed"}
+    assert lines.keys() == {"plain", "lightning_module", "accelerate_loop", "distributed", "suspect"}
     assert max(lines.values()) < 40

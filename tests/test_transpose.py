@@ -510,9 +510,7 @@ def test_a_walk_that_is_not_finite_names_the_layer_and_the_readout_that_would_do
     norm = nn.BatchNorm2d(1).double()
     nn.init.zeros_(norm.weight)
     model = nn.Sequential(norm, nn.Flatten(), nn.Linear(64, 3).double())
-    with pytest.raises(
-        TransposeError, match=r"(?s)0 \(BatchNorm2d\): its signal is not finite.*readout='adjoint'"
-    ):
+    with pytest.raises(TransposeError, match=r"(?s)0 \(BatchNorm2d\): its signal is not finite.*readout='adjoint'"):
         transpose(model, EXAMPLE, readout="paper")
     assert transpose(model, EXAMPLE)(keys()).isfinite().all()
 

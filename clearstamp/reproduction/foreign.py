@@ -58,7 +58,7 @@ def network(name: str, *, seed: int = 0) -> tuple[nn.Module, tuple[int, int, int
     A scale of nothing or of a millionth, with which many begin, lets no signal through.
     """
     library, _, own = name.partition("/")
-    model: nn.Module
+    model: Any
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if library == "timm":

@@ -30,10 +30,12 @@ from clearstamp.attacks import (
     Transfer,
 )
 from clearstamp.errors import RecordError
+from clearstamp.reproduction import foreign
 from clearstamp.reproduction.campaigns import UNMARKED, campaigns
 from clearstamp.reproduction.capacity import LICENCE, Capacity
 from clearstamp.reproduction.coverage import HANDFUL, Coverage, Hardened, classifiers
 from clearstamp.reproduction.experiments import Experiment, Settings, run_all
+from clearstamp.reproduction.foreign import Foreign, ForeignHardened
 from clearstamp.reproduction.generalizability import CrossData, Row
 from clearstamp.reproduction.lifecycle import Fingerprint, LifeCycle, Trial
 from clearstamp.reproduction.profiles import Profile, profile
@@ -207,6 +209,10 @@ def pruning(profile: Profile) -> Groups:
 
 def generalizability(profile: Profile) -> Groups:
     networks = classifiers() if profile.name == "paper" else HANDFUL if profile.name == "quick" else HANDFUL[-3:-1]
+    families, others = foreign.families(), foreign.classifiers()
+    if profile.name != "paper":
+        few = 3 if profile.name == "quick" else 1
+        families, others = tuple(name for name in families if name.startswith("timm/test_"))[:few], others[-few:]
     resnet18 = Row(
         name="resnet18-hardening",
         readout="adjoint",
@@ -230,6 +236,9 @@ def generalizability(profile: Profile) -> Groups:
         "hardened": Group(
             [Hardened(name="coverage-hardened", networks=HANDFUL if profile.name != "tiny" else HANDFUL[2:3])], FIRST
         ),
+        "timm": Group([Foreign(name="coverage-timm", networks=families)], FIRST),
+        "transformers": Group([Foreign(name="coverage-transformers", networks=others)], FIRST),
+        "transformers, hardened": Group([ForeignHardened(name="transformers-hardened", networks=others)], FIRST),
     }
 
 

@@ -15,6 +15,7 @@ from clearstamp.reproduction.campaigns import Campaign
 from clearstamp.reproduction.capacity import Capacity
 from clearstamp.reproduction.coverage import Coverage, Hardened
 from clearstamp.reproduction.experiments import Experiment
+from clearstamp.reproduction.foreign import Foreign, ForeignHardened
 from clearstamp.reproduction.generalizability import CrossData, Row
 from clearstamp.reproduction.lifecycle import Fingerprint, LifeCycle, Trial
 from clearstamp.reproduction.profiles import Profile
@@ -116,6 +117,8 @@ TWINS = [
     Twin(Campaign(name="campaign-batch-norm", on=NORMED, attacks={"rescaling": attacks.BatchNormRescaling()})),
     Twin(Coverage(name="coverage", networks=("squeezenet1_1",))),
     Twin(Hardened(name="hardened", networks=("shufflenet_v2_x0_5",), steps=3, lr=1e-3)),
+    Twin(Foreign(name="foreign", networks=("timm/test_vit", "transformers/Swin"))),
+    Twin(ForeignHardened(name="foreign-hardened", networks=("transformers/ViT",), steps=3)),
     *[
         Twin(
             Cost(name=f"cost-{subject}", subject=subject, twin="task", keys=5, batch=4, rounds=2, repeats=1, **about),

@@ -330,10 +330,11 @@ def message_html(experiment: Capacity, record: Record, stage: str) -> HTML:
 
 def coverage_table(records: Sequence[Record]) -> Markdown:
     """One line a network: its size, and for each readout how it is covered, or why it is not."""
+    readouts = dict.fromkeys(f"`{stage.readout}`" for record in records for stage in record.stages)
     return networks(
         "How the readouts cover each network",
         records,
-        ("million parameters", "`paper`", "`adjoint`"),
+        ("million parameters", *readouts),
         lambda found: (f"{found[0].scores['parameters'] / 1e6:.1f}", *map(covered, found)),
         "lrl",
     )
