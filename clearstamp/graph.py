@@ -172,7 +172,13 @@ def capture(model: nn.Module, example: Tensor, output: Output = None) -> Graph:
     every shape. Raises `TransposeError` if the model cannot be captured, if it mixes the images of a batch, or if its
     output is not one tensor and `output` does not say which is meant.
     """
-    twin = still_twin(model)
+    if not isinstance(example, Tensor) or example.dim() < 2 or len(example) == 0:
+        raise TransposeError(
+            "the example is not an input batch",
+            got=tuple(example.shape) if isinstance(example, Tensor) else type(example).__name__,
+            expected="a tensor [n, ...] with n >= 1",
+        )
+    twin = still_twin(unwrapped(model))
     shapes = [tuple(example.shape[1:]), *(t.shape for t in chain(twin.parameters(), twin.buffers()))]
     taken = {size for shape in shapes for size in shape if size}
     prime = next(p for p in PRIMES if not any(size % p == 0 for size in taken))

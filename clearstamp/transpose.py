@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from clearstamp.errors import TransposeError
-from clearstamp.graph import Output, capture, compiled, unwrapped, where
+from clearstamp.graph import Graph, Output, capture, compiled, unwrapped, where
 from clearstamp.plan import Plan
 from clearstamp.rules import READOUTS, Readout
 
@@ -27,7 +27,7 @@ def public_probe(shape: tuple[int, ...]) -> Tensor:
 
 def transpose(
     model: nn.Module,
-    example: Tensor,
+    example: Tensor | Graph,
     *,
     readout: str | Readout = "adjoint",
     output: Output = None,
@@ -35,7 +35,8 @@ def transpose(
 ) -> "Transposed":
     """The model run backwards: a callable from keys ``[k, *output]`` to images ``[k, *input]``.
 
-    `example` is any input batch ``[n, *input]`` that the model accepts; only its shape, type and device matter. The
+    `example` is any input batch ``[n, *input]`` that the model accepts; only its shape, type and device matter. Or it
+    is what `clearstamp.graph.capture` made of one, which serves every readout and every model of an architecture. The
     model is captured once with `torch.export` and never changed; weights are read at every call, so gradients reach
     the forward model. `readout` is ``"adjoint"``, as this library recommends, or ``"paper"``, as published. Wrappers
     for data parallelism, averaging and compilation are seen through. A model that ends in a softmax is read from its
@@ -56,16 +57,17 @@ def transpose(
     Raises `TransposeError` if the readout is unknown, if the model cannot be captured, if `frozen` does not fit, or,
     naming **all** of them at once, if the model holds operations without a rule.
     """
-    return Transposed(model, example, readout, output, frozen)
+    graph = example if isinstance(example, Graph) else capture(model, example, output)
+    return Transposed(unwrapped(model), graph, readout, frozen)
 
 
-def freeze(model: nn.Module, example: Tensor, *, output: Output = None) -> dict[str, Tensor]:
+def freeze(model: nn.Module, example: Tensor | Graph, *, output: Output = None) -> dict[str, Tensor]:
     """The values of `model` on the public probe wherever the ``paper`` readout freezes one, by their place.
 
     The paper takes them from a model that was trained a few epochs without a stamp; a `Stamp` keeps them as a part of
     the key. A model without additions and products has none. Raises `TransposeError` as `transpose` does.
     """
-    return Transposed(model, example, "paper", output, None).frozen_values()
+    return transpose(model, example, readout="paper", output=output).frozen_values()
 
 
 class Transposed:
@@ -81,35 +83,23 @@ class Transposed:
     """
 
     def __init__(
-        self,
-        model: nn.Module,
-        example: Tensor,
-        readout: str | Readout,
-        output: Output,
-        frozen: Mapping[str, Tensor] | None,
+        self, model: nn.Module, graph: Graph, readout: str | Readout, frozen: Mapping[str, Tensor] | None = None
     ):
         chosen = readout if isinstance(readout, Readout) else READOUTS.get(readout)
         if chosen is None:
             raise TransposeError("unknown readout", got=repr(readout), expected=" or ".join(map(repr, READOUTS)))
-        if not isinstance(example, Tensor) or example.dim() < 2 or len(example) == 0:
-            raise TransposeError(
-                "the example is not an input batch",
-                got=tuple(example.shape) if isinstance(example, Tensor) else type(example).__name__,
-                expected="a tensor [n, ...] with n >= 1",
-            )
-        self.model = unwrapped(model)
+        self.model = model
         self.readout = chosen.name
-        graph = capture(self.model, example, output)
-        answer = graph.output.meta["val"]
-        self.key_shape, self.image_shape = tuple(answer.shape[1:]), tuple(example.shape[1:])
+        answer, image = graph.output.meta["val"], graph.input.meta["val"]
+        self.key_shape, self.image_shape = tuple(answer.shape[1:]), tuple(image.shape[1:])
         self.dtype = answer.dtype
-        self._probe = public_probe(self.image_shape).to(example.dtype)
+        self._probe = public_probe(self.image_shape).to(image.dtype)
         self._plan = plan = Plan(graph, chosen)
         self._known = graph.program((*plan.computed, *plan.held))
         self._frozen = self._checked(frozen)
         self._at: dict[int, dict[str, Any]] = {}
         self._masks: dict[str, Tensor] = {}
-        with torch.no_grad(), torch.autocast(example.device.type, enabled=False):
+        with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
             self._merged = self._merges()
             plan.try_out(self.model, self._values(2), self.device)
         self._masks = plan.masks()

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torchvision import models
 
 from clearstamp.errors import ClearStampError, RecordError, TransposeError
+from clearstamp.graph import Graph, capture
 from clearstamp.reading import read
 from clearstamp.reproduction.experiments import Experiment, Findings, Settings, device
 from clearstamp.reproduction.records import BOTH_READOUTS, Stage
@@ -59,24 +60,33 @@ def classifier(name: str, *, seed: int = 0) -> nn.Module:
     return model.eval()
 
 
-def cover(model: nn.Module, example: Tensor, readout: str) -> dict[str, Any]:
-    """What a transposed network does with one key.
+def cover(model: nn.Module, example: Tensor, *readouts: str) -> list[dict[str, Any]]:
+    """What a transposed network does with one key, in each readout.
 
     ``reason``: why it cannot be run backwards, or None. ``finite``: whether the image is finite, in the input's shape.
     ``without gradient``: how many of the `weights` (of two axes or more) a loss on the image does not reach.
     """
     try:
-        back = transpose(model, example, readout=readout)
+        graph = capture(model, example)
+    except TransposeError as error:
+        return [{"reason": str(error)} for _ in readouts]
+    return [covered(model, graph, readout) for readout in readouts]
+
+
+def covered(model: nn.Module, graph: Graph, readout: str) -> dict[str, Any]:
+    """`cover` for a captured network, in one readout."""
+    try:
+        back = transpose(model, graph, readout=readout)
     except TransposeError as error:
         return {"reason": str(error)}
-    image = back(torch.linspace(-10, 10, *back.key_shape, dtype=example.dtype).unsqueeze(0))
+    image = back(torch.linspace(-10, 10, *back.key_shape, dtype=back.dtype).unsqueeze(0))
     image.square().mean().sqrt().backward()
     weights = [weight for weight in model.parameters() if weight.dim() > 1]
     reached = [weight for weight in weights if weight.grad is not None and bool(weight.grad.any())]
     model.zero_grad()
     return {
         "reason": None,
-        "finite": bool(image.isfinite().all()) and image.shape == example.shape,
+        "finite": bool(image.isfinite().all()) and image.shape[1:] == back.image_shape,
         "weights": len(weights),
         "without gradient": len(weights) - len(reached),
     }
@@ -103,8 +113,8 @@ class Coverage(Networks):
             model = classifier(name, seed=seed).double()
             example = torch.zeros(1, 3, smallest(name), smallest(name), dtype=torch.float64)
             size = sum(weight.numel() for weight in model.parameters())
-            for readout in BOTH_READOUTS:
-                scores = {"parameters": size} | cover(model, example, readout)
+            for readout, found in zip(BOTH_READOUTS, cover(model, example, *BOTH_READOUTS), strict=True):
+                scores = {"parameters": size} | found
                 stages.append(Stage(label=f"{name}/{readout}", network=name, readout=readout, scores=scores))
         return stages, {}, {}
 

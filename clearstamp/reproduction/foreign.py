@@ -101,7 +101,8 @@ class Foreign(Experiment):
         for name in self.networks:
             model, shape = network(name, seed=seed)
             size = sum(weight.numel() for weight in model.parameters())
-            scores = {"parameters": size} | cover(model, torch.zeros(1, *shape), "adjoint")
+            (found,) = cover(model, torch.zeros(1, *shape), "adjoint")
+            scores = {"parameters": size} | found
             stages.append(Stage(label=name, network=name, readout="adjoint", scores=scores))
         return stages, {}, {}
 
