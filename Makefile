@@ -47,6 +47,7 @@ audit: PROFILE = paper
 audit: $(READY) ## run N records again (PROFILE=paper), those verified longest ago first, and compare
 	$(BIN)/python notebooks/audit.py --profile $(PROFILE) --count $(N)
 
+test: export MALLOC_MMAP_THRESHOLD_ = 1048576 # memory of large tensors goes back when they do
 test: $(READY) ## run every test, and every notebook in the tiny profile, two at a time
 	records=$$(mktemp -d) && trap 'rm -rf "$$records"' EXIT && \
 	CLEARSTAMP_ARTIFACTS="$$records" $(BIN)/python -m pytest -n 2 --no-loadscope-reorder \
