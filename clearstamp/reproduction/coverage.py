@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import torch
@@ -79,7 +80,7 @@ def covered(model: nn.Module, graph: Graph, readout: str) -> dict[str, Any]:
         back = transpose(model, graph, readout=readout)
     except TransposeError as error:
         return {"reason": str(error)}
-    image = back(torch.linspace(-10, 10, *back.key_shape, dtype=back.dtype).unsqueeze(0))
+    image = back(torch.linspace(-10, 10, prod(back.key_shape), dtype=back.dtype).reshape(1, *back.key_shape))
     image.square().mean().sqrt().backward()
     weights = [weight for weight in model.parameters() if weight.dim() > 1]
     reached = [weight for weight in weights if weight.grad is not None and bool(weight.grad.any())]

@@ -178,6 +178,11 @@ def test_cover_tells_what_is_wrong():
     assert "GLU" in found["reason"]
 
 
+def test_a_network_with_an_output_of_any_shape_is_covered():
+    (found,) = cover(nn.Conv2d(3, 2, 3), torch.zeros(1, 3, 8, 8), "adjoint")
+    assert found == {"reason": None, "finite": True, "weights": 1, "without gradient": 0}
+
+
 def test_constant_weights_are_drawn():
     head = classifier("vit_b_32").heads.head.weight
     assert head.std() > 0.01
