@@ -335,9 +335,15 @@ def coverage_table(records: Sequence[Record]) -> Markdown:
         "How the readouts cover each network",
         records,
         ("million parameters", *readouts),
-        lambda found: (f"{found[0].scores['parameters'] / 1e6:.1f}", *map(covered, found)),
+        lambda found: (millions(found[0]), *map(covered, found)),
         "lrl",
     )
+
+
+def millions(stage: Stage) -> str:
+    """A network's parameters in millions, to three decimals below one."""
+    count = float(stage.scores["parameters"] or 0) / 1e6
+    return f"{count:.1f}" if count >= 1 else f"{count:.3f}"
 
 
 def covered(stage: Stage) -> str:
