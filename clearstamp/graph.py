@@ -319,7 +319,7 @@ def inline(module: fx.GraphModule, graph: fx.Graph) -> None:
         if node.op != "call_function" or inner is None or not str(node.target).startswith("wrap_with_"):
             continue
         body = getattr(module, str(inner.target))
-        given = [a for a in node.args[node.args.index(inner) + 1 :]]
+        given = list(node.args[node.args.index(inner) + 1 :])
         with graph.inserting_before(node):
             copies: dict[fx.Node, Any] = {}
             for each in body.graph.nodes:

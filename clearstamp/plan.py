@@ -93,7 +93,7 @@ class Plan:
         gaps: for each operation without a step, why.
         held: the nodes that are frozen at their values on the public probe.
         computed: the nodes that depend on the weights alone.
-        repeated: of both, what is needed once for each key.
+        repeated: of both, what is needed once for each key, with the axis of its images, or None.
     """
 
     def __init__(self, graph: Graph, readout: Readout):
@@ -102,10 +102,10 @@ class Plan:
         self._depth = self._depths()
         self.steps = self._steps()
         given = [argument for step in self.steps for argument in step.stand_ins() if isinstance(argument, Known)]
-        known = {argument.node for argument in given}
-        self.held = tuple(node for node in graph.nodes if node in known and node in graph.signals)
-        self.computed = tuple(node for node in graph.nodes if node in known and node not in graph.signals)
-        self.repeated = tuple(dict.fromkeys(argument for argument in given if argument.each))
+        nodes = {known.node for known in given}
+        self.held = tuple(node for node in graph.nodes if node in nodes and node in graph.signals)
+        self.computed = tuple(node for node in graph.nodes if node in nodes and node not in graph.signals)
+        self.repeated = {known: graph.batch_axis(known.node.meta["val"]) for known in given if known.each}
 
     def sizes(self, keys: int) -> dict[str, Any]:
         """The shapes on the way, and other arguments that grow with the number of keys, by their places."""

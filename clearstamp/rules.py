@@ -177,13 +177,17 @@ def convolution(
     return image[recorded]
 
 
+def without_bias(y: Tensor, bias: Tensor | None) -> Tensor:
+    """The signal with the bias of its channels taken off."""
+    return y if bias is None else y - per_channel(bias, y)
+
+
 @register_vjp_rule(*CONV, label="convention", source=PAPER, readouts=("paper",), weighted=True)
 def convolution_paper(
     y: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None = None, *geometry: Any, **named: Any
 ) -> Tensor:
     """conv_transpose(y - b, W): the bias, one per output channel, is taken off first."""
-    signal = y if bias is None else y - per_channel(bias, y)
-    return convolution(signal, x, weight, None, *geometry, **named)
+    return convolution(without_bias(y, bias), x, weight, None, *geometry, **named)
 
 
 @register_vjp_rule(
@@ -210,8 +214,7 @@ def transposed_convolution_paper(
     y: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None = None, *geometry: Any
 ) -> Tensor:
     """conv(y - b, W): the bias, one per output channel, is taken off first."""
-    signal = y if bias is None else y - per_channel(bias, y)
-    return transposed_convolution(signal, x, weight, None, *geometry)
+    return transposed_convolution(without_bias(y, bias), x, weight, None, *geometry)
 
 
 # ------------------------------------------------------------------------------------------------ normalisation

@@ -214,9 +214,8 @@ class Transposed:
                 values[place] = value.repeat(*[1] * merged, keys, *[1] * (value.dim() - merged - 1))
             else:
                 values[place] = value.repeat_interleave(keys, merged)
-        for known in self._plan.repeated:
+        for known, axis in self._plan.repeated.items():
             value = values[known.node.name]
-            axis = self._plan.graph.batch_axis(known.node.meta["val"])
             if axis is not None and value.shape[axis] == 1:
                 value = value.expand(*[-1] * axis, keys, *[-1] * (value.dim() - axis - 1))
             values[known.place] = value

@@ -1,6 +1,6 @@
 """Which of torchvision's classifiers can be run backwards, and what hardening does to some of them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -129,18 +129,24 @@ class Hardened(Networks):
     lr: float = 1e-3
 
     def conduct(self, settings: Settings, seed: int) -> Findings:
-        stages: list[Stage] = []
-        arrays: dict[str, Tensor] = {}
-        for name in self.networks:
-            model = classifier(name, seed=seed).to(device())
-            shape = (3, smallest(name), smallest(name))
-            stamp = Stamp.from_texts(["AB", "CD", "EF", "GH"], outputs=OUTPUTS, shape=shape, seed=seed)
-            back = transpose(model, torch.zeros(1, *shape, device=device()), readout=self.readout)
-            before = read(back, stamp)
-            steps = self.steps if settings.profile == "paper" else settings.hardening_steps // 10
-            done = harden(back, stamp, steps=steps, target=0.95, lr=self.lr, dropout=0.0, progress=False)
-            after = read(back, stamp)
-            scores = {"steps": done.steps, "ssim before": before.ssim.mean().item(), "ssim": after.ssim.mean().item()}
-            stages.append(Stage(label=name, network=name, scores=scores))
-            arrays[name] = after.images
-        return stages, arrays, {}
+        steps = self.steps if settings.profile == "paper" else settings.hardening_steps // 10
+        networks = ((n, classifier(n, seed=seed), (3, smallest(n), smallest(n))) for n in self.networks)
+        return hardened(networks, readout=self.readout, steps=steps, lr=self.lr, seed=seed)
+
+
+def hardened(
+    networks: Iterable[tuple[str, nn.Module, tuple[int, int, int]]], *, readout: str, steps: int, lr: float, seed: int
+) -> Findings:
+    """SSIM of four keys before and after at most `steps` hardening steps, for each name, network and image shape."""
+    stages: list[Stage] = []
+    arrays: dict[str, Tensor] = {}
+    for name, model, shape in networks:
+        stamp = Stamp.from_texts(["AB", "CD", "EF", "GH"], outputs=OUTPUTS, shape=shape, seed=seed)
+        back = transpose(model.to(device()), torch.zeros(1, *shape, device=device()), readout=readout)
+        before = read(back, stamp)
+        done = harden(back, stamp, steps=steps, target=0.95, lr=lr, dropout=0.0, progress=False)
+        after = read(back, stamp)
+        scores = {"steps": done.steps, "ssim before": before.ssim.mean().item(), "ssim": after.ssim.mean().item()}
+        stages.append(Stage(label=name, network=name, scores=scores))
+        arrays[name] = after.images
+    return stages, arrays, {}

@@ -10,16 +10,12 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from clearstamp.errors import ClearStampError, RecordError
-from clearstamp.reading import read
-from clearstamp.reproduction.coverage import OUTPUTS, cover
-from clearstamp.reproduction.experiments import Experiment, Findings, Settings, device
+from clearstamp.reproduction.coverage import OUTPUTS, cover, hardened
+from clearstamp.reproduction.experiments import Experiment, Findings, Settings
 from clearstamp.reproduction.records import PACKAGE, Stage
-from clearstamp.stamp import Stamp
-from clearstamp.training import harden
-from clearstamp.transpose import transpose
 
 WIDE: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
 PATCHED = WIDE | {"image_size": 32, "patch_size": 8}
@@ -115,17 +111,6 @@ class ForeignHardened(Foreign):
     lr: float = 1e-2
 
     def conduct(self, settings: Settings, seed: int) -> Findings:
-        stages: list[Stage] = []
-        arrays: dict[str, Tensor] = {}
         steps = self.steps if settings.profile == "paper" else settings.hardening_steps // 10
-        for name in self.networks:
-            model, shape = network(name, seed=seed)
-            stamp = Stamp.from_texts(["AB", "CD", "EF", "GH"], outputs=OUTPUTS, shape=shape, seed=seed)
-            back = transpose(model.to(device()), torch.zeros(1, *shape, device=device()))
-            before = read(back, stamp)
-            done = harden(back, stamp, steps=steps, target=0.95, lr=self.lr, dropout=0.0, progress=False)
-            after = read(back, stamp)
-            scores = {"steps": done.steps, "ssim before": before.ssim.mean().item(), "ssim": after.ssim.mean().item()}
-            stages.append(Stage(label=name, network=name, scores=scores))
-            arrays[name] = after.images
-        return stages, arrays, {}
+        networks = ((name, *network(name, seed=seed)) for name in self.networks)
+        return hardened(networks, readout="adjoint", steps=steps, lr=self.lr, seed=seed)

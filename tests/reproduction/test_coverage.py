@@ -191,7 +191,9 @@ def test_constant_weights_are_drawn():
 
 def test_coverage_is_recorded_and_shown():
     records = run_all([Coverage(name="coverage", networks=("squeezenet1_1",))], "tiny")
-    assert "| squeezenet1_1 | 0.728 | yes, gradients in 26 of 26 weights | yes," in compact(coverage_table(records).data)
+    assert "| squeezenet1_1 | 0.728 | yes, gradients in 26 of 26 weights | yes," in compact(
+        coverage_table(records).data
+    )
     records[0].results["squeezenet1_1/paper"]["reason"] = "a|b\nc"
     records[0].results["squeezenet1_1/adjoint"]["finite"] = False
     assert "| a/b c | the image is not finite |" in compact(coverage_table(records).data)
