@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from clearstamp.data import Data
 from clearstamp.errors import ClearStampError
+from clearstamp.evidence import Seal, Verdict, verify
+from clearstamp.graph import Tap
 from clearstamp.losses import Stamped, StampLoss
 from clearstamp.method import PAPER, RECOMMENDED, Alternating, Joint, Method
 from clearstamp.pictures import develop
@@ -35,11 +37,14 @@ __all__ = [
     "Method",
     "Reading",
     "Recovered",
+    "Seal",
     "Stamp",
     "StampLoss",
     "Stamped",
     "Suspect",
+    "Tap",
     "Transposed",
+    "Verdict",
     "accuracy",
     "correlation",
     "develop",
@@ -56,6 +61,7 @@ __all__ = [
     "read_bytes",
     "similarity",
     "transpose",
+    "verify",
 ]
 
 

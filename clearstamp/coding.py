@@ -76,11 +76,17 @@ def log_likelihood_ratios(images: Tensor, patches: int, *, per_channel: bool = F
 
 def patch_means(values: Tensor, patches: int, per_channel: bool) -> NDArray[np.float64]:
     """The mean of every patch ``[k, n]`` of values ``[k, C, H, W]``."""
+    sums, sizes = patch_sums(values, patches, per_channel)
+    return sums / sizes
+
+
+def patch_sums(values: Tensor, patches: int, per_channel: bool) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """The sum over every patch ``[k, n]`` of values ``[k, C, H, W]``, exact for integers, and each patch's size."""
     _, channels, height, width = values.shape
     where = places((channels, height, width), patches, per_channel).flatten()
     sums = torch.zeros(len(values), int(where.max()) + 1, dtype=torch.float64)
     sums.index_add_(1, where, values.detach().cpu().double().flatten(1))
-    return (sums / torch.bincount(where)).numpy()
+    return sums.numpy(), torch.bincount(where).numpy()
 
 
 CODES: dict[str, Code] = {code.name: code for code in (Uncoded(), Hamming(), ReedSolomon(), LowDensity())}
@@ -119,6 +125,11 @@ class Payload:
         """For a file."""
         return asdict(self)
 
+    @property
+    def coded(self) -> int:
+        """How many bits the bytes are once they are encoded."""
+        return len(CODES[self.code].encode(np.zeros(8 * self.length, np.uint8)))
+
     def order(self, size: int) -> tuple[NDArray[np.int64], Bits]:
         """Where each of `size` bits goes, and what it is scrambled with."""
         numbers = np.random.default_rng(self.seed)
@@ -130,13 +141,18 @@ def encode(
 ) -> tuple[Tensor, Payload]:
     """Images ``[k, C, H, W]``, at least one, that hold `data`, and how to read them."""
     payload = Payload(code, len(data), patches, per_channel, seed, zlib.crc32(data))
-    bits = CODES[code].encode(np.unpackbits(np.frombuffer(data, np.uint8)))
     each = capacity(shape, patches, per_channel)
-    count = max(1, -(-len(bits) // each))
-    padded = np.zeros(count * each, np.uint8)
+    count = max(1, -(-payload.coded // each))
+    bits = laid_out(data, payload, count * each) ^ payload.order(count * each)[1]
+    return draw_bits(bits.reshape(count, each), shape, patches, per_channel=per_channel), payload
+
+
+def laid_out(data: bytes, payload: Payload, size: int) -> Bits:
+    """The bytes as `size` bits: encoded, filled up with zeros and interleaved, not scrambled yet."""
+    bits = CODES[payload.code].encode(np.unpackbits(np.frombuffer(data, np.uint8)))
+    padded = np.zeros(size, np.uint8)
     padded[: len(bits)] = bits
-    order, noise = payload.order(len(padded))
-    return draw_bits((padded[order] ^ noise).reshape(count, each), shape, patches, per_channel=per_channel), payload
+    return padded[payload.order(size)[0]]
 
 
 @dataclass(frozen=True)
@@ -156,14 +172,18 @@ class Found:
     corrected: int
 
 
-def decode(images: Tensor, payload: Payload) -> Found:
-    """The payload of raw signals ``[k, ...]``. Never raises for wrong bits: see `Found.right`."""
+def decode(images: Tensor, payload: Payload, mask: Bits | None = None) -> Found:
+    """The payload of raw signals ``[k, ...]``, scrambled with `mask` if there is one and else by its seed.
+
+    Never raises for wrong bits: see `Found.right`.
+    """
     ratios = log_likelihood_ratios(as_pictures(images), payload.patches, per_channel=payload.per_channel)
     order, noise = payload.order(ratios.size)
+    noise = noise if mask is None else mask
     straight = np.empty(ratios.size)
     straight[order] = ratios.reshape(-1) * np.where(noise, -1, 1)
     code, size = CODES[payload.code], 8 * payload.length
-    used = len(code.encode(np.zeros(size, np.uint8)))
+    used = payload.coded
     if used > ratios.size:
         raise CodingError("fewer images than the payload needs", got=len(images), expected=f"{used} bits")
     message = code.decode(straight[:used], size)

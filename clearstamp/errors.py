@@ -6,6 +6,7 @@ __all__ = [
     "CodingError",
     "DataError",
     "RecordError",
+    "SealError",
     "StampError",
     "SuspectError",
     "TrainingError",
@@ -60,6 +61,10 @@ class AttackError(ClearStampError):
 
 class SuspectError(ClearStampError):
     """A checkpoint that cannot be read safely, or that does not fit the model."""
+
+
+class SealError(ClearStampError):
+    """A seal, or choices, that cannot be used, or that do not fit the model."""
 
 
 class RecordError(ClearStampError):

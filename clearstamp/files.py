@@ -9,12 +9,15 @@ from pathlib import Path
 from torch import Tensor
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write under a temporary name beside `path`, then rename: neither crash nor loss of power leaves half a file."""
+def write_atomically(path: Path, content: bytes, *, mode: int = 0o666) -> None:
+    """Write under a temporary name beside `path`, then rename: neither crash nor loss of power leaves half a file.
+
+    `mode` are the permissions of a new file, from which the process's mask takes its own.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with temporary.open("wb") as file:
+        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())

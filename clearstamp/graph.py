@@ -15,8 +15,19 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from clearstamp.errors import TransposeError
 
-Output = str | int | Callable[[Any], Tensor] | None
-"""Which of a model's outputs is meant: a name, a position, a function of them, or what is plain without being said."""
+
+@dataclass(frozen=True)
+class Tap:
+    """The output of a layer within a model, by the layer's name, in place of the model's own: keys enter there.
+
+    No head is read then, so that a replaced one changes nothing.
+    """
+
+    layer: str
+
+
+Output = str | int | Callable[[Any], Tensor] | Tap | None
+"""Which of a model's outputs is meant: a name, a position, a function of them, a `Tap`, or what is plain unsaid."""
 
 SHAPE_ALONE = {f"aten::{name}" for name in ("zeros_like", "ones_like", "full_like", "empty_like", "rand_like")} | {
     f"aten::new_{name}" for name in ("zeros", "ones", "full", "empty")
@@ -214,7 +225,22 @@ class Selected(nn.Module):
         self.model, self.selected = model, output
 
     def forward(self, image: Tensor) -> Tensor:
-        return select(self.model(image), self.selected)
+        if not isinstance(self.selected, Tap):
+            return select(self.model(image), self.selected)
+        given: list[Any] = []
+        with self.tapped(self.selected.layer).register_forward_hook(lambda *call: given.append(call[2])):
+            self.model(image)
+        if len(given) != 1:
+            raise TransposeError("a tapped layer runs once", got=f"{len(given)} times", where=self.selected.layer)
+        return select(given[0], None)
+
+    def tapped(self, name: str) -> nn.Module:
+        """The layer of this name. Raises `TransposeError` if there is none."""
+        try:
+            return self.model.get_submodule(name)
+        except AttributeError:
+            names = ", ".join(layer for layer, _ in self.model.named_modules() if layer)
+            raise TransposeError("no such layer in the model", got=repr(name), expected=names) from None
 
 
 def select(answer: Any, output: Output) -> Tensor:

@@ -157,6 +157,11 @@ class Transposed:
         return {node.name: values[node.name].cpu().clone() for node in self._plan.held}
 
     @property
+    def on_public_probe(self) -> bool:
+        """Whether everything that is frozen is evaluated on the public probe, and nothing is the owner's choice."""
+        return not self._frozen
+
+    @property
     def frozen(self) -> list[str]:
         """What is frozen, as a person finds it in the model."""
         return [where(node) for node in self._plan.held]

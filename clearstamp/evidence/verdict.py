@@ -1,0 +1,222 @@
+"""The verdict on a model: one test, named when the stamp was sealed, with an exact p."""
+
+from dataclasses import dataclass, replace
+from decimal import Decimal
+from enum import StrEnum
+
+import numpy as np
+import torch
+from torch import nn
+
+from clearstamp.coding import decode, patch_sums
+from clearstamp.errors import SealError
+from clearstamp.evidence import chance
+from clearstamp.evidence.draws import blocks
+from clearstamp.evidence.readers import READERS, UNIT, Numbers, Pixels, best, cells, centred, grey, template
+from clearstamp.evidence.seal import Seal, pixels
+from clearstamp.pictures import as_pictures, develop
+from clearstamp.reading import extract
+from clearstamp.stamp import Stamp
+from clearstamp.transpose import Transposed
+from clearstamp.units import merge_equal_units
+
+WEAK = Decimal("1e-6")
+"""A p of at most this is worth saying, and no match: a forger needs about 1 / p seeds."""
+
+LEGIBLE = 0.5
+"""The mean correlation with the secrets from which on pictures count as legible: a convention. People can be asked."""
+
+NOT_INNOCENCE = "p is how often chance does as well; it is not the probability that the model is innocent."
+
+
+class Outcome(StrEnum):
+    """What a verdict comes to."""
+
+    MATCH = "MATCH"
+    WEAK = "WEAK"
+    SUPPORTS = "SUPPORTS"
+    NO_MATCH = "NO MATCH"
+
+
+@dataclass(frozen=True, eq=False)
+class Verdict:
+    """How well a model shows a sealed stamp, and how often chance does as well.
+
+    Attributes:
+        outcome: MATCH if p is at most 2^-bar, WEAK if it is at most 1e-6, else NO MATCH. SUPPORTS is the most that a
+            model can reach in which a layer of the owner's was put back, since that layer depends on the draws.
+        p: of the seal's test, rounded up, multiplied by the attempts and the searched files; at most 1.
+        bar: the exponent of a match.
+        test: its name.
+        right, of: letters, bits, or pictures at their places, read right, and how many there are.
+        attempt: how the model was read.
+        tries: attempts times searched files.
+        legible: whether pictures and secrets correlate enough for a person to read them.
+        correlation: their mean, in [-1, 1].
+        pictures: what was read, developed, uint8 ``[k, C, H, W]``.
+        scores: the integer scores that were counted.
+        data: the bytes that were read, for a seal with a payload that could be corrected; else None.
+    """
+
+    outcome: Outcome
+    p: Decimal
+    bar: int
+    test: str
+    right: int
+    of: int
+    attempt: str
+    tries: int
+    legible: bool
+    correlation: float
+    pictures: Pixels
+    scores: Numbers
+    data: bytes | None = None
+
+    def __str__(self) -> str:
+        what = {"bits": "bits", "order": "pictures"}.get(self.test, "letters")
+        legible = "legible" if self.legible else "not legible"
+        lines = [
+            f"{what} {self.right} of {self.of} right; read {self.attempt!r}; {self.tries} tries counted",
+            f"pictures {legible} (mean correlation {self.correlation:.2f})",
+            f"{self.outcome.value}   p = {self.p:.1e}: {self.meaning}",
+            NOT_INNOCENCE,
+        ]
+        return "\n".join(lines)
+
+    @property
+    def meaning(self) -> str:
+        """What p says, in a sentence."""
+        if self.outcome is Outcome.SUPPORTS:
+            return "a layer of the owner's was put back, which depends on the draws, so p is no test"
+        if self.p >= Decimal("0.05"):
+            return "a model made without this seal often reads as well."
+        return f"a model made without this seal reads as well once in {1 / self.p:.0e}."
+
+
+def verify(back: Transposed, seal: Seal, *, searched: int = 1, grafted: bool = False) -> Verdict:
+    """Read a model in every way that the seal names, and judge the best reading; p counts all of them.
+
+    `back` is the suspect run backwards, as by `seal.transpose(model)`. `searched` is the number of models that were
+    looked at before this one was named. `grafted` says that a layer of the owner's was put back.
+
+    Raises `SealError` if the model is not run backwards as the seal says, `StampError` if shapes do not fit.
+    """
+    choices, stamp = seal.choices, seal.stamp()
+    if back.readout != choices.readout or not back.on_public_probe:
+        raise SealError(
+            "the model is not run backwards as the seal says",
+            got=f"readout {back.readout!r}" + ("" if back.on_public_probe else ", with frozen values"),
+            expected=f"readout {choices.readout!r} on the public probe",
+            remedy="seal.transpose(model)",
+        )
+    if searched < 1:
+        raise SealError("number of searched models out of range", got=searched, expected="at least 1")
+    found = []
+    for attempt in choices.attempts:
+        verdict = judge(seal, look(reread(back, seal, attempt), stamp), attempt=attempt, searched=searched)
+        found.append(verdict)
+        if verdict.outcome is Outcome.MATCH:
+            break
+    least = min(found, key=lambda verdict: verdict.p)
+    return replace(least, outcome=Outcome.SUPPORTS) if grafted and least.outcome is not Outcome.NO_MATCH else least
+
+
+def reread(back: Transposed, seal: Seal, attempt: str) -> Transposed:
+    """The model as an attempt reads it."""
+    if attempt == "as is":
+        return back
+    merged: nn.Module = merge_equal_units(back.model, torch.zeros(1, *back.image_shape, device=back.device))
+    return seal.transpose(merged)
+
+
+def look(back: Transposed, stamp: Stamp) -> Pixels:
+    """What a model reveals, as a person sees it: developed, in 8 bits, ``[k, C, H, W]``."""
+    return pixels(as_pictures(develop(extract(back, stamp))))
+
+
+def judge(seal: Seal, pictures: Pixels, *, attempt: str = "as is", searched: int = 1) -> Verdict:
+    """The verdict on pictures ``[k, C, H, W]``, whoever read them out of whatever model.
+
+    Raises `SealError` for pictures of another shape.
+    """
+    choices, secrets = seal.choices, seal.secrets()
+    if pictures.shape != secrets.shape or pictures.dtype != np.uint8:
+        raise SealError("pictures of another shape", got=pictures.shape, expected=secrets.shape)
+    alike = np.diagonal(template(grey(pictures), grey(secrets))) / UNIT
+    p, right, of, scores = TESTS[choices.test](seal, pictures)
+    tries = len(choices.attempts) * searched
+    p = chance.at_most_one(chance.UP.multiply(p, Decimal(tries)))
+    outcome = Outcome.MATCH if p <= Decimal(2) ** -choices.bar else Outcome.WEAK if p <= WEAK else Outcome.NO_MATCH
+    return Verdict(
+        outcome=outcome,
+        p=p,
+        bar=choices.bar,
+        test=choices.test,
+        right=right,
+        of=of,
+        attempt=attempt,
+        tries=tries,
+        legible=bool(alike.mean() >= LEGIBLE),
+        correlation=float(alike.mean()),
+        pictures=pictures,
+        scores=scores,
+        data=payload(seal, pictures),
+    )
+
+
+Result = tuple[Decimal, int, int, Numbers]
+"""p, how many are right, of how many, and the scores that were counted."""
+
+
+def letter_scores(seal: Seal, pictures: Pixels) -> Numbers:
+    """How well each drawn letter's place shows each letter of the alphabet, ``[letters, 16]``."""
+    choices = seal.choices
+    coded = centred(grey(pictures[: choices.codes]))
+    return READERS[choices.reader](cells(coded, choices.rows, choices.columns), grey(seal.sheet))
+
+
+def letters(seal: Seal, pictures: Pixels) -> Result:
+    """A letter is right if it scores the highest, alone."""
+    scores, drawn = letter_scores(seal, pictures), seal.letters.reshape(-1)
+    right = int((best(scores) == drawn).sum())
+    return chance.binomial(right, len(drawn), len(seal.sheet)), right, len(drawn), scores
+
+
+def soft_letters(seal: Seal, pictures: Pixels) -> Result:
+    """The sum of the drawn letters' scores."""
+    scores, drawn = letter_scores(seal, pictures), seal.letters.reshape(-1)
+    return chance.chernoff(scores, drawn), int((best(scores) == drawn).sum()), len(drawn), scores
+
+
+def bits(seal: Seal, pictures: Pixels) -> Result:
+    """A bit is right if the mean of its patch lies on its side of grey."""
+    about, meant = seal.payload, seal.bits
+    coded = torch.from_numpy(pictures[: seal.choices.codes])
+    sums, sizes = patch_sums(coded, about.patches, about.per_channel)
+    scores = 2 * sums.astype(np.int64) - 255 * sizes
+    right = int(((scores > 0) & (meant == 1) | (scores < 0) & (meant == 0)).sum())
+    return chance.binomial(right, meant.size, 2), right, meant.size, scores
+
+
+def order(seal: Seal, pictures: Pixels) -> Result:
+    """The sum of the scores of each picture with the secret that it was drawn to show, within blocks."""
+    owned, drawn = grey(pictures[seal.choices.codes :]), seal.draws.order(len(seal.pictures))
+    secrets = grey(seal.secrets()[seal.choices.codes :])
+    shown = np.empty_like(secrets)
+    shown[drawn] = secrets  # as the owner gave them
+    scores = READERS[seal.choices.reader](owned, shown)
+    parts = [slice(*block) for block in blocks(len(drawn))]
+    ps = [chance.orders(scores[part, part], drawn[part] - part.start) for part in parts]
+    return chance.together(ps), int((best(scores) == drawn).sum()), len(drawn), scores
+
+
+TESTS = {"letters": letters, "letters-soft": soft_letters, "bits": bits, "order": order}
+
+
+def payload(seal: Seal, pictures: Pixels) -> bytes | None:
+    """The bytes that the pictures hold, if they can be corrected to those of the seal."""
+    if seal.choices.payload is None:
+        return None
+    images = torch.from_numpy(pictures[: seal.choices.codes].astype(np.float32) / 255)
+    found = decode(images, seal.payload, seal.draws.mask(seal.choices.bits))
+    return found.data if found.data == seal.data else None
