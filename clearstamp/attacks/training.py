@@ -33,7 +33,7 @@ class FineTuning(Attack):
     def run(self, scene: Scene) -> None:
         check(self.optimizer in OPTIMIZERS, "unknown optimizer", self.optimizer, " or ".join(OPTIMIZERS))
         check(self.layers in ("all", "last"), "unknown choice of layers", self.layers, "all or last")
-        last = last_layer(scene.model, scene.example)
+        last = last_layer(scene.model, scene.graph())
         if self.reset_last:
             last.reset_parameters()
         if self.layers == "last":
@@ -59,7 +59,7 @@ class Transfer(Attack):
     def run(self, scene: Scene) -> None:
         classes = scene.need_data().classes
         check(2 <= self.modulus < classes, "modulus out of range", self.modulus, f"a modulus from 2 to {classes - 1}")
-        last = last_layer(scene.model, scene.example)
+        last = last_layer(scene.model, scene.graph())
         original = copy.deepcopy(last)
         if not isinstance(original, nn.Linear):
             raise AttackError("the last layer is not linear", got=type(original).__name__, expected="nn.Linear")
@@ -68,7 +68,7 @@ class Transfer(Attack):
 
         def evidence(suspect: nn.Module) -> nn.Module:
             restored = copy.deepcopy(suspect)
-            replace_module(restored, last_layer(restored, scene.example), original)
+            replace_module(restored, last_layer(restored, scene.graph(restored)), original)
             return restored
 
         scene.evidence = evidence

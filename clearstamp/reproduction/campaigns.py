@@ -8,7 +8,8 @@ from torch import Tensor
 
 from clearstamp.attacks import Attack, Look
 from clearstamp.errors import ClearStampError, RecordError
-from clearstamp.reproduction.experiments import Experiment, Findings
+from clearstamp.graph import capture
+from clearstamp.reproduction.experiments import Experiment, Findings, device
 from clearstamp.reproduction.lifecycle import LifeCycle, LifeSettings, trained
 from clearstamp.reproduction.profiles import Profile, load_sets
 from clearstamp.reproduction.records import Score, Stage
@@ -63,6 +64,7 @@ class Campaign(Experiment):
         model, *others = (trained(needed, seed) for needed in settings.needs)
         stamp = settings.stamp(shape=sets.train.shape, outputs=sets.train.classes, seed=seed)
         data, test = halves(sets.test) if self.unseen else (sets.train, sets.test)
+        graph = capture(model, stamp.secrets[:1].to(device()))
         stages: list[Stage] = []
         arrays: dict[str, Tensor] = {"secrets": stamp.secrets}
 
@@ -89,6 +91,7 @@ class Campaign(Experiment):
                 readout=settings.readout,
                 merge=self.merge,
                 before=before,
+                graph=graph,
                 seed=seed,
             )
             if before is None:
