@@ -146,7 +146,7 @@ def judge(seal: Seal, pictures: Pixels, *, attempt: str = "as is", searched: int
     p, right, of, scores = TESTS[choices.test](seal, pictures)
     tries = len(choices.attempts) * searched
     p = chance.at_most_one(chance.UP.multiply(p, Decimal(tries)))
-    outcome = Outcome.MATCH if p <= Decimal(2) ** -choices.bar else Outcome.WEAK if p <= WEAK else Outcome.NO_MATCH
+    outcome = Outcome.MATCH if p <= choices.alpha else Outcome.WEAK if p <= WEAK else Outcome.NO_MATCH
     return Verdict(
         outcome=outcome,
         p=p,
