@@ -5,6 +5,7 @@ __all__ = [
     "ClearStampError",
     "CodingError",
     "DataError",
+    "EvidenceError",
     "RecordError",
     "SealError",
     "StampError",
@@ -65,6 +66,10 @@ class SuspectError(ClearStampError):
 
 class SealError(ClearStampError):
     """A seal, or choices, that cannot be used, or that do not fit the model."""
+
+
+class EvidenceError(ClearStampError):
+    """Evidence, a signature or a time-stamp that cannot be made or read."""
 
 
 class RecordError(ClearStampError):
