@@ -19,6 +19,8 @@ from torch import nn
 from clearstamp.errors import ClearStampError
 from clearstamp.evidence.seal import Choices
 
+__all__ = ["Architecture"]
+
 PROVIDERS = {"torchvision": "torchvision.models", "timm": "timm", "clearstamp": "clearstamp.zoo.networks"}
 """Collections of architectures by their modules, which are imported when one is asked for. Nothing else is built
 without asking whose code it is."""
@@ -70,7 +72,7 @@ class Architecture:
         return self.provider not in PROVIDERS
 
     def fitting(self, choices: Choices) -> Self:
-        """With what a seal says of inputs and outputs, where the architecture is this library's and that is not said."""
+        """With the shapes that a seal says, where the architecture is this library's and does not say its own."""
         if self.provider != "clearstamp":
             return self
         known: dict[str, Any] = {"shape": choices.shape}

@@ -149,7 +149,9 @@ def test_nothing_beside_the_suspect_is_imported(tmp_path: Path, importable):
     module(tmp_path / "own", "own_model", imports="import their_model")
     for folder in ("found", "own"):
         importable(tmp_path / folder, named=True)
-    with pytest.raises(ClearStampError, match="no such module; got: 'their_model'; .* that of the suspect is never used"):
+    with pytest.raises(
+        ClearStampError, match="no such module; got: 'their_model'; .* that of the suspect is never used"
+    ):
         build("their_model:make", away_from=[tmp_path / "found"])
     with pytest.raises(ClearStampError, match="cannot be built; got: ModuleNotFoundError: .*their_model"):
         build("own_model:make", away_from=[tmp_path / "found"])
