@@ -49,6 +49,7 @@ class Report:
         file: its path.
         held: in what part of it the weights lay: a way such as ``"state_dict"``, or "" for the file itself.
         prefix: what was taken off the names.
+        fitting: every part of the file whose names and shapes fit, such as averaged weights beside plain ones.
         matched: names of the tensors that the copy got.
         missing: names of the model's tensors that the file lacks.
         extra: names of the file's tensors that the model lacks.
@@ -61,6 +62,7 @@ class Report:
     file: str
     held: str
     prefix: str
+    fitting: tuple[str, ...]
     matched: tuple[str, ...] = field(repr=False)
     missing: tuple[str, ...]
     extra: tuple[str, ...]
@@ -115,7 +117,8 @@ def load_suspect(
     parts = parsed(Path(path))
     model = copy.deepcopy(still_twin(unwrapped(into))).float().requires_grad_(False)
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    held, prefix, tensors = chosen(str(path), parts, wanted, choose)
+    fitting = fitting_parts(parts, wanted)
+    held, prefix, tensors = chosen(str(path), parts, fitting, wanted, choose)
     matched = {name: tensor for name, tensor in tensors.items() if wanted.get(name) == tuple(tensor.shape)}
     misshapen = {
         name: (tuple(tensor.shape), wanted[name])
@@ -141,6 +144,7 @@ def load_suspect(
         file=str(path),
         held=held,
         prefix=prefix,
+        fitting=tuple(fitting),
         matched=tuple(matched),
         missing=missing,
         extra=tuple(name for name in tensors if name not in wanted),
@@ -161,36 +165,49 @@ def load_suspect(
 # ------------------------------------------------------------------------------------------------ what fits the model
 
 
+def fitting_parts(
+    parts: dict[str, dict[str, Tensor]], wanted: Mapping[str, tuple[int, ...]]
+) -> dict[str, dict[str, dict[str, Tensor]]]:
+    """Every part of a file that fits, as its tensors for each prefix with which most of them do."""
+    fitting = {}
+    for held, tensors in parts.items():
+        options = {prefix: stripped(tensors, prefix) for prefix in prefixes(tensors)}
+        fits = {prefix: fit(found, wanted) for prefix, found in options.items()}
+        if best := [prefix for prefix, count in fits.items() if count == max(fits.values()) > 0]:
+            fitting[held] = {prefix: options[prefix] for prefix in best}
+    return fitting
+
+
 def chosen(
-    file: str, parts: dict[str, dict[str, Tensor]], wanted: Mapping[str, tuple[int, ...]], choose: str | None
+    file: str,
+    parts: dict[str, dict[str, Tensor]],
+    fitting: dict[str, dict[str, dict[str, Tensor]]],
+    wanted: Mapping[str, tuple[int, ...]],
+    choose: str | None,
 ) -> tuple[str, str, dict[str, Tensor]]:
     """The part of a file that fits, the prefix taken off its names, and its tensors."""
     if choose is not None and choose not in parts:
         raise SuspectError("no such part in the checkpoint", got=repr(choose), expected=", ".join(map(repr, parts)))
-    fitting = {}
-    for held, tensors in parts.items():
-        if choose is not None and held != choose:
-            continue
-        options = {prefix: stripped(tensors, prefix) for prefix in prefixes(tensors)}
-        fits = {prefix: fit(found, wanted) for prefix, found in options.items()}
-        best = [prefix for prefix, count in fits.items() if count == max(fits.values()) > 0]
-        if len(best) > 1:
-            raise SuspectError("several prefixes make the names fit", got=", ".join(map(repr, best)), where=file)
-        if best:
-            fitting[held] = (best[0], options[best[0]])
-    if not fitting:
+    meant = {held: options for held, options in fitting.items() if choose in (None, held)}
+    if several := next((options for options in meant.values() if len(options) > 1), None):
+        raise SuspectError("several prefixes make the names fit", got=", ".join(map(repr, several)), where=file)
+    if not meant:
         raise SuspectError(
             "no tensor of the checkpoint fits the model by name and shape",
             got="; ".join(f"{held or 'the file'}: {', '.join(list(names)[:3])} ..." for held, names in parts.items()),
             expected=f"{', '.join(list(wanted)[:3])} ...",
             where=file,
         )
-    if len(fitting) > 1:
-        listed = ", ".join(f"{held!r} ({fit(found, wanted)} tensors)" for held, (_, found) in fitting.items())
+    if len(meant) > 1:
+        counts = {held: fit(next(iter(options.values())), wanted) for held, options in meant.items()}
         raise SuspectError(
-            "several parts of the checkpoint fit the model", got=listed, where=file, remedy="say which one: choose=..."
+            "several parts of the checkpoint fit the model",
+            got=", ".join(f"{held!r} ({count} tensors)" for held, count in counts.items()),
+            where=file,
+            remedy="say which one: choose=...",
         )
-    ((held, (prefix, tensors)),) = fitting.items()
+    ((held, options),) = meant.items()
+    ((prefix, tensors),) = options.items()
     return held, prefix, tensors
 
 

@@ -112,7 +112,9 @@ def main(count: int, seed: int = 0) -> None:
                 suspects.limit(path, seconds=count)
                 limited = True
             try:
-                _, _, tensors = suspects.chosen(str(path), suspects.read_parts(path), wanted, None)
+                parts = suspects.read_parts(path)
+                fitting = suspects.fitting_parts(parts, wanted)
+                _, _, tensors = suspects.chosen(str(path), parts, fitting, wanted, None)
                 suspects.check_finite(tensors, str(path))
                 found["read"] += 1
             except SuspectError as error:

@@ -318,7 +318,7 @@ def run_seal(given: argparse.Namespace) -> int:
         seal.save(path)
         commit(seal, signer).save(commitment_of(path))
     choices = seals[0].choices
-    best, bar = choices.floor * len(choices.attempts), Decimal(2) ** -choices.bar
+    best, bar = choices.floor * len(choices.attempts), choices.alpha
     size, what = {"bits": (choices.bits, "bits"), "order": (len(choices.pictures), "pictures in their order")}.get(
         choices.test, (choices.letters, f"letters of {len(choices.alphabet)}")
     )

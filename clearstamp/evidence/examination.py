@@ -1,13 +1,28 @@
 """Examining a suspect: reading its file, and writing the evidence."""
 
+import json
+import platform
+import sys
+from datetime import UTC, datetime
+from importlib.metadata import version
+from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import PIL
+import torch
 from torch import nn
 
-from clearstamp.evidence.folder import Evidence
-from clearstamp.evidence.seal import Seal
-from clearstamp.evidence.signing import Signer
-from clearstamp.evidence.statements import Statement
+from clearstamp.errors import EvidenceError
+from clearstamp.evidence.folder import KIND, VERSION, Evidence, opened_seal, read_pictures, reading, statement_files, sums
+from clearstamp.evidence.report import README, render
+from clearstamp.evidence.seal import Seal, sha256
+from clearstamp.evidence.signing import Signer, fingerprint, signed_by
+from clearstamp.evidence.statements import Statement, in_numbers, statement_fields, tensor_digest
+from clearstamp.evidence.verdict import reread, verify
+from clearstamp.reading import extract
+from clearstamp.suspects import INDEX, Suspect, load_suspect
 
 
 def examine(
@@ -31,10 +46,91 @@ def examine(
     `architecture` is a model of the suspect's architecture, whose weights are not used; `named` the text by which a
     verifier builds it again. `commitment` and `deposit` are what the owner signed and dated. `source` and `obtained`
     say where and when the file was found, which nobody can check. `searched` is the number of files that were looked
-    at before this one; it multiplies p, as the number of the checkpoint's parts that fit does. `choose`, `partial`
-    and `head_from` are those of `load_suspect`: with an owner's layer put back, evidence supports at most.
+    at before this one was named, itself included; it multiplies p, as the number of the checkpoint's parts that fit
+    does. `choose`, `partial` and `head_from` are those of `load_suspect`: with an owner's layer put back, evidence
+    supports at most.
 
     Raises `SuspectError` for a file that is not plain tensors or does not fit, `TransposeError` for a layer that
     cannot be run backwards, `SealError` and `EvidenceError` for what does not belong together.
     """
-    raise NotImplementedError
+    for kind, statement in (("commitment", commitment), ("deposit", deposit)):
+        if statement is not None:
+            check_own(kind, statement, seal, signer)
+    found = load_suspect(suspect, architecture, choose=choose, partial=partial, head_from=head_from)
+    model = found.model.cpu()  # one arithmetic for everybody: float32 on the CPU
+    fitting = len(found.report.fitting)
+    verdict = verify(seal.transpose(model), seal, searched=searched * fitting, grafted=found.report.head is not None)
+    signals = extract(reread(seal.transpose(model), seal, verdict.attempt), seal.stamp())
+    said = {"architecture": named, "source": source, "obtained": obtained, "searched": searched}
+    members = {
+        **opened_seal(seal),
+        **statement_files("seal/commitment.json", commitment),
+        **({} if deposit is None else statement_files("deposit/deposit.json", deposit)),
+        **read_pictures(signals, verdict.pictures),
+        "suspect.json": as_json("suspect", about(Path(suspect), found) | {"attempt": verdict.attempt} | said),
+        "reading.json": reading(seal, verdict),
+        "environment.json": as_json("environment", environment()),
+        "owner.pub": signer.public,
+        "README.txt": README.encode(),
+        "check.py": files("clearstamp.evidence").joinpath("check.py").read_bytes(),
+    }
+    members["report.html"] = render(Evidence(members))
+    members["SHA256SUMS"] = sums(members)
+    numbers = in_numbers(verdict)
+    signed = {
+        "clearstamp": version("clearstamp"),
+        "time": now(),
+        "commitment": seal.commitment,
+        "suspect": sha256(Path(suspect).read_bytes()),
+        **{name: numbers[name] for name in ("outcome", "p", "test", "right", "of", "tries")},
+        "sums": sha256(members["SHA256SUMS"]),
+    }
+    members["manifest.json"] = json.dumps({"type": f"{KIND}{VERSION}"} | signed, indent=1).encode() + b"\n"
+    members["manifest.json.sig"] = signer.sign(members["manifest.json"])
+    return Evidence(members)
+
+
+def check_own(kind: str, statement: Statement, seal: Seal, signer: Signer) -> None:
+    """Raise `EvidenceError` for a statement that this signer did not make of this seal."""
+    said = statement_fields(statement.content, kind)
+    own = signed_by(statement.content, statement.signature, signer.public)
+    if not own or (said["commitment"], said["owner"]) != (seal.commitment, fingerprint(signer.public)):
+        raise EvidenceError(f"the {kind} is another seal's, or another owner's")
+
+
+def about(path: Path, suspect: Suspect) -> dict[str, Any]:
+    """Which file was read, and how."""
+    report = suspect.report
+    return {
+        "files": suspect_files(path),
+        "tensors": tensor_digest(suspect.model),
+        "held": report.held,
+        "prefix": report.prefix,
+        "fitting": len(report.fitting),
+        "matched": len(report.matched),
+        "missing": list(report.missing),
+        "extra": list(report.extra),
+        "misshapen": list(report.misshapen),
+        "converted": report.converted,
+        "head": report.head or "",
+        "coverage": report.coverage,
+    }
+
+
+def environment() -> dict[str, Any]:
+    """What read the suspect: the versions of everything that has a part in it."""
+    packages = {"clearstamp": version("clearstamp"), "torch": torch.__version__, "numpy": np.__version__}
+    return packages | {
+        "pillow": PIL.__version__,
+        "python": platform.python_version(),
+        "system": f"{sys.platform} {platform.machine()}",
+    }
+
+
+def as_json(kind: str, held: dict[str, Any]) -> bytes:
+    """A member, for people to read."""
+    return json.dumps({"type": f"clearstamp/{kind}/1"} | held, indent=1).encode() + b"\n"
+
+
+def now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -20,7 +20,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor, nn
 
 from clearstamp.codes import Bits
-from clearstamp.coding import Payload, capacity, draw_bits, laid_out
+from clearstamp.coding import Payload, capacity, draw_bits, laid_out, places
 from clearstamp.errors import SealError
 from clearstamp.evidence import chance
 from clearstamp.evidence.draws import SEED, Draws, blocks, commitment, root
@@ -28,11 +28,12 @@ from clearstamp.evidence.readers import READERS, Numbers, Pixels
 from clearstamp.files import write_atomically
 from clearstamp.graph import Graph, Tap
 from clearstamp.pictures import draw_text, open_image, picture_shape
+from clearstamp.rules import READOUTS
 from clearstamp.stamp import MAX_KEY, Stamp
 from clearstamp.transpose import PROBE_SEED, Transposed, transpose
 
 ALPHABET = "45AFGJLMNQRVWXYZ"
-"""Sixteen letters that are hard to take for one another: the worst pair correlates at 0.59."""
+"""Sixteen letters that are hard to take for one another: the worst pair, at 14 x 14 pixels, correlates at 0.70."""
 
 BAR = 64
 """A match is a p of at most 2 to the power of minus this."""
@@ -86,19 +87,42 @@ class Choices:
     bar: int
 
     def __post_init__(self) -> None:
-        self.check_lists()
+        self.check_types()
+        self.check_names()
         if self.probe != PROBE_SEED:
             raise SealError("only the public probe is allowed", got=self.probe, expected=PROBE_SEED)
         if not 0 < self.key_range <= MAX_KEY:
             raise SealError("key range out of range", got=self.key_range, expected=f"0 < key_range <= {MAX_KEY:g}")
         if self.codes + len(self.pictures) < 1:
             raise SealError("a seal without a picture", expected="codes, pictures or bytes")
+        if self.payload is not None:
+            places(self.shape, self.payload["patches"], self.payload["per_channel"])
+        countable = {"bits": self.bits, "order": len(self.pictures)}.get(self.test, self.letters)
+        if not countable:
+            raise SealError("the test has nothing to count", got=repr(self.test), expected="letters, bits or pictures")
 
-    def check_lists(self) -> None:
+    def check_types(self) -> None:
+        """Raise `SealError` for values that a file could hold, and a seal could not."""
+        sizes = (*self.input, *self.key, self.codes, self.rows, self.columns, self.bar)
+        texts = (self.text, self.readout, self.tap or "", self.alphabet, self.glyphs, *self.pictures)
+        about = {"code": str, "length": int, "patches": int, "per_channel": bool, "sha256": str}
+        payload = {name: type(value) for name, value in (self.payload or {}).items()}
+        right = (
+            all(type(size) is int and size >= 0 for size in sizes)
+            and min(map(min, (self.input or (0,), self.key or (0,)))) > 0
+            and all(isinstance(text, str) for text in texts)
+            and type(self.key_range) is float
+            and (self.payload is None or payload == about)
+        )
+        if not right:
+            raise SealError("choices out of range", got=asdict(self), expected="sizes of at least 1, and texts")
+
+    def check_names(self) -> None:
         """Raise `SealError` for a name that this release does not know."""
         for what, got, known in (
             ("test", (self.test,), TESTS),
             ("reader", (self.reader,), tuple(READERS)),
+            ("readout", (self.readout,), tuple(READOUTS)),
             ("attempt", self.attempts, ATTEMPTS),
         ):
             if not got or not set(got) <= set(known) or len(set(got)) < len(got):
@@ -120,6 +144,11 @@ class Choices:
         if self.payload is None:
             return 0
         return self.codes * capacity(self.shape, self.payload["patches"], self.payload["per_channel"])
+
+    @property
+    def alpha(self) -> Decimal:
+        """The greatest p of a match, 2^-bar."""
+        return chance.at_most_one(Fraction(1, 2**self.bar))
 
     @property
     def floor(self) -> Decimal:
@@ -252,7 +281,7 @@ class Seal:
             attempts=tuple(attempts),
             bar=bar,
         )
-        if chance.UP.multiply(choices.floor, Decimal(len(choices.attempts))) > Decimal(2) ** -bar:
+        if chance.UP.multiply(choices.floor, Decimal(len(choices.attempts))) > choices.alpha:
             raise SealError(
                 "this seal could never show a match",
                 got=f"{len(choices.attempts)} attempts at a test {choices.test!r} whose best p is {choices.floor:.1e}",
@@ -284,7 +313,8 @@ class Seal:
     @property
     def letters(self) -> Numbers:
         """The drawn letters of each picture of codes, by their places in the alphabet, ``[k, letters]``."""
-        return self.draws.letters(self.choices.letters).reshape(self.choices.codes, -1)
+        choices = self.choices
+        return self.draws.letters(choices.letters).reshape(choices.codes, choices.rows * choices.columns)
 
     @property
     def sheet(self) -> Pixels:
@@ -364,6 +394,8 @@ class Seal:
         """Read what `save` wrote. Raises `SealError` for anything else."""
         try:
             held = strict_json(Path(path).read_bytes(), SEALED)
+            if set(held) != {"choices", "seed", "glyphs", "pictures", "data"}:
+                raise SealError("a seal of other fields", got=", ".join(held))
             named = {name: base64.b64decode(held[name], validate=True) for name in ("glyphs", "data")}
             pictures = tuple(base64.b64decode(picture, validate=True) for picture in held["pictures"])
             return cls(held["choices"].encode(), bytes.fromhex(held["seed"]), pictures=pictures, **named)

@@ -118,7 +118,7 @@ def verify(back: Transposed, seal: Seal, *, searched: int = 1, grafted: bool = F
         if verdict.outcome is Outcome.MATCH:
             break
     least = min(found, key=lambda verdict: verdict.p)
-    return replace(least, outcome=outcome(least.p, Decimal(2) ** -choices.bar, grafted=grafted))
+    return replace(least, outcome=outcome(least.p, choices.alpha, grafted=grafted))
 
 
 def outcome(p: Decimal, alpha: Decimal, *, grafted: bool = False) -> Outcome:
@@ -153,7 +153,7 @@ def judge(seal: Seal, pictures: Pixels, *, attempt: str = "as is", searched: int
     tries = len(choices.attempts) * searched
     p = chance.at_most_one(chance.UP.multiply(p, Decimal(tries)))
     return Verdict(
-        outcome=outcome(p, Decimal(2) ** -choices.bar),
+        outcome=outcome(p, choices.alpha),
         p=p,
         bar=choices.bar,
         test=choices.test,

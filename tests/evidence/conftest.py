@@ -1,0 +1,44 @@
+"""Seals that are made once: each costs half a second of scrypt, on purpose."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from clearstamp.evidence import Seal
+
+
+def fixed(**choices: Any) -> Seal:
+    """A seal with a seed that everybody knows, so that every run draws the same."""
+    return replace(Seal.make(**choices), seed=bytes(range(32)))
+
+
+@pytest.fixture(scope="session")
+def letters() -> Seal:
+    """Eleven pictures of 28 x 28 with four letters each, for ten outputs."""
+    return fixed(outputs=10, shape=(1, 28, 28), text="ours")
+
+
+@pytest.fixture(scope="session")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Five files that show noise."""
+    numbers, folder = np.random.default_rng(0), tmp_path_factory.mktemp("photographs")
+    paths = [folder / f"{place}.png" for place in range(5)]
+    for path in paths:
+        Image.fromarray(numbers.integers(0, 256, (40, 40), np.uint8)).save(path)
+    return paths
+
+
+@pytest.fixture(scope="session")
+def ordered(photographs: list[Path]) -> Seal:
+    """Five of the owner's pictures and nothing drawn but keys and order, for which the bar is lowered."""
+    return fixed(outputs=10, shape=(1, 16, 16), codes=0, images=photographs, bar=4)
+
+
+@pytest.fixture(scope="session")
+def coded() -> Seal:
+    """A licence as masked bits in colour."""
+    return fixed(outputs=4, shape=(3, 16, 16), data=b"licence 7", patches=8, per_channel=True)

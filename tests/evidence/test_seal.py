@@ -1,0 +1,213 @@
+"""Seals: what they draw, what they refuse, and their file."""
+
+import json
+import stat
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import clearstamp as cs
+from clearstamp.coding import read_bits
+from clearstamp.errors import SealError
+from clearstamp.evidence import Choices, Seal
+from clearstamp.evidence.seal import ALPHABET, opened, png, sheet
+from clearstamp.pictures import draw_text
+
+
+def test_a_stamp_shows_the_drawn_letters(letters: Seal):
+    stamp = letters.stamp()
+    assert stamp.keys.shape == (11, 10) and stamp.secrets.shape == (11, 1, 28, 28)
+    assert all(set(label) <= set(ALPHABET) and len(label) == 4 for label in stamp.labels)
+    corner = draw_text(stamp.labels[3][1], (1, 14, 14))  # the second letter stands in the first row's second cell
+    assert torch.equal(stamp.secrets[3, :, :14, 14:], (corner * 255).round() / 255)
+
+
+def test_keys_are_those_of_the_draws(letters: Seal):
+    assert np.array_equal(letters.stamp().keys.numpy(), letters.draws.keys(11, (10,), 10.0))
+
+
+def test_two_seals_of_one_choice_draw_apart(letters: Seal):
+    other = replace(letters, seed=bytes(32))
+    assert other.written == letters.written
+    assert other.commitment != letters.commitment and other.stamp().labels != letters.stamp().labels
+
+
+def test_the_owners_pictures_are_shown_in_the_drawn_order(ordered: Seal, photographs: list[Path]):
+    order = ordered.draws.order(5)
+    for key, place in enumerate(order):
+        with Image.open(photographs[place]) as image:
+            expected = np.asarray(image.resize((16, 16), Image.Resampling.LANCZOS))
+        assert np.array_equal(ordered.secrets()[key, 0], expected)
+    assert ordered.stamp().labels == tuple(f"picture {place}" for place in order)
+
+
+def test_codes_stand_beside_the_owners_pictures(photographs: list[Path]):
+    seal = Seal.make(outputs=10, shape=(1, 28, 28), images=photographs)
+    assert seal.choices.test == "letters" and len(seal) == len(seal.stamp()) == 16
+    assert seal.stamp().labels[-1].startswith("picture")
+
+
+def test_bits_are_masked_by_the_draws(coded: Seal):
+    stamp, about = coded.stamp(), coded.payload
+    shown = read_bits(stamp.secrets, about.patches, per_channel=True)
+    laid = np.unpackbits(np.frombuffer(coded.coded, np.uint8))[: coded.choices.bits]
+    assert np.array_equal(shown.reshape(-1) ^ laid, coded.draws.mask(coded.choices.bits))
+    assert set(stamp.labels) == {"bits"}
+
+
+def test_inputs_of_other_shapes_hold_letters():
+    volume = Seal.make(outputs=(2, 3), shape=(2, 30, 28), codes=22, bar=40).stamp()
+    assert volume.keys.shape == (22, 2, 3) and volume.secrets.shape == (22, 2, 30, 28)
+    sound = Seal.make(outputs=10, shape=(1, 28 * 30), codes=11).stamp()
+    assert sound.secrets.shape == (11, 1, 28 * 30)
+
+
+def test_a_tap_lets_keys_in_at_a_layer(letters: Seal):
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(784, 10), torch.nn.ReLU(), torch.nn.Linear(10, 3))
+    written = replace(letters.choices, tap="1").written()
+    back = replace(letters, written=written).transpose(model)
+    keys = torch.rand(2, 10)
+    assert torch.allclose(back(keys).flatten(1), keys @ model[1].weight)
+
+
+def test_a_tap_that_is_not_there_is_refused():
+    with pytest.raises(cs.ClearStampError, match="no such layer in the model; got: '9'; expected: 0, 1"):
+        cs.transpose(torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU()), torch.zeros(1, 4), output=cs.Tap("9"))
+
+
+def test_a_tap_runs_once():
+    layer = torch.nn.Linear(4, 4)
+    with pytest.raises(cs.ClearStampError, match="a tapped layer runs once; got: 2 times"):
+        cs.transpose(torch.nn.Sequential(layer, layer), torch.zeros(1, 4), output=cs.Tap("0"))
+
+
+def test_a_seal_that_could_never_match_is_refused(photographs: list[Path]):
+    with pytest.raises(SealError, match="never show a match.*best p is 2.3e-10"):
+        Seal.make(outputs=10, shape=(1, 28, 28), codes=2)
+    with pytest.raises(SealError, match="never show a match"):
+        Seal.make(outputs=10, shape=(1, 28, 28), codes=0, images=photographs)
+    with pytest.raises(SealError, match="never show a match"):
+        Seal.make(outputs=10, shape=(1, 28, 28), data=b"x", code="none", patches=2)
+
+
+def test_attempts_count_against_the_floor():
+    floor = Seal.make(outputs=10, shape=(1, 28, 28), codes=4, bar=64, attempts=("as is",)).choices.floor
+    assert float(floor) == 2.0**-64
+    with pytest.raises(SealError, match="2 attempts"):
+        Seal.make(outputs=10, shape=(1, 28, 28), codes=4, bar=64)
+
+
+@pytest.mark.parametrize(
+    ("given", "problem"),
+    [
+        ({"shape": (1, 12, 12)}, "no letter can be read"),
+        ({"shape": (1, 4)}, "nothing can be seen"),
+        ({"test": "luck"}, "unknown test"),
+        ({"test": "bits"}, "has nothing to count"),
+        ({"test": "order"}, "has nothing to count"),
+        ({"data": b"x", "test": "letters"}, "has nothing to count"),
+        ({"reader": "oracle"}, "unknown reader"),
+        ({"attempts": ("as is", "as is")}, "unknown attempt"),
+        ({"attempts": ()}, "unknown attempt"),
+        ({"key_range": 0.0}, "key range"),
+        ({"readout": "sideways"}, "unknown readout"),
+        ({"outputs": 0}, "out of range"),
+        ({"codes": -1}, "out of range"),
+        ({"codes": 0}, "without a picture"),
+        ({"images": "logo.png"}, "one path instead of a list"),
+        ({"images": ["/nowhere.png"]}, "not a readable image"),
+        ({"data": b"x", "code": "morse"}, "unknown code"),
+        ({"data": b"x", "patches": 99}, "patches out of range"),
+    ],
+)
+def test_choices_that_cannot_be_are_refused(given: dict, problem: str):
+    with pytest.raises(cs.ClearStampError, match=problem):
+        Seal.make(**{"outputs": 10, "shape": (1, 28, 28)} | given)
+
+
+# ---------------------------------------------------------------------------------------------------------- files
+
+
+@pytest.mark.parametrize("name", ["letters", "ordered", "coded"])
+def test_a_saved_seal_comes_back(name: str, tmp_path: Path, request: pytest.FixtureRequest):
+    seal: Seal = request.getfixturevalue(name)
+    path = tmp_path / "acme.seal"
+    seal.save(path)
+    again = Seal.load(path)
+    assert again == seal and again.commitment == seal.commitment
+    assert torch.equal(again.stamp().secrets, seal.stamp().secrets)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_a_seal_tells_nothing_secret_of_itself(letters: Seal):
+    assert letters.seed.hex() not in repr(letters) and letters.stamp().labels[0] not in repr(letters)
+
+
+def changed(seal: Seal, folder: Path, change) -> Path:
+    """The file of a seal after a change to what it holds."""
+    path = folder / "acme.seal"
+    seal.save(path)
+    held = json.loads(path.read_text())
+    change(held)
+    path.write_text(json.dumps(held))
+    return path
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda held: held.pop("seed"),
+        lambda held: held.update(seed="00"),
+        lambda held: held.update(seed="zz" * 32),
+        lambda held: held.update(type="clearstamp/seal/2"),
+        lambda held: held.update(extra=1),
+        lambda held: held.update(glyphs=""),
+        lambda held: held.update(pictures=["AAAA"]),
+        lambda held: held.update(pictures=7),
+        lambda held: held.update(data="!"),
+        lambda held: held.update(choices=held["choices"].replace("ours", "mine").replace('"text"', '"texts"')),
+        lambda held: held.update(choices=held["choices"].replace(" ", "  ")),
+        lambda held: held.update(choices=held["choices"].replace('"codes": 11', '"codes": 11.5')),
+        lambda held: held.update(choices=held["choices"].replace('"probe": 2024', '"probe": 1')),
+        lambda held: held.update(choices=held["choices"].replace('"codes": 11', '"codes": 11, "codes": 11')),
+        lambda held: held.update(choices="[" * 100_000),
+        lambda held: held.update(choices=None),
+    ],
+)
+def test_a_changed_seal_is_refused(change, letters: Seal, tmp_path: Path):
+    with pytest.raises(SealError):
+        Seal.load(changed(letters, tmp_path, change))
+
+
+def test_files_that_are_no_seal_are_refused(tmp_path: Path):
+    for content in (b"", b"{}", b"[]", b"\xff\xfe", b"null"):
+        (tmp_path / "x").write_bytes(content)
+        with pytest.raises(SealError, match="not a whole seal.*x"):
+            Seal.load(tmp_path / "x")
+    with pytest.raises(SealError, match="not a whole seal"):
+        Seal.load(tmp_path)
+
+
+def test_choices_come_back_from_their_bytes(coded: Seal):
+    assert Choices.read(coded.written) == coded.choices
+    assert Choices.read(coded.written).written() == coded.written
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3])
+def test_pictures_come_back_from_their_png(channels: int):
+    pixels = np.random.default_rng(0).integers(0, 256, (4, channels, 9, 8), np.uint8)
+    assert np.array_equal(opened(png(pixels), pixels.shape), pixels)
+    with pytest.raises(SealError, match="another size"):
+        opened(png(pixels), (3, channels, 9, 8))
+    with pytest.raises(SealError, match="PNG"):
+        opened(png(pixels)[:-60], pixels.shape)
+
+
+def test_letters_are_told_apart():
+    glyphs = 1 - sheet(14, 14).reshape(16, -1) / 255
+    alike = np.corrcoef(glyphs) - np.eye(16)
+    assert 0.69 < alike.max() < 0.71
