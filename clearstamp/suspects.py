@@ -350,20 +350,33 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
 
 def read_shards(index: Path) -> dict[str, Tensor]:
     """All tensors of a checkpoint in several files, which lie beside its index."""
-    try:
-        files = json.loads(index.read_text())["weight_map"]
-        shards = {str(shard) for shard in files.values()}
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise SuspectError("not the index of a checkpoint's shards", got=type(error).__name__) from error
+    files = weight_map(index)
     found: dict[str, Tensor] = {}
-    for shard in sorted(shards):
-        if Path(shard).name != shard or not (index.parent / shard).is_file():
-            raise SuspectError("a shard is not beside its index", got=repr(shard))
-        found |= read_safetensors(index.parent / shard)
+    for shard in shards(index):
+        found |= read_safetensors(shard)
     if found.keys() != files.keys():
         got = f"{len(found)} tensors"
         raise SuspectError("the shards do not hold what their index says", got=got, expected=len(files))
     return found
+
+
+def shards(index: Path) -> list[Path]:
+    """The files beside an index that it names; none if it is no index. Raises `SuspectError` for any that are not."""
+    if not index.name.endswith(INDEX):
+        return []
+    names = sorted(set(weight_map(index).values()))
+    for name in names:
+        if Path(name).name != name or not (index.parent / name).is_file():
+            raise SuspectError("a shard is not beside its index", got=repr(name))
+    return [index.parent / name for name in names]
+
+
+def weight_map(index: Path) -> dict[str, str]:
+    """Which file holds which tensor, as an index says."""
+    try:
+        return {name: str(shard) for name, shard in json.loads(index.read_text())["weight_map"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise SuspectError("not the index of a checkpoint's shards", got=type(error).__name__) from error
 
 
 def read_torch(path: Path) -> Any:

@@ -1,4 +1,4 @@
-"""A model is trained with the stamp of a seal, which `clearstamp seal` made before: its letters were drawn, not chosen."""
+"""Training with the stamp of a seal, which `clearstamp seal` made before: its letters were drawn, not chosen."""
 
 import torch
 from safetensors.torch import save_file

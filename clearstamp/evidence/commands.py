@@ -418,27 +418,29 @@ def run_inspect(given: argparse.Namespace) -> int:
     facts: dict[str, Any] = {"file": str(given.file), "size": len(content), "sha256": sha256(content), "parts": []}
     lines = [f"{given.file}   {len(content):,} bytes   sha256 {facts['sha256']}"]
     for part, tensors in parsed(given.file).items():
-        listed = [
-            {
-                "name": name,
-                "shape": list(tensor.shape),
-                "type": str(tensor.dtype).removeprefix("torch."),
-                "finite": bool(tensor.isfinite().all()),
-            }
+        read = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+        rows = [
+            (name, str(tensor.dtype).removeprefix("torch."), list(tensor.shape), bool(read[name].isfinite().all()))
             for name, tensor in tensors.items()
         ]
-        numbers = sum(tensor.numel() for tensor in tensors.values())
-        off = [prefix for prefix in prefixes(tensors) if prefix]
-        counted = {name: tensor for name, tensor in tensors.items() if not name.endswith(UNREAD)}
-        digest = checksum((), {n: t.float() if t.is_floating_point() else t for n, t in counted.items()})
-        facts["parts"].append({"part": part, "numbers": numbers, "prefixes": off, "digest": digest, "tensors": listed})
-        lines.append(f"\n{repr(part) if part else 'the file itself'}: {len(tensors)} tensors, {numbers:,} numbers")
-        lines.append(f"  digest {digest}")
-        lines += [f"  prefixes on names: {', '.join(map(repr, off))}"] if off else []
-        width = max(len(each["name"]) for each in listed)
+        about = {
+            "part": part,
+            "numbers": sum(tensor.numel() for tensor in tensors.values()),
+            "prefixes": [prefix for prefix in prefixes(tensors) if prefix],
+            "digest": checksum((), {name: tensor for name, tensor in read.items() if not name.endswith(UNREAD)}),
+        }
+        fields = ("name", "type", "shape", "finite")
+        facts["parts"].append(about | {"tensors": [dict(zip(fields, row, strict=True)) for row in rows]})
+        lines.append(
+            f"\n{repr(part) if part else 'the file itself'}: {len(rows)} tensors, {about['numbers']:,} numbers"
+        )
+        lines.append(f"  digest {about['digest']}")
+        if about["prefixes"]:
+            lines.append(f"  prefixes on names: {', '.join(map(repr, about['prefixes']))}")
+        width = max(len(name) for name, *_ in rows)
         lines += [
-            f"  {each['name']:{width}}  {each['type']:8} {each['shape']}" + ("" if each["finite"] else "   NOT FINITE")
-            for each in listed
+            f"  {name:{width}}  {kind:8} {shape}" + ("" if finite else "   NOT FINITE")
+            for name, kind, shape, finite in rows
         ]
     return told(given, lines, facts)
 

@@ -5,7 +5,6 @@ import platform
 import sys
 from datetime import UTC, datetime
 from importlib.metadata import version
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +14,27 @@ import torch
 from torch import nn
 
 from clearstamp.errors import EvidenceError
-from clearstamp.evidence.folder import KIND, VERSION, Evidence, opened_seal, read_pictures, reading, statement_files, sums
+from clearstamp.evidence.folder import (
+    KIND,
+    VERSION,
+    Evidence,
+    opened_seal,
+    read_pictures,
+    reading,
+    statement_files,
+    sums,
+    suspect_files,
+)
 from clearstamp.evidence.report import README, render
 from clearstamp.evidence.seal import Seal, sha256
 from clearstamp.evidence.signing import Signer, fingerprint, signed_by
 from clearstamp.evidence.statements import Statement, in_numbers, statement_fields, tensor_digest
 from clearstamp.evidence.verdict import reread, verify
 from clearstamp.reading import extract
-from clearstamp.suspects import INDEX, Suspect, load_suspect
+from clearstamp.suspects import Suspect, load_suspect
+
+CHECK = Path(__file__).with_name("check.py").read_bytes()
+"""The program of each folder that redoes draws and p."""
 
 
 def examine(
@@ -56,6 +68,7 @@ def examine(
     for kind, statement in (("commitment", commitment), ("deposit", deposit)):
         if statement is not None:
             check_own(kind, statement, seal, signer)
+    listed = suspect_files(Path(suspect))
     found = load_suspect(suspect, architecture, choose=choose, partial=partial, head_from=head_from)
     model = found.model.cpu()  # one arithmetic for everybody: float32 on the CPU
     fitting = len(found.report.fitting)
@@ -67,27 +80,28 @@ def examine(
         **statement_files("seal/commitment.json", commitment),
         **({} if deposit is None else statement_files("deposit/deposit.json", deposit)),
         **read_pictures(signals, verdict.pictures),
-        "suspect.json": as_json("suspect", about(Path(suspect), found) | {"attempt": verdict.attempt} | said),
+        "suspect.json": as_json("suspect", about(listed, found) | {"attempt": verdict.attempt} | said),
         "reading.json": reading(seal, verdict),
         "environment.json": as_json("environment", environment()),
         "owner.pub": signer.public,
         "README.txt": README.encode(),
-        "check.py": files("clearstamp.evidence").joinpath("check.py").read_bytes(),
+        "check.py": CHECK,
     }
-    members["report.html"] = render(Evidence(members))
+    evidence = Evidence(members)
+    members["report.html"] = render(evidence)
     members["SHA256SUMS"] = sums(members)
     numbers = in_numbers(verdict)
     signed = {
         "clearstamp": version("clearstamp"),
-        "time": now(),
+        "time": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "commitment": seal.commitment,
-        "suspect": sha256(Path(suspect).read_bytes()),
+        "suspect": evidence.suspect["files"][0]["sha256"],
         **{name: numbers[name] for name in ("outcome", "p", "test", "right", "of", "tries")},
         "sums": sha256(members["SHA256SUMS"]),
     }
     members["manifest.json"] = json.dumps({"type": f"{KIND}{VERSION}"} | signed, indent=1).encode() + b"\n"
     members["manifest.json.sig"] = signer.sign(members["manifest.json"])
-    return Evidence(members)
+    return evidence
 
 
 def check_own(kind: str, statement: Statement, seal: Seal, signer: Signer) -> None:
@@ -98,11 +112,11 @@ def check_own(kind: str, statement: Statement, seal: Seal, signer: Signer) -> No
         raise EvidenceError(f"the {kind} is another seal's, or another owner's")
 
 
-def about(path: Path, suspect: Suspect) -> dict[str, Any]:
+def about(listed: list[dict[str, Any]], suspect: Suspect) -> dict[str, Any]:
     """Which file was read, and how."""
     report = suspect.report
     return {
-        "files": suspect_files(path),
+        "files": listed,
         "tensors": tensor_digest(suspect.model),
         "held": report.held,
         "prefix": report.prefix,
@@ -130,7 +144,3 @@ def environment() -> dict[str, Any]:
 def as_json(kind: str, held: dict[str, Any]) -> bytes:
     """A member, for people to read."""
     return json.dumps({"type": f"clearstamp/{kind}/1"} | held, indent=1).encode() + b"\n"
-
-
-def now() -> str:
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -1,5 +1,6 @@
 """The evidence folder: what lies in it, written and read strictly. A zip is for transport only."""
 
+import hashlib
 import json
 import os
 import re
@@ -25,6 +26,7 @@ from clearstamp.evidence.seal import Choices, Seal, opened, png, sha256, strict_
 from clearstamp.evidence.statements import BESIDE, Statement, checked, in_numbers
 from clearstamp.evidence.verdict import Outcome, Verdict, judge
 from clearstamp.files import write_atomically
+from clearstamp.suspects import shards
 
 KIND = "clearstamp/evidence/"
 VERSION = 1
@@ -208,7 +210,20 @@ class Evidence:
         return Statement(self.file(name), self.file(f"{name}.sig"), beside["token"], beside["calendar"])
 
 
-# -------------------------------------------------------------------------------------------- what a folder must hold
+# ---------------------------------------------------------------------------------------------- what a folder holds
+
+
+def suspect_files(path: Path) -> list[dict[str, Any]]:
+    """Name, bytes and SHA-256 of a suspect's file, or of an index and its shards. Raises `EvidenceError`."""
+    found = []
+    for each in (path, *shards(path)):
+        try:
+            with open(each, "rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+                found.append({"name": each.name, "size": file.tell(), "sha256": digest})
+        except OSError as error:
+            raise EvidenceError("the suspect's file cannot be read", got=error) from error
+    return found
 
 
 def key_names(folder: str, count: int) -> list[str]:

@@ -180,10 +180,7 @@ def check_token(content: bytes, token: bytes, roots: bytes) -> TimeStamp:
     Raises `EvidenceError` if it does not hold, `UnreadableTokenError` if it cannot be told.
     """
     client, x509 = needed("rfc3161_client"), needed("cryptography.x509")
-    try:
-        trusted = x509.load_pem_x509_certificates(roots)
-    except ValueError as error:
-        raise EvidenceError("not root certificates", got=error, expected="PEM") from error
+    trusted = certificates(roots)
     try:
         found = client.decode_timestamp_response(token)
         client.VerifierBuilder(roots=trusted).build().verify_message(found, content)
@@ -195,3 +192,11 @@ def check_token(content: bytes, token: bytes, roots: bytes) -> TimeStamp:
         raise EvidenceError("the time-stamp does not hold", got=error) from error
     except ValueError as error:
         raise UnreadableTokenError(str(error)) from error
+
+
+def certificates(roots: bytes) -> list[Any]:
+    """Certificates of their PEM. Raises `EvidenceError` for anything else."""
+    try:
+        return needed("cryptography.x509").load_pem_x509_certificates(roots)
+    except ValueError as error:
+        raise EvidenceError("not certificates", got=error, expected="PEM") from error
