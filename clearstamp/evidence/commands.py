@@ -423,7 +423,7 @@ def run_inspect(given: argparse.Namespace) -> int:
             (name, str(tensor.dtype).removeprefix("torch."), list(tensor.shape), bool(read[name].isfinite().all()))
             for name, tensor in tensors.items()
         ]
-        about = {
+        about: dict[str, Any] = {
             "part": part,
             "numbers": sum(tensor.numel() for tensor in tensors.values()),
             "prefixes": [prefix for prefix in prefixes(tensors) if prefix],
@@ -481,6 +481,7 @@ def run_examine(given: argparse.Namespace) -> int:
     )
     made.write(given.out)
     lines = [
+        how_read(given.suspect, made.suspect),
         *str(made.verdict).splitlines(),
         f"wrote {given.out} ({len(made.members)} files; report.html is for people). It opens the seal.",
         "for those who decide: "
@@ -531,7 +532,7 @@ make a sheet on which people read the pictures without knowing the answers
 
 The sheet is one page without a script. Beside it goes answers.json, the form that the reader fills in. Give these two
 to the reader, and nothing else of the evidence. The order of the pictures follows from the seal, so that nobody can
-choose it.
+choose it. Whether the evidence is what it is said to be is for clearstamp verify to tell.
 
 example:
   clearstamp blind evidence -o for-reader/sheet.html
@@ -599,6 +600,15 @@ def told(
     """Print what was found, for people or for programs; the exit code."""
     print(json.dumps(facts, indent=1) if given.json else "\n".join(lines))
     return MATCH if outcome is Outcome.MATCH else NO_MATCH
+
+
+def how_read(path: Path, suspect: Mapping[str, Any]) -> str:
+    """Which part of the file was read, in a sentence."""
+    parts = [f"{path}: {suspect['matched']} tensors, {suspect['coverage']:.1%} of the model's numbers"]
+    parts += [f"from {suspect['held']!r}"] if suspect["held"] else []
+    parts += [f"the prefix {suspect['prefix']!r} taken off"] if suspect["prefix"] else []
+    parts += [f"the owner's own layer {suspect['head']!r} put back"] if suspect["head"] else []
+    return ", ".join(parts)
 
 
 def say(sentence: str) -> None:
