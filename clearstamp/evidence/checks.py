@@ -30,7 +30,7 @@ from clearstamp.evidence.folder import (
     suspect_files,
 )
 from clearstamp.evidence.readers import Pixels
-from clearstamp.evidence.report import NOT_SHOWN, README, render
+from clearstamp.evidence.report import NOT_SHOWN, README, plain, render
 from clearstamp.evidence.seal import BAR, opened, pixels, sha256
 from clearstamp.evidence.signing import (
     MissingPackageError,
@@ -109,11 +109,6 @@ class Result:
         checks = [{"name": each.name, "mark": each.mark.value, "sentence": each.sentence} for each in self.checks]
         verdict = None if self.verdict is None else in_numbers(self.verdict)
         return {"exit_code": self.exit_code, "checks": checks, "verdict": verdict}
-
-
-def plain(text: str) -> str:
-    """Text that others wrote, so that a terminal shows it and does nothing else."""
-    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
 @dataclass(frozen=True, eq=False)
@@ -310,8 +305,8 @@ def counted(evidence: Evidence, given: Given) -> Answer:
     found = in_numbers(verdict) | {"suspect": evidence.suspect["files"][0]["sha256"]}
     if wrong := [name for name, value in evidence.manifest.items() if found.get(name, value) != value]:
         return Mark.FAILED, f"the manifest says something else than the pictures: {', '.join(wrong)}"
-    tries = f"{len(evidence.seal.choices.attempts)} ways of reading, {evidence.suspect['fitting']} fitting parts"
-    return Mark.PASS, f"scores and p follow from the pictures; {tries}, {evidence.suspect['searched']} files searched"
+    tries = f"ways of reading {len(evidence.seal.choices.attempts)}, fitting parts {evidence.suspect['fitting']}"
+    return Mark.PASS, f"scores and p follow from the pictures; {tries}, files searched {evidence.suspect['searched']}"
 
 
 def pictures(evidence: Evidence, given: Given) -> Answer:

@@ -1,13 +1,13 @@
 """The report: one page that a person reads, without a script, and with everything escaped that others wrote."""
 
 import base64
-from decimal import ROUND_CEILING, Context, Decimal
-from html import escape
+import html
+from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
 
 from clearstamp.evidence.folder import Evidence, key_names, spelled
 from clearstamp.evidence.readers import best
 from clearstamp.evidence.seal import sha256
-from clearstamp.evidence.verdict import NOT_INNOCENCE, Outcome
+from clearstamp.evidence.verdict import LEGIBLE, NOT_INNOCENCE, Outcome, Verdict
 
 COMMANDS = (
     (
@@ -86,7 +86,8 @@ h2 { font-size: 1.15rem; margin: 2.75rem 0 .75rem }
 .pair { display: grid; grid-template-columns: 1fr 1fr; gap: .5rem }
 figure { margin: 0 } figcaption { color: var(--soft); font-size: .8rem }
 img { display: block; width: 100%; image-rendering: pixelated; border: 1px solid var(--line); background: #fff }
-.letters { margin: .5rem 0 0; font: 600 1rem/1.5 ui-monospace, monospace; letter-spacing: .12em }
+.keys p { margin: .4rem 0 0 }
+.letters { font: 600 1rem/1.5 ui-monospace, monospace; letter-spacing: .12em }
 .letters del, .letters ins { text-decoration: none } .letters ins { color: var(--good) }
 .letters del { color: var(--bad); border-bottom: .15em dotted }
 dl { display: grid; grid-template-columns: minmax(8rem, 12rem) 1fr; gap: .35rem 1rem; margin: 0 }
@@ -102,6 +103,16 @@ pre { background: var(--shade); border: 1px solid var(--line); border-radius: .4
 """
 
 
+def plain(text: str) -> str:
+    """Text that others wrote, so that a terminal shows it and does nothing else."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+
+
+def escape(text: str) -> str:
+    """Text that others wrote, so that a page shows it and does nothing else."""
+    return html.escape(plain(text))
+
+
 def render(evidence: Evidence) -> bytes:
     """``report.html`` of everything else in the folder; the same bytes for the same members."""
     verdict, suspect = evidence.verdict, evidence.suspect
@@ -110,20 +121,19 @@ def render(evidence: Evidence) -> bytes:
     bar = (
         "" if outcome == Outcome.MATCH else f'<span class="soft">(a match from 2<sup>−{verdict.bar}</sup> down)</span>'
     )
-    meaning = f"{capital(verdict.meaning.rstrip('.'))}. {capital(NOT_INNOCENCE)}"
     body = f"""
 <h1>Does {escape(names)} carry a sealed stamp?</h1>
 <section class="verdict {outcome.split()[0]}">
 <strong>{outcome}</strong>
 <p>{MEANING[verdict.outcome]}</p>
 <p class="p">p = {power(verdict.p)} {bar}</p>
-<p>{escape(meaning)}</p>
+<p>{meaning(verdict)} This {NOT_INNOCENCE}</p>
 </section>
 
 <h2>What the model shows</h2>
 <p>Each secret key went in at the model's end; what came out at its start stands beside the picture that was sealed for
-that key. {counted(evidence)} The pictures are {"legible" if verdict.legible else "not legible"} by their mean
-correlation with the secrets, {verdict.correlation:.2f}.</p>
+that key. {counted(evidence)} Mean correlation of pictures and secrets: {verdict.correlation:.2f}, which counts as
+{"legible" if verdict.legible else "not legible"}, by convention from {LEGIBLE} on. Look for yourself.</p>
 <ol class="keys">
 {"".join(cards(evidence))}</ol>
 
@@ -148,7 +158,7 @@ correlation with the secrets, {verdict.correlation:.2f}.</p>
 <title>{outcome}: evidence on {escape(names)}</title>
 <style>{STYLE}</style>
 """
-    return (head + body).encode("utf-8", "backslashreplace")
+    return (head + body).encode("utf-8")
 
 
 def power(p: Decimal) -> str:
@@ -158,6 +168,16 @@ def power(p: Decimal) -> str:
         return f"{found:f}"
     digits, _, exponent = f"{found:.1e}".partition("e")
     return f"{digits} × 10<sup>−{exponent.lstrip('-')}</sup>"
+
+
+def meaning(verdict: Verdict) -> str:
+    """What p says, in a sentence."""
+    if verdict.outcome is Outcome.SUPPORTS or verdict.p >= Decimal("0.05"):
+        return f"{verdict.meaning[0].upper()}{verdict.meaning[1:].rstrip('.')}."
+    seals = Context(prec=1, rounding=ROUND_FLOOR).divide(Decimal(1), verdict.p)
+    digit, _, exponent = f"{seals:.0e}".partition("e+")
+    often = f"{seals:.0f}" if int(exponent) < 6 else f"{digit} × 10<sup>{exponent}</sup>"
+    return f"A model made without this seal reads as well once in {often} seals."
 
 
 def counted(evidence: Evidence) -> str:
@@ -194,11 +214,6 @@ def figure(evidence: Evidence, name: str, caption: str) -> str:
     return f"<figure>{image}<figcaption>{caption}</figcaption></figure>"
 
 
-def capital(sentence: str) -> str:
-    """The sentence with a capital."""
-    return sentence[0].upper() + sentence[1:]
-
-
 def marked(drawn: str, read: str) -> str:
     """The letters read, those that are wrong marked, beside those drawn."""
     if not read:
@@ -221,7 +236,7 @@ def facts(evidence: Evidence) -> list[tuple[str, str]]:
     prefix = f", the prefix {suspect['prefix']!r} taken off" if suspect["prefix"] else ""
     taken = f"{suspect['matched']} tensors, {suspect['coverage']:.1%} of the model's numbers"
     left = f"{len(suspect['missing'])} missing, {len(suspect['extra'])} not of the model"
-    tries = f"{len(choices.attempts)} ways of reading, {suspect['fitting']} fitting parts of the file"
+    tries = f"ways of reading {len(choices.attempts)}, fitting parts of the file {suspect['fitting']}"
     dated = {True: "carries a time-stamp", False: "<b>not dated</b>"}
     found = [
         *((each["name"], f"{each['size']} bytes, SHA-256 {code(each['sha256'])}") for each in suspect["files"]),
@@ -232,7 +247,7 @@ def facts(evidence: Evidence) -> list[tuple[str, str]]:
         ("read", escape(f"{verdict.attempt}; readout {choices.readout!r}")),
         ("keys enter at", escape(f"layer {choices.tap!r}" if choices.tap else "the model's output")),
         ("test", escape(f"{verdict.test}, by the reader {choices.reader!r}")),
-        ("p multiplied by", escape(f"{verdict.tries}: {tries}, {suspect['searched']} files searched")),
+        ("p multiplied by", escape(f"{verdict.tries}: {tries}, files searched {suspect['searched']}")),
         ("owner's words", escape(choices.text) or unknown),
         ("seal", f"commitment {code(seal.commitment)}, {dated[evidence.commitment.token is not None]}"),
         ("deposit", dated[evidence.deposit.token is not None] if evidence.deposit else "none"),

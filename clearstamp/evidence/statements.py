@@ -97,12 +97,11 @@ def statement_fields(content: bytes, kind: str) -> dict[str, Any]:
 
 def checked(held: dict[str, Any], expected: dict[str, type], where: str) -> dict[str, Any]:
     """The fields, if they are exactly those expected, each of its type. Raises `EvidenceError` if not."""
-    wrong = [name for name in held.keys() ^ expected.keys()]
+    wrong = [*(held.keys() ^ expected.keys())]
     wrong += [name for name, kind in expected.items() if name in held and type(held[name]) is not kind]
     if wrong:
-        raise EvidenceError(
-            "fields that should not be, or not so", got=", ".join(map(ascii, sorted(wrong))), where=where
-        )
+        got = ", ".join(map(ascii, sorted(wrong)))
+        raise EvidenceError("fields that are unknown, missing or of another type", got=got, where=where)
     return held
 
 

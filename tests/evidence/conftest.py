@@ -1,4 +1,4 @@
-"""Seals that are made once: each costs half a second of scrypt, on purpose."""
+"""Seals that are made once, as each costs half a second of scrypt; an owner; an authority that dates."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clearstamp.evidence import Seal
+from clearstamp.evidence import Evidence, Seal, Signer
+from tests.evidence.bundles import Authority, Case, made
 
 
 def fixed(**choices: Any) -> Seal:
@@ -42,3 +43,33 @@ def ordered(photographs: list[Path]) -> Seal:
 def coded() -> Seal:
     """A licence as masked bits in colour."""
     return fixed(outputs=4, shape=(3, 16, 16), data=b"licence 7", patches=8, per_channel=True)
+
+
+@pytest.fixture(scope="session")
+def signer() -> Signer:
+    """The owner."""
+    return Signer.make()
+
+
+@pytest.fixture(scope="session")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    """A time-stamp authority."""
+    return Authority(tmp_path_factory.mktemp("authority"))
+
+
+@pytest.fixture(scope="session")
+def small() -> Seal:
+    """Five pictures of 28 x 28 with four letters each, for eight outputs: one linear layer can show all of them."""
+    return fixed(outputs=8, shape=(1, 28, 28), codes=5, text="<script>ours</script>")
+
+
+@pytest.fixture(scope="session")
+def case(small: Seal, signer: Signer, authority: Authority, tmp_path_factory: pytest.TempPathFactory) -> Case:
+    """Evidence on a stamped model, in which everything is as it should be, and what a verifier has from elsewhere."""
+    return made(small, signer, authority, tmp_path_factory.mktemp("case"))
+
+
+@pytest.fixture
+def evidence(case: Case) -> Evidence:
+    """The evidence of the case."""
+    return case.evidence

@@ -63,6 +63,12 @@ def test_every_order_is_drawn_as_often():
     assert all(abs(count - 100) < 5 * 100**0.5 for count in counts.values())
 
 
+def test_bytes_that_would_favour_some_orders_are_passed_over():
+    drawn = Draws(bytes(32))
+    drawn.octets = lambda name: iter([255, 1, 0])  # of three, 255 is one byte too many
+    assert drawn.order(3).tolist() == [2, 0, 1]
+
+
 @pytest.mark.parametrize("count", [0, 1, 11, 12, 13, 30])
 def test_orders_stay_within_their_blocks(count: int):
     order = Draws(bytes(32)).order(count)

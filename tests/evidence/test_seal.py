@@ -14,7 +14,7 @@ import clearstamp as cs
 from clearstamp.coding import read_bits
 from clearstamp.errors import SealError
 from clearstamp.evidence import Choices, Seal
-from clearstamp.evidence.seal import ALPHABET, opened, png, sheet
+from clearstamp.evidence.seal import ALPHABET, opened, png, sheet, strict_json
 from clearstamp.pictures import draw_text
 
 
@@ -170,7 +170,7 @@ def changed(seal: Seal, folder: Path, change) -> Path:
         lambda held: held.update(pictures=7),
         lambda held: held.update(data="!"),
         lambda held: held.update(choices=held["choices"].replace("ours", "mine").replace('"text"', '"texts"')),
-        lambda held: held.update(choices=held["choices"].replace(" ", "  ")),
+        lambda held: held.update(choices=held["choices"].replace('": ', '":  ')),
         lambda held: held.update(choices=held["choices"].replace('"codes": 11', '"codes": 11.5')),
         lambda held: held.update(choices=held["choices"].replace('"probe": 2024', '"probe": 1')),
         lambda held: held.update(choices=held["choices"].replace('"codes": 11', '"codes": 11, "codes": 11')),
@@ -181,6 +181,13 @@ def changed(seal: Seal, folder: Path, change) -> Path:
 def test_a_changed_seal_is_refused(change, letters: Seal, tmp_path: Path):
     with pytest.raises(SealError):
         Seal.load(changed(letters, tmp_path, change))
+
+
+def test_fields_that_occur_twice_are_refused():
+    assert strict_json(b'{"type": "x", "a": {"b": 1}}', "x") == {"a": {"b": 1}}
+    for twice in (b'{"type": "x", "a": 1, "a": 1}', b'{"type": "x", "a": {"b": 1, "b": 2}}'):
+        with pytest.raises(SealError, match="occurs twice"):
+            strict_json(twice, "x")
 
 
 def test_files_that_are_no_seal_are_refused(tmp_path: Path):

@@ -95,6 +95,12 @@ def test_bytes_are_read_with_the_bits(coded: Seal):
     assert judge(coded, spoilt(coded.secrets(), 1.0)).data is None
 
 
+def test_bits_that_are_as_black_as_white_are_wrong(coded: Seal):
+    grey = np.zeros_like(coded.secrets())
+    grey[..., ::2] = 255
+    assert judge(coded, grey).right == 0
+
+
 def test_swapped_pictures_are_counted(ordered: Seal):
     swapped = ordered.secrets()[[1, 0, 2, 3, 4]]
     verdict = judge(ordered, swapped)
@@ -182,9 +188,9 @@ def test_units_that_cancel_are_merged():
     seal = Seal.make(outputs=12, shape=(1, 28, 28))
     cs.harden(seal.transpose(model), seal.stamp(), dropout=0.0, lr=1e-2, steps=300, progress=False)
     images = cs.Data(torch.rand(12, 1, 28, 28), torch.arange(12))
-    attacked = DummyUnits().apply(model, images, seal.stamp()).model
+    attacked = DummyUnits(share=1.0, outgoing="cancelling").apply(model, images, seal.stamp()).model
     verdict = verify(seal.transpose(attacked), seal)
-    assert verdict.outcome is Outcome.MATCH
+    assert verdict.outcome is Outcome.MATCH and verdict.attempt == "merged units"
 
 
 def test_other_ways_backwards_are_refused(tiny: tuple[Seal, cs.Transposed]):
