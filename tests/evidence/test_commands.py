@@ -9,13 +9,8 @@ import subprocess
 import sys
 import tomllib
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from io import StringIO
 from pathlib import Path
-from threading import Thread
 
 import pytest
 import torch
@@ -29,6 +24,7 @@ from clearstamp.evidence import seal as sealing
 from clearstamp.evidence.people import shuffled
 from tests.documents import ROOT
 from tests.evidence.bundles import Authority, remembered, stamped
+from tests.evidence.shell import Ran, address, clearstamp
 
 VERBS = ("seal", "date", "deposit", "inspect", "examine", "verify", "blind", "grade")
 
@@ -58,26 +54,6 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sealing, "root", remembered)
     for module in (commands, suspects):
         monkeypatch.setattr(module, "parsed", suspects.read_parts)
-
-
-@dataclass(frozen=True)
-class Ran:
-    """What a command came to."""
-
-    code: int
-    out: str
-    err: str
-
-
-def clearstamp(*words: object) -> Ran:
-    """Run the command in this process."""
-    out, err = StringIO(), StringIO()
-    with redirect_stdout(out), redirect_stderr(err):
-        try:
-            code = commands.main([str(word) for word in words])
-        except SystemExit as left:
-            code = int(left.code or 0)
-    return Ran(code, out.getvalue(), err.getvalue())
 
 
 def seal_into(folder: Path, *more: object) -> Ran:
@@ -239,30 +215,6 @@ def test_a_seal_holds_pictures_text_bytes_and_a_tap(tmp_path: Path):
 
 
 # ------------------------------------------------------------------------------------------------------------- dating
-
-
-@contextmanager
-def address(authority: Authority) -> Iterator[str]:
-    """Where an authority answers on this machine, for as long as this lasts."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            token = authority.reply(self.rfile.read(int(self.headers["Content-Length"])))
-            self.send_response(200)
-            self.end_headers()
-            self.wfile.write(token)
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}"
-        finally:
-            server.shutdown()
-            thread.join()
 
 
 def test_a_file_is_dated_over_a_network_once(tmp_path: Path, authority: Authority):
