@@ -69,7 +69,7 @@ def functions(offered: object) -> list[Callable]:
 
 
 def test_public_docstrings_say_what_is_raised():
-    modules = (cs, cs.attacks, cs.pictures, suspects, zoo)
+    modules = (cs, cs.attacks, cs.evidence, cs.pictures, suspects, zoo)
     offered = {getattr(module, name) for module in modules for name in module.__all__ if name[-1].islower()}
     silent = [
         f"{function.__qualname__}: {error}"

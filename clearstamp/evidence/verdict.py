@@ -48,7 +48,8 @@ class Verdict:
         p: of the seal's test, rounded up, multiplied by the attempts and the searched files; at most 1.
         bar: the exponent of a match.
         test: its name.
-        right, of: letters, bits, or pictures at their places, read right, and how many there are.
+        right: how many letters, bits, or pictures at their places were read right.
+        of: how many there are.
         attempt: how the model was read.
         tries: attempts times searched files.
         legible: whether pictures and secrets correlate enough for a person to read them.
