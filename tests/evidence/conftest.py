@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from clearstamp import suspects
 from clearstamp.evidence import Evidence, Seal, Signer
-from tests.evidence.bundles import Authority, Case, made
+from clearstamp.evidence import seal as sealing
+from tests.evidence.bundles import Authority, Case, made, remembered
 
 
 def fixed(**choices: Any) -> Seal:
@@ -67,6 +69,14 @@ def small() -> Seal:
 def case(small: Seal, signer: Signer, authority: Authority, tmp_path_factory: pytest.TempPathFactory) -> Case:
     """Evidence on a stamped model, in which everything is as it should be, and what a verifier has from elsewhere."""
     return made(small, signer, authority, tmp_path_factory.mktemp("case"))
+
+
+@pytest.fixture
+def quick(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """scrypt is run once for each seal, and checkpoints are read in this process but where a test is about that."""
+    monkeypatch.setattr(sealing, "root", remembered)
+    if "child" not in request.keywords:
+        monkeypatch.setattr(suspects, "parsed", suspects.read_parts)
 
 
 @pytest.fixture

@@ -15,26 +15,18 @@ import torch
 from safetensors.torch import save, save_file
 from torch import nn
 
-from clearstamp import suspects
 from clearstamp.errors import EvidenceError
 from clearstamp.evidence import Evidence, Mark, Outcome, Seal, Signer, Statement, checks, verify_evidence
-from clearstamp.evidence import seal as sealing
 from clearstamp.evidence.checks import CHECKS, Check, Result
 from clearstamp.evidence.examination import examine
 from clearstamp.evidence.folder import suspect_files
 from clearstamp.evidence.statements import shown
 from clearstamp.reading import extract
-from tests.evidence.bundles import Case, edited, fresh, made, remembered, repainted, resigned, stamped
+from tests.evidence.bundles import Case, edited, fresh, made, repainted, resigned, stamped
+from tests.fuzz_evidence import fuzz
 
+pytestmark = pytest.mark.usefixtures("quick")
 PASSED = ["PASS"] * 9 + ["STATED"]
-
-
-@pytest.fixture(autouse=True)
-def quick(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """scrypt is run once for each seal, and checkpoints are read in this process but where a test is about that."""
-    monkeypatch.setattr(sealing, "root", remembered)
-    if "child" not in request.keywords:
-        monkeypatch.setattr(suspects, "parsed", suspects.read_parts)
 
 
 def marks(result: Result) -> list[str]:
@@ -447,3 +439,10 @@ def test_p_is_the_same_whatever_arithmetic_reads_the_suspect(
     result = verify_evidence(tmp_path / "evidence", **case.given())
     assert marks(result) == PASSED and result.exit_code == 0
     assert shown(result.verdict.p) == case.evidence.manifest["p"]
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_changed_bundles_verify_only_if_every_member_is_as_it_was(signer: Signer, tmp_path: Path):
+    codes, answers = fuzz(200, 0, signer, tmp_path)
+    assert sum(codes.values()) == 200 and codes[0] > 0 and codes[3] > 100
+    assert {f"{name} FAILED" for name in ("files", "signature", "draws", "reading", "report")} <= set(answers)
