@@ -1,4 +1,4 @@
-"""The command `clearstamp`, as `python -m clearstamp.evidence`."""
+"""The command `clearstamp`, as `python -P -m clearstamp.evidence`: with -P, nothing beside you is imported."""
 
 import sys
 

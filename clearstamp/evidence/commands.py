@@ -19,9 +19,9 @@ from clearstamp.errors import ClearStampError
 from clearstamp.evidence.architectures import FORMS, Architecture
 from clearstamp.evidence.checks import verify_evidence
 from clearstamp.evidence.examination import examine
-from clearstamp.evidence.folder import Evidence
+from clearstamp.evidence.folder import Evidence, suspect_files
 from clearstamp.evidence.people import blind, grade, read_answers
-from clearstamp.evidence.seal import BAR, TESTS, Seal, sha256
+from clearstamp.evidence.seal import BAR, TESTS, Seal
 from clearstamp.evidence.signing import (
     Signer,
     UnreadableTokenError,
@@ -41,7 +41,7 @@ MATCH, NO_MATCH, SLIP, FAILED, UNCHECKED = range(5)
 
 CODES = """exit codes:
   0  a match, and every check passed (for a verb that judges nothing: done)
-  1  no match, or a weak one; this does not clear the model
+  1  no match, or only a weak or a supporting one; this does not clear the model
   2  the command cannot be carried out as it was typed
   3  a check FAILED: something was changed, or is not what it is said to be
   4  a check is UNCHECKED, or a file cannot be read: nothing is said either way"""
@@ -414,9 +414,8 @@ example:
 
 
 def run_inspect(given: argparse.Namespace) -> int:
-    content = given.file.read_bytes()
-    facts: dict[str, Any] = {"file": str(given.file), "size": len(content), "sha256": sha256(content), "parts": []}
-    lines = [f"{given.file}   {len(content):,} bytes   sha256 {facts['sha256']}"]
+    facts: dict[str, Any] = {"files": suspect_files(given.file), "parts": []}
+    lines = [f"{each['name']}   {each['size']:,} bytes   sha256 {each['sha256']}" for each in facts["files"]]
     for part, tensors in parsed(given.file).items():
         read = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
         rows = [
@@ -560,7 +559,8 @@ GRADE = """
 how well did people read, and how often does chance read as well?
 
 The test is that of the seal's letters, with a person in place of the computer. Everybody who was asked counts, also
-those who did not answer: p is multiplied by their number.
+those who did not answer: p is multiplied by their number. Whether the evidence is what it is said to be is for
+clearstamp verify.
 
 example:
   clearstamp grade evidence alice.json bob.json --asked 3

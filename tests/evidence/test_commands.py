@@ -268,7 +268,8 @@ def test_inspect_lists_every_part_and_tensor(tmp_path: Path):
     torch.save({"model": weights, "ema": {"a.weight": torch.tensor([1.0, float("nan")])}}, tmp_path / "a.pth")
     told = json.loads(clearstamp("inspect", tmp_path / "a.pth", "--json").out)
     first, second = told["parts"]
-    assert told["size"] == (tmp_path / "a.pth").stat().st_size and len(told["sha256"]) == 64
+    (listed,) = told["files"]
+    assert listed["size"] == (tmp_path / "a.pth").stat().st_size and len(listed["sha256"]) == 64
     assert (first["part"], first["numbers"], first["prefixes"]) == ("model", 7, ["module."])
     assert first["tensors"][0] == {"name": "module.a.weight", "type": "float16", "shape": [2, 3], "finite": True}
     assert [each["finite"] for each in second["tensors"]] == [False]
