@@ -157,6 +157,22 @@ class Stamp:
         drawn = cls.from_secrets(images.reshape(len(images), *shape), outputs=outputs, seed=seed, key_range=key_range)
         return replace(drawn, payload=payload)
 
+    @classmethod
+    def joined(cls, *stamps: "Stamp") -> "Stamp":
+        """The pairs of several stamps as one stamp to embed, such as that of a seal and those of its reserves.
+
+        A payload is left out, since it lies in a part of them. Raises `StampError` for stamps of different shapes, and
+        for one with frozen values.
+        """
+        shapes = {(part.keys.shape[1:], part.secrets.shape[1:]) for part in stamps}
+        if len(shapes) != 1:
+            got = ", ".join(f"keys {list(keys)} and secrets {list(secrets)}" for keys, secrets in sorted(shapes))
+            raise StampError("stamps of different shapes", got=got or "none", expected="one shape")
+        if any(part.frozen for part in stamps):
+            raise StampError("a stamp with frozen values cannot be joined to others")
+        keys, secrets = torch.cat([part.keys for part in stamps]), torch.cat([part.secrets for part in stamps])
+        return cls(keys, secrets, tuple(label for part in stamps for label in part.labels))
+
     def pick(self, places: Tensor) -> "Stamp":
         """The pairs at these places, as a stamp of their own; a payload that lies in all of them is left out."""
         labels = tuple(self.labels[place] for place in places.tolist())

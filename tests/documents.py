@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from doctest import ELLIPSIS, OutputChecker
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -12,6 +13,17 @@ ROOT = Path(__file__).parent.parent
 def blocks(page: Path, language: str) -> list[str]:
     """The fenced blocks of a language in a Markdown file, in their order."""
     return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+
+
+def sessions(page: Path) -> list[tuple[str, str]]:
+    """Each command of the fenced blocks ``console``, in their order, and what the page shows that it prints."""
+    lines = "".join(blocks(page, "console"))
+    return [(command, shown) for command, shown in re.findall(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", lines, re.MULTILINE)]
+
+
+def shows(shown: str, printed: str) -> bool:
+    """Whether a page shows what is printed, where ``...`` stands for anything."""
+    return OutputChecker().check_output(shown, printed, ELLIPSIS)
 
 
 def included(page: Path) -> list[Path]:

@@ -3,7 +3,9 @@
 import doctest
 import importlib
 import inspect
+import json
 import re
+import shlex
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
@@ -11,14 +13,20 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from torch import nn
 
 import clearstamp as cs
 import clearstamp.attacks
 from clearstamp import suspects, zoo
+from clearstamp.evidence.draws import Draws, commitment, root
+from clearstamp.evidence.people import shuffled
+from clearstamp.evidence.seal import ALPHABET
 from clearstamp.reproduction.experiments import run_all
 from clearstamp.reproduction.registry import declared
-from tests.documents import ROOT, blocks, included, run
+from tests.documents import ROOT, blocks, included, run, sessions, shows
+from tests.evidence.bundles import Authority
+from tests.evidence.shell import address, clearstamp
 
 WITH_EXAMPLES = sorted(path for path in (ROOT / "clearstamp").rglob("*.py") if ">>> " in path.read_text())
 
@@ -61,7 +69,7 @@ def functions(offered: object) -> list[Callable]:
 
 
 def test_public_docstrings_say_what_is_raised():
-    modules = (cs, cs.attacks, cs.pictures, suspects, zoo)
+    modules = (cs, cs.attacks, cs.evidence, cs.pictures, suspects, zoo)
     offered = {getattr(module, name) for module in modules for name in module.__all__ if name[-1].islower()}
     silent = [
         f"{function.__qualname__}: {error}"
@@ -95,6 +103,76 @@ def test_every_how_to_page_is_under_a_screen_and_runs():
     assert shown.keys() | PRINTED.keys() == pages.keys()
     assert {path.parent for paths in shown.values() for path in paths} == {ROOT / "examples"}
     assert [name for name in shown if blocks(pages[name], "python")] == []
+
+
+def leak() -> None:
+    """Somebody publishes a copy of the owner's model, in half precision and in a wrapper's names."""
+    weights = load_file("acme.safetensors")
+    torch.save(
+        {"epoch": 2, "state_dict": {f"module.{name}": value.half() for name, value in weights.items()}}, "found.pth"
+    )
+
+
+def answer() -> None:
+    """A reader of the sheet fills in the form, as somebody who sees all letters but one."""
+    form, seal = json.loads(Path("reader/answers.json").read_text()), cs.Seal.load("acme.seal")
+    places, _ = shuffled(seal, seal.secrets())
+    words = ["".join(ALPHABET[letter] for letter in seal.letters[place]) for place in places]
+    read = {str(number): word for number, word in enumerate(words, 1)} | {"1": f"?{words[0][1:]}"}
+    Path("reader/answers.json").write_text(json.dumps(form | {"reader": "Ada", "read": read}))
+
+
+def test_the_how_to_page_on_disputes_runs_from_the_seal_to_the_verdict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Command by command, and each prints what the page shows; only the authority is one of the tests' own."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "authority").mkdir()
+    authority = Authority(tmp_path / "authority")
+    (tmp_path / "tsa.pem").write_bytes(authority.root)
+    page = ROOT / "book" / "how-to" / "evidence.md"
+    before, verbs = {"inspect": leak, "grade": answer}, []
+    with address(authority) as url:
+        for command, shown in sessions(page):
+            program, *words = shlex.split(command.replace("https://freetsa.org/tsr", url))
+            if program == "python":
+                assert words == ["seal.py"] and included(page) == [ROOT / "examples" / "seal.py"]
+                printed = run((ROOT / "examples" / "seal.py").read_text(), tmp_path)
+                ((accuracy, ssim),) = re.findall(r"^accuracy ([\d.]+), SSIM ([\d.]+)$", printed, re.MULTILINE)
+                assert float(accuracy) > 0.8 and float(ssim) > 0.85 and "\nMATCH " in printed
+                continue
+            assert program == "clearstamp"
+            verbs.append(words[0])
+            before.get(words[0], lambda: None)()
+            ran = clearstamp(*words)
+            assert ran.code == 0, (command, ran)
+            assert not shown or shows(shown, ran.out), (command, ran.out)
+    assert verbs == ["seal", "date", "deposit", "date", "inspect", "examine", "verify", "blind", "grade"]
+
+
+def test_known_answers_on_the_page_are_those_of_the_code():
+    page = (ROOT / "book" / "evidence.md").read_text()
+    table = page.split("## Known answers")[1].split("\n## ")[0]
+    said = dict(re.findall(r"^\| (.*?) \| `(.*)` \|$", table, re.MULTILINE))
+    seed, choices = bytes(range(32)), b'{"type": "an example"}\n'
+    drawn = Draws(root(seed, choices))
+    assert said == {
+        "commitment": commitment(seed, choices),
+        "root": drawn.root.hex(),
+        "the first key's first values": " ".join(map(str, drawn.keys(1, (10,), 10.0)[0, :4].tolist())),
+        "letters": "".join(ALPHABET[letter] for letter in drawn.letters(16)),
+        "order of 11": " ".join(map(str, drawn.order(11))),
+        "order of 24": " ".join(map(str, drawn.order(24))),
+        "mask": "".join(map(str, drawn.mask(32))),
+    }
+    assert len(choices) == 23 and f"`{ALPHABET}`" in page
+
+
+def test_the_front_page_shows_commands():
+    (told,) = blocks(ROOT / "README.md", "sh")
+    on_the_page = [command for command, _ in sessions(ROOT / "book" / "how-to" / "evidence.md")]
+    for line in told.splitlines():
+        words = shlex.split(line, comments=True)
+        near = [command for command in on_the_page if command.startswith(" ".join(words[:2]))]
+        assert words[0] == "clearstamp" and set(words) - {"URL"} <= set(" ".join(near).split()), line
 
 
 @pytest.mark.parametrize("name", sorted(PRINTED.keys() - {"audit"}))

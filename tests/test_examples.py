@@ -44,5 +44,5 @@ def test_two_processes_keep_one_model_by_the_commands_of_the_how_to_page(command
 
 def test_examples_are_short_and_all_tested():
     lines = {path.stem: len(path.read_text().splitlines()) for path in EXAMPLES.glob("*.py")}
-    assert lines.keys() == {"plain", "lightning_module", "accelerate_loop", "distributed", "suspect"}
+    assert lines.keys() == {"plain", "lightning_module", "accelerate_loop", "distributed", "suspect", "seal"}
     assert max(lines.values()) < 40

@@ -1,6 +1,7 @@
 """Stamps: how they are made, what is refused, and their file."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -104,6 +105,30 @@ def test_a_stamp_of_tensors(kind):
 
 def test_equal_keys_with_equal_secrets_are_one_pair_twice():
     assert len(Stamp(keys(1).repeat(2, 1), secrets(1).repeat(2, 1, 1, 1), ("a", "b"))) == 2
+
+
+def test_stamps_are_joined_in_their_order():
+    first, second = make(), Stamp.from_bytes(b"C", outputs=10, shape=SHAPE, seed=1, code="none")
+    joined = Stamp.joined(first, second)
+    assert same(joined.pick(torch.arange(2)), first) and len(joined) == 2 + len(second)
+    assert torch.equal(joined.keys[2:], second.keys) and torch.equal(joined.secrets[2:], second.secrets)
+    assert joined.labels == first.labels + second.labels and joined.payload is None
+
+
+@pytest.mark.parametrize(
+    ("others", "message"),
+    [
+        ({"outputs": 9}, r"different shapes; got: keys \[9\] and .* \[1, 28, 28\], keys \[10\] and .* expected: one"),
+        ({"shape": (3, 28, 28)}, r"stamps of different shapes; got: .* secrets \[3, 28, 28\]"),
+    ],
+)
+def test_stamps_that_do_not_fit_are_not_joined(others, message):
+    with pytest.raises(StampError, match=message):
+        Stamp.joined(make(), make(**others))
+    with pytest.raises(StampError, match="stamps of different shapes; got: none"):
+        Stamp.joined()
+    with pytest.raises(StampError, match="frozen values cannot be joined"):
+        Stamp.joined(make(), replace(make(("C",), seed=1), frozen={"a": torch.ones(1)}))
 
 
 # ------------------------------------------------------------------------------------------------------- bad input

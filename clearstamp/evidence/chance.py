@@ -2,7 +2,7 @@
 
 The draws of a seal are uniform whatever the suspect's weights are, if these were made without the draws. So nothing is
 assumed of the suspect: the pictures are given, and p counts the draws that would have fitted them as well. This is a
-randomisation test (Hemerik and Goeman, "What is a randomization test?"). Every p is rounded up.
+randomisation test (Hemerik and Goeman 2021, doi 10.1111/insr.12431). Every p is rounded up.
 """
 
 from collections.abc import Sequence

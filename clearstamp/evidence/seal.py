@@ -51,7 +51,8 @@ class Choices:
 
     Attributes:
         text: the owner's words.
-        input, key: the shapes of the model's input and of one key, that of its output or of the tap.
+        input: the shape of the model's input.
+        key: the shape of one key, that of the model's output or of the tap.
         tap: the layer at whose output keys enter, so that no head is read; None for the model's output.
         readout: of `clearstamp.transpose`.
         probe: the seed of the public probe; the only one that is allowed.
@@ -59,12 +60,16 @@ class Choices:
         test: the one test, of `TESTS`.
         reader: who reads for it, of `READERS`.
         codes: how many pictures hold drawn letters, or masked bits.
-        rows, columns: letters of such a picture.
-        alphabet, glyphs: the letters, and the SHA-256 of the sheet that shows them.
+        rows: of letters in such a picture.
+        columns: of letters in such a picture.
+        alphabet: the letters.
+        glyphs: the SHA-256 of the sheet that shows them.
         pictures: the SHA-256 of each of the owner's pictures, in the owner's order.
         payload: for the test ``"bits"``, how bytes lie in the pictures, and their SHA-256; else None.
         attempts: how a suspect is read, in this order; p is multiplied by their number.
         bar: a match is a p of at most 2 to the power of minus this.
+
+    Raises `SealError` for choices that no seal can have.
     """
 
     text: str
@@ -307,7 +312,7 @@ class Seal:
 
     @property
     def commitment(self) -> str:
-        """What is published and dated: SHA-256 in hexadecimal over seed and choices."""
+        """SHA-256 in hexadecimal over seed and choices, which is published and dated."""
         return commitment(self.seed, self.written)
 
     @property

@@ -48,7 +48,8 @@ class Verdict:
         p: of the seal's test, rounded up, multiplied by the attempts and the searched files; at most 1.
         bar: the exponent of a match.
         test: its name.
-        right, of: letters, bits, or pictures at their places, read right, and how many there are.
+        right: how many letters, bits, or pictures at their places were read right.
+        of: how many there are.
         attempt: how the model was read.
         tries: attempts times searched files.
         legible: whether pictures and secrets correlate enough for a person to read them.
@@ -126,7 +127,13 @@ def verify(back: Transposed, seal: Seal, *, searched: int = 1, grafted: bool = F
         if verdict.outcome is Outcome.MATCH:
             break
     least = min(found, key=lambda verdict: verdict.p)
-    return replace(least, outcome=Outcome.SUPPORTS) if grafted and least.outcome is not Outcome.NO_MATCH else least
+    return replace(least, outcome=outcome(least.p, choices.alpha, grafted=grafted))
+
+
+def outcome(p: Decimal, alpha: Decimal, *, grafted: bool = False) -> Outcome:
+    """What a p comes to, if one of at most `alpha` is a match: see `Verdict`."""
+    found = Outcome.MATCH if p <= alpha else Outcome.WEAK if p <= WEAK else Outcome.NO_MATCH
+    return Outcome.SUPPORTS if grafted and found is not Outcome.NO_MATCH else found
 
 
 def reread(back: Transposed, seal: Seal, attempt: str) -> Transposed:
@@ -154,9 +161,8 @@ def judge(seal: Seal, pictures: Pixels, *, attempt: str = "as is", searched: int
     p, right, of, scores = TESTS[choices.test](seal, pictures)
     tries = len(choices.attempts) * searched
     p = chance.at_most_one(chance.UP.multiply(p, Decimal(tries)))
-    outcome = Outcome.MATCH if p <= choices.alpha else Outcome.WEAK if p <= WEAK else Outcome.NO_MATCH
     return Verdict(
-        outcome=outcome,
+        outcome=outcome(p, choices.alpha),
         p=p,
         bar=choices.bar,
         test=choices.test,
