@@ -33,6 +33,7 @@ from clearstamp.errors import RecordError
 from clearstamp.reproduction import foreign
 from clearstamp.reproduction.campaigns import UNMARKED, campaigns
 from clearstamp.reproduction.capacity import LICENCE, Capacity
+from clearstamp.reproduction.court import Sealed
 from clearstamp.reproduction.coverage import HANDFUL, Coverage, Hardened, classifiers
 from clearstamp.reproduction.experiments import Experiment, Settings, run_all
 from clearstamp.reproduction.foreign import Foreign, ForeignHardened
@@ -75,6 +76,8 @@ PUBLISHED = [LifeCycle(name=f"11-keys-{r}", readout=r, **PAPER) for r in BOTH_RE
 """The default scenario as published, under both readouts."""
 DEFAULT = LifeCycle(name="11-keys-default-adjoint", readout="adjoint", **OURS)
 """The default scenario as this library embeds by default."""
+SEALED = Sealed(name="sealed-default-adjoint", readout="adjoint", **OURS)
+"""The default scenario with a sealed stamp: eleven keys, 44 drawn letters."""
 MARKED = [*PUBLISHED, DEFAULT]
 """The models that every attack meets."""
 RATES = [
