@@ -33,7 +33,7 @@ from clearstamp.errors import RecordError
 from clearstamp.reproduction import foreign
 from clearstamp.reproduction.campaigns import UNMARKED, campaigns
 from clearstamp.reproduction.capacity import LICENCE, Capacity
-from clearstamp.reproduction.court import Sealed
+from clearstamp.reproduction.court import Accusation, Level, Sealed
 from clearstamp.reproduction.coverage import HANDFUL, Coverage, Hardened, classifiers
 from clearstamp.reproduction.experiments import Experiment, Settings, run_all
 from clearstamp.reproduction.foreign import Foreign, ForeignHardened
@@ -431,6 +431,15 @@ def runtime(profile: Profile) -> Groups:
         "by hand": Group([cost("cost-by-hand", "plain", "stamp", rounds=21)], FIRST),
         "extraction": Group([cost("cost-extraction", "extract", "forward", rounds=21)], FIRST),
         **{f"scale, {what}": Group(group, FIRST) for what, group in along.items()},
+    }
+
+
+def in_court(profile: Profile) -> Groups:
+    seals, models = {"tiny": (4, 4), "quick": (30, 20)}.get(profile.name, (1_000, 100))
+    return {
+        "accusation": Group([Accusation(name="accusation", seals=seals)], FIRST),
+        "level": Group([Level(name="level", models=models)], tuple(range(10)) if profile.name == "paper" else FIRST),
+        "sealed": Group([SEALED]),
     }
 
 
