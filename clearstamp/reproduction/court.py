@@ -1,5 +1,6 @@
 """Sealed stamps in court: their level, false claims, forgeries, and what is left of them after every attack."""
 
+import copy
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -16,20 +17,23 @@ from PIL import Image
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
-from clearstamp.attacks import FalseClaim, Forgery, Look
-from clearstamp.attacks.base import Outcome
+from clearstamp.attacks import FalseClaim, Forgery, Look, Noise, Pruning, Scene
+from clearstamp.attacks.base import Attack, Outcome
 from clearstamp.evidence import Seal, Verdict, chance, judge, verify
 from clearstamp.evidence.readers import Numbers, best, grey, template
 from clearstamp.evidence.seal import pixels
 from clearstamp.evidence.verdict import TESTS, look
+from clearstamp.evidence.verdict import Outcome as Finding
+from clearstamp.method import RECOMMENDED
 from clearstamp.pictures import as_pictures, develop, draw_text
+from clearstamp.reading import read
 from clearstamp.reproduction.campaigns import Campaign, halves
 from clearstamp.reproduction.experiments import Experiment, Findings, Settings, device
 from clearstamp.reproduction.lifecycle import LifeCycle, LifeSettings
 from clearstamp.reproduction.profiles import Images, Profile, load_sets
 from clearstamp.reproduction.records import Score, Stage
 from clearstamp.stamp import Stamp
-from clearstamp.training import accuracy, fit
+from clearstamp.training import accuracy, embed, fit
 from clearstamp.transpose import Transposed, transpose
 from clearstamp.zoo import DataSet
 from clearstamp.zoo.networks import build
@@ -164,10 +168,17 @@ def accused(images: Images) -> Stamp:
     return claimed(FalseClaim().apply(architecture, own, blank, test=test.take(1)))
 
 
-def claimed(outcome: Outcome) -> Stamp:
+@cache
+def met(images: Images, name: str, *, own: bool = False) -> nn.Module:
+    """A model that an accuser meets, or has of his own."""
+    mine, others, _ = parts(images)
+    return model_of(name, mine if own else others, seed=7 if own else 8)
+
+
+def claimed(by: Outcome | Scene) -> Stamp:
     """The claim of an accuser."""
-    assert outcome.claim is not None, "what such attacks end with"
-    return outcome.claim
+    assert by.claim is not None, "what such attacks end with"
+    return by.claim
 
 
 def sealed_with(pictures: Tensor, **about: Any) -> Seal:
@@ -202,29 +213,30 @@ class Accusation(Court):
 
     *Chosen*: keys and pictures are named when the model is at hand. *Dated*: they were chosen on surrogates before it
     was trained, see `FalseClaim`. *Drawn*: the pictures were so chosen, and keys, order and letters drawn after they
-    were hashed. The accuser also has a model of his own, ``ground``, to try seals on.
+    were hashed. The accuser also has a model of his own, ``ground``, to try seals on. Models and claim are the same for
+    every seed of a run, and the seals others.
     """
 
     strangers: tuple[str, ...] = ("fc", "cnn", "cnn-bn")
-    seals: int = 500
+    seals: int = 100
 
     def conduct(self, settings: Settings, seed: int) -> Findings:
         own, others, test = parts(settings.images)
         claim = accused(settings.images)
-        models = {"ground": model_of("fc", own, seed=seed)}
-        models |= {name: model_of(name, others, seed=seed + 1 + place) for place, name in enumerate(self.strangers)}
+        models = {"ground": met(settings.images, "fc", own=True)}
+        models |= {name: met(settings.images, name) for name in self.strangers}
         backs = {name: backwards(model, own) for name, model in models.items()}
         stages: list[Stage] = []
         arrays: dict[str, Tensor] = {"claimed": claim.secrets}
         for name in self.strangers:
             reached = accuracy(models[name], test.loader(250))
-            copied = claimed(Forgery(by="copy").apply(models[name], own, claim, test=test.take(1), seed=seed))
+            copied = claimed(Forgery(by="copy").apply(models[name], own, claim, test=test.take(1)))
             for protocol, made in (("chosen", copied), ("dated", claim)):
                 about = {"accuracy": reached} | self.unsealed(backs[name], made)
                 stages.append(Stage(label=f"{protocol}/{name}", network=name, scores=about))
             arrays[name] = as_pictures(torch.from_numpy(look(backs[name], claim)) / 255)
         found: dict[str, list[Any]] = {}
-        for number in range(self.seals):
+        for number in range(seed * self.seals, (seed + 1) * self.seals):
             seal = drawn_after(settings.images, number)
             stamp = seal.stamp()
             for name, back in backs.items():
@@ -298,3 +310,85 @@ class Level(Court):
         yield "letters, always A", chance.binomial(int((drawn == always).sum()), len(drawn), len(lettered.sheet))
         yield "letters, flat", TESTS["letters"](lettered, np.full_like(shown, 127))[0]
         yield "order, flat", TESTS["order"](lettered, np.full_like(shown, 127))[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forgeries(Court):
+    """Genuine stamps and forged claims, by every score that might tell them apart.
+
+    Genuine are the sealed stamps of `owners` FC networks, as they are and after `attacks`. Each kind of `Forgery` is
+    tried `tries` times: optimised keys and painted heads on innocent networks, copies on the owners', where a stamp
+    bleeds into pictures of other keys. Scores are the mean SSIM, the mean correlation, the share of pictures that a
+    template reader takes for their own secret, and -log10 of the sealed test's p. For that the forger has a seal of
+    his own, made beforehand; a head that was painted to show it is no test, which counts as a p of 1.
+    """
+
+    owners: int = 4
+    innocents: int = 3
+    tries: int = 60
+
+    @property
+    def attacks(self) -> tuple[Attack, ...]:
+        """Those after which genuine stamps are read."""
+        pruned = tuple(Pruning(amount=amount) for amount in (0.0, 0.3, 0.5, 0.6, 0.7, 0.8, 0.9))
+        return (*pruned, *(Noise(scale=scale) for scale in (0.25, 0.5, 1.0)))
+
+    def conduct(self, settings: Settings, seed: int) -> Findings:
+        own, others, test = parts(settings.images)
+        few = test.take(1)
+        about: dict[str, Any] = {"outputs": own.classes, "shape": own.shape}
+        method = replace(RECOMMENDED, steps=settings.hardening_steps)
+        found: dict[str, list[float]] = {}
+        arrays: dict[str, Tensor] = {}
+
+        def keep(kind: str, back: Transposed, claim: Stamp, sealed: float) -> None:
+            for score, value in (unsealed_scores(back, claim) | {"sealed test": sealed}).items():
+                found.setdefault(f"{kind}/{score}", []).append(value)
+            if f"{kind}/secrets" not in arrays:
+                arrays[f"{kind}/secrets"] = claim.secrets
+                arrays[f"{kind}/shown"] = torch.from_numpy(look(back, claim)) / 255
+
+        marked = []
+        for owner in range(self.owners):
+            seal, model = sealed(seed=owner, **about), build("fc", own.shape, own.classes, seed=owner).to(device())
+            torch.manual_seed(owner)
+            embed(model, seal.stamp(), own.loader(seed=owner), method=method, epochs=1, lr=1e-3, progress=False)
+            marked.append(model.eval())
+            for attack in self.attacks:
+                left = attack.apply(model, own, seal.stamp(), test=few, seed=owner).model
+                back = seal.transpose(left)
+                keep("genuine", back, seal.stamp(), evidence(judge(seal, look(back, seal.stamp()))))
+        innocent = [model_of("fc", others, seed=100 + number) for number in range(self.innocents)]
+        for number in range(self.tries):
+            seal, clean = sealed(seed=1_000 + number, **about), innocent[number % len(innocent)]
+            stamp = seal.stamp()
+            for forgery in KINDS:
+                kind = forgery.by
+                model = marked[number % len(marked)] if kind == "copy" else clean
+                scene = Scene(copy.deepcopy(model), None, stamp, seed=number)
+                with scene.fork_rng():
+                    torch.manual_seed(number)
+                    forgery.run(scene)
+                    suspect = forgery.painted(scene, stamp) if kind == "head" else model
+                verdict = verify(seal.transpose(suspect), seal, grafted=kind == "head")
+                keep(kind, backwards(scene.evidence(scene.model), own), claimed(scene), evidence(verdict))
+        return [], arrays | {name: torch.tensor(values) for name, values in found.items()}, {}
+
+
+KINDS = (Forgery(by="keys"), Forgery(by="head"), Forgery(by="copy"))
+
+
+def unsealed_scores(back: Transposed, claim: Stamp) -> dict[str, float]:
+    """What may be said of a claim without a seal."""
+    reading = read(back, claim)
+    scores = template(grey(look(back, claim)), grey(pixels(as_pictures(claim.secrets))))
+    return {
+        "SSIM": reading.ssim.mean().item(),
+        "correlation": reading.correlation.mean().item(),
+        "template": float((best(scores) == np.arange(len(claim))).mean()),
+    }
+
+
+def evidence(verdict: Verdict) -> float:
+    """-log10 of p; 0 where p is no test."""
+    return 0.0 if verdict.outcome is Finding.SUPPORTS else -float(verdict.p.log10())

@@ -33,7 +33,7 @@ from clearstamp.errors import RecordError
 from clearstamp.reproduction import foreign
 from clearstamp.reproduction.campaigns import UNMARKED, campaigns
 from clearstamp.reproduction.capacity import LICENCE, Capacity
-from clearstamp.reproduction.court import Accusation, Level, Sealed
+from clearstamp.reproduction.court import Accusation, Examination, Forgeries, Level, Sealed
 from clearstamp.reproduction.coverage import HANDFUL, Coverage, Hardened, classifiers
 from clearstamp.reproduction.experiments import Experiment, Settings, run_all
 from clearstamp.reproduction.foreign import Foreign, ForeignHardened
@@ -435,11 +435,40 @@ def runtime(profile: Profile) -> Groups:
 
 
 def in_court(profile: Profile) -> Groups:
-    seals, models = {"tiny": (4, 4), "quick": (30, 20)}.get(profile.name, (1_000, 100))
+    count, owners, tries = {"tiny": (3, 1, 1), "quick": (20, 1, 3)}.get(profile.name, (100, 4, 60))
+    many = tuple(range(10)) if profile.name == "paper" else FIRST
+    must: Attacks = {"pruning 60 %": Pruning(amount=0.6), "int8": Quantization(bits=8)}
+    must |= {
+        "permutation": Permutation(),
+        "rescaling": Rescaling(),
+        "rescaling, 1024": Rescaling(factor=1024.0),
+        "logit shift": LogitShift(),
+        "dummy units": DummyUnits(),
+        "split units": SplitUnits(),
+        "cancelling dummy units": DummyUnits(outgoing="cancelling"),
+        "split units, 3 and -2": SplitUnits(part=3.0),
+    }
+    strength: Attacks = {f"pruning {level} %": Pruning(amount=level / 100) for level in (*range(10, 100, 10), 95)}
+    strength |= {f"noise {sigma:g} sigma": Noise(scale=sigma) for sigma in (0.1, 0.3, 0.5, 0.7, 1.0, 1.5)}
+    steps = repairing(profile)
+    erasing: Attacks = {
+        f"{keys} keys": Erasure(keys=keys, count=None, steps=steps, looks=5, lr=1e-3, repair=True)
+        for keys in ("random", "known")
+    }
+    erasing |= {"same rate": FineTuning(epochs=profile.epochs, lr=1e-4)}
+
+    def examined(family: str, attacks: Attacks) -> list[Examination]:
+        return [Examination(name=f"{family}-{SEALED.name}", on=SEALED, attacks=attacks)]
+
     return {
-        "accusation": Group([Accusation(name="accusation", seals=seals)], FIRST),
-        "level": Group([Level(name="level", models=models)], tuple(range(10)) if profile.name == "paper" else FIRST),
+        "false claim": Group([Accusation(name="false-claim", seals=count)], many),
+        "level": Group([Level(name="level", models=count)], many),
+        "forgeries": Group([Forgeries(name="forgeries", owners=owners, tries=tries)], FIRST),
         "sealed": Group([SEALED]),
+        "plain": Group([UNMARKED, DEFAULT]),
+        "attacked": Group(examined("attacked", must)),
+        "strength": Group(examined("strength", strength), FIRST),
+        "erased": Group(examined("erased", erasing), FIRST),
     }
 
 
@@ -452,6 +481,7 @@ CHAPTERS: dict[str, Callable[[Profile], Groups]] = {
     "05-adaptive-adversary": adaptive_adversary,
     "06-capacity": capacity,
     "07-runtime": runtime,
+    "08-in-court": in_court,
 }
 """Every notebook and what it runs."""
 
