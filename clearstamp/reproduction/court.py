@@ -112,8 +112,8 @@ class Examination(Campaign):
         def scores(look: Look, model: nn.Module | None) -> dict[str, Score]:
             if model is None:
                 return looked_at(seal, look.reading.images)
-            with torch.no_grad():
-                return told(seal, verify(seal.transpose(model), seal))
+            verdict = verify(seal.transpose(model), seal)
+            return told(seal, verdict) | {"attempt": verdict.attempt}
 
         return scores
 
