@@ -126,8 +126,9 @@ class Forgery(Attack):
 
 
 def words(scene: Scene, count: int) -> Tensor:
-    """The forger's pictures ``[k, C, H, W]``: four letters each."""
-    letters = torch.randint(26, (count, 4)).tolist()
+    """The forger's pictures ``[k, C, H, W]``: four letters each, or one where there is no room for four."""
+    _, height, width = scene.shape
+    letters = torch.randint(26, (count, 4 if min(height, width) >= 28 else 1)).tolist()
     return torch.stack([draw_text("".join(chr(65 + place) for place in word), scene.shape) for word in letters])
 
 
