@@ -316,11 +316,11 @@ class Level(Court):
 class Forgeries(Court):
     """Genuine stamps and forged claims, by every score that might tell them apart.
 
-    Genuine are the sealed stamps of `owners` FC networks, as they are and after `attacks`. Each kind of `Forgery` is
-    tried `tries` times: optimised keys and painted heads on innocent networks, copies on the owners', where a stamp
-    bleeds into pictures of other keys. Scores are the mean SSIM, the mean correlation, the share of pictures that a
-    template reader takes for their own secret, and -log10 of the sealed test's p. For that the forger has a seal of
-    his own, made beforehand; a head that was painted to show it is no test, which counts as a p of 1.
+    Genuine are the sealed stamps of `owners` FC networks, as they are and after some `weakening` attacks. Each kind of
+    `Forgery` is tried `tries` times: optimised keys and painted heads on innocent networks, copies on the owners',
+    where a stamp bleeds into pictures of other keys. Scores are the mean SSIM, the mean correlation, the share of
+    pictures that a template reader takes for their own secret, and -log10 of the sealed test's p. For that the forger
+    has a seal of his own, made beforehand; a head that was painted to show it is no test, which counts as a p of 1.
     """
 
     owners: int = 4
@@ -328,7 +328,7 @@ class Forgeries(Court):
     tries: int = 60
 
     @property
-    def attacks(self) -> tuple[Attack, ...]:
+    def weakening(self) -> tuple[Attack, ...]:
         """Those after which genuine stamps are read."""
         pruned = tuple(Pruning(amount=amount) for amount in (0.0, 0.3, 0.5, 0.6, 0.7, 0.8, 0.9))
         return (*pruned, *(Noise(scale=scale) for scale in (0.25, 0.5, 1.0)))
@@ -354,7 +354,7 @@ class Forgeries(Court):
             torch.manual_seed(owner)
             embed(model, seal.stamp(), own.loader(seed=owner), method=method, epochs=1, lr=1e-3, progress=False)
             marked.append(model.eval())
-            for attack in self.attacks:
+            for attack in self.weakening:
                 left = attack.apply(model, own, seal.stamp(), test=few, seed=owner).model
                 back = seal.transpose(left)
                 keep("genuine", back, seal.stamp(), evidence(judge(seal, look(back, seal.stamp()))))
