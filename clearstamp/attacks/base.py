@@ -47,6 +47,7 @@ class Outcome:
         seconds: wall time of the attack, without the measurements.
         attacked: the positions in the stamp of the keys that the attacker knew.
         model: what the attacker ends with.
+        claim: the stamp that an accuser says is in the model, which `trace` then reads; else None.
     """
 
     attack: str
@@ -57,6 +58,7 @@ class Outcome:
     seconds: float
     attacked: tuple[int, ...]
     model: nn.Module = field(repr=False, compare=False)
+    claim: Stamp | None = field(default=None, repr=False, compare=False)
 
     @property
     def after(self) -> Look:
@@ -82,6 +84,7 @@ class Scene:
         relabel: the labels of the attacker's task, where that is another than the owner's.
         steps: optimizer steps so far.
         attacked: the positions of the keys that the attacker knew.
+        claim: the stamp that an accuser says is in the model; it is then read in the place of the owner's.
     """
 
     def __init__(
@@ -103,6 +106,7 @@ class Scene:
         self.steps = 0
         self.attacked: tuple[int, ...] = ()
         self._graphs: dict[object, Graph] = {} if graph is None else {form(model): graph}
+        self.claim: Stamp | None = None
 
     @property
     def device(self) -> torch.device:
@@ -175,14 +179,15 @@ class Judge:
     def measure(self, scene: Scene, label: str, step: int | None = None) -> Look:
         """The model of a scene as it is now."""
         evidence = scene.evidence(scene.model)
+        stamp = scene.stamp if scene.claim is None else scene.claim
         if self.merge:
             evidence = merge_equal_units(evidence, scene.graph(evidence))
         graph = scene.graph(evidence)
         if self.back is None or self.back.model is not evidence or self.graph is not graph:
             self.graph = graph
-            self.back = transpose(evidence, graph, readout=scene.readout, frozen=scene.stamp.frozen)
+            self.back = transpose(evidence, graph, readout=scene.readout, frozen=stamp.frozen)
         reached = accuracy(scene.model, scene.relabel(self.test.loader(250)))
-        return Look(label, reached, read(self.back, scene.stamp), step)
+        return Look(label, reached, read(self.back, stamp), step)
 
 
 def form(model: nn.Module) -> object:
@@ -218,7 +223,7 @@ class Attack(ABC):
 
     @abstractmethod
     def run(self, scene: Scene) -> None:
-        """Change `scene.model`, and count optimizer steps in `scene.steps`.
+        """Change `scene.model`, or leave it and set `scene.claim`; count optimizer steps in `scene.steps`.
 
         An attack whose course is of interest calls `scene.report` on the way, and once more at its end.
         """
@@ -264,7 +269,17 @@ class Attack(ABC):
             if not judge.trace:
                 scene.report("after")
         trace = tuple(judge.trace)
-        return Outcome(self.name, asdict(self), before, trace, scene.steps, seconds, scene.attacked, scene.model)
+        return Outcome(
+            attack=self.name,
+            parameters=asdict(self),
+            before=before,
+            trace=trace,
+            steps=scene.steps,
+            seconds=seconds,
+            attacked=scene.attacked,
+            model=scene.model,
+            claim=scene.claim,
+        )
 
 
 ATTACKS: dict[str, type[Attack]] = {}

@@ -95,15 +95,20 @@ class Distillation(Attack):
     lr: float = 1e-3
 
     def run(self, scene: Scene) -> None:
-        teacher, student = scene.model.eval(), copy.deepcopy(scene.model)
-        for layer in student.modules():
-            if list(layer.parameters(recurse=False)):
-                can = hasattr(layer, "reset_parameters")
-                check(can, "a layer cannot be reinitialised", type(layer).__name__, "reset_parameters()")
-                layer.reset_parameters()  # type: ignore[operator]
-        scene.model = student
-
+        teacher = scene.model.eval()
+        scene.model = reinitialised(teacher)
         train(scene, self.epochs, self.lr, adam, Answers(teacher, scene))
+
+
+def reinitialised(model: nn.Module) -> nn.Module:
+    """A copy with weights drawn anew. Raises `AttackError` for a layer that cannot draw its own."""
+    fresh = copy.deepcopy(model)
+    for layer in fresh.modules():
+        if list(layer.parameters(recurse=False)):
+            can = hasattr(layer, "reset_parameters")
+            check(can, "a layer cannot be reinitialised", type(layer).__name__, "reset_parameters()")
+            layer.reset_parameters()  # type: ignore[operator]
+    return fresh
 
 
 @dataclass(frozen=True)
