@@ -199,6 +199,18 @@ def test_workers_end_with_the_block(scale):
     assert one.poll() is not None and two.poll() is not None
 
 
+def test_workers_end_with_the_last_step_of_a_plan(scale):
+    with runner.workers("tiny", 2, 2) as pool:
+        pool.command = ["sh", "-c", """while read line; do echo '{"error": null}'; done"""]
+        *others, last = runner.tasks(plan.make("tiny", ["01-hardening"]), pool)
+        idle = pool.take()
+        for task in others:
+            task.act()
+        assert others and idle.poll() is None
+        last.act()
+        assert len(pool.all) == 2 and all(worker.poll() is not None for worker in pool.all)
+
+
 def test_a_worker_whose_master_is_gone_ends():
     with runner.workers("tiny", 1, 1) as pool:
         worker = pool.take()
