@@ -68,6 +68,7 @@ def test_the_time_that_is_left_follows_how_the_expectations_fared():
 @pytest.fixture
 def scale(tmp_path, monkeypatch):
     monkeypatch.setenv("CLEARSTAMP_ARTIFACTS", str(tmp_path))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # a run sets it for the notebooks that it executes
     return tmp_path / "tiny"
 
 
