@@ -27,6 +27,7 @@ TOGETHER = (
     ("test_golden.py",),
     ("test_book.py", "test_browser.py"),
     ("test_documentation.py",),
+    ("test_rules.py",),
     ("test_report.py",),
     ("test_campaigns.py",),
     ("test_explorer.py",),

@@ -58,7 +58,7 @@ def chief(readout: str, case: Case) -> Rule:
 
 
 def backwards(readout: str, case: Case) -> Transposed:
-    return transpose(Call(case), example(case), readout=readout)
+    return transpose(Call(case), captured(CASES.index(case)), readout=readout)
 
 
 def signals(case: Case) -> Tensor:

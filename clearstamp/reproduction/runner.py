@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from os import environ
 from queue import SimpleQueue
+from threading import Lock
 
 from clearstamp.errors import RecordError
 from clearstamp.reproduction.plan import Plan, Step
@@ -116,6 +117,7 @@ def ways(tasks: Mapping[str, Task]) -> dict[str, float]:
 class Workers:
     """Processes that run experiments of a profile (see `worker`); started when all others are busy.
 
+    They end as soon as they have run so many `steps`, not to take memory from the notebooks; for None with `stop`.
     `launch` is put before their commands, to start them elsewhere. Each has `threads`, or all `cores` for a step that
     runs alone.
     """
@@ -125,6 +127,8 @@ class Workers:
         self.threads, self.cores = max(1, cores // jobs), cores
         self.idle: SimpleQueue[subprocess.Popen[str]] = SimpleQueue()
         self.all: list[subprocess.Popen[str]] = []
+        self.steps: int | None = None
+        self.lock = Lock()
 
     def run(self, step: Step) -> None:
         """Run one step in a process that is idle, or in a new one. Raises `RecordError` if it fails."""
@@ -147,6 +151,10 @@ class Workers:
             worker.kill()
             raise RecordError("not the answer of a process that runs experiments", got=repr(answer)) from problem
         self.idle.put(worker)
+        with self.lock:
+            self.steps = None if self.steps is None else self.steps - 1
+            if self.steps == 0:
+                self.stop()
         if error:
             raise RecordError(error)
 
@@ -181,8 +189,9 @@ def workers(profile: str, jobs: int, cores: int, launch: Sequence[str] = ()) -> 
 
 
 def tasks(plan: Plan, pool: Workers) -> list[Task]:
-    """One task for each step of a plan that is to be run."""
+    """One task for each step of a plan that is to be run: by `pool`, which ends after them."""
     todo = {step.name: step for step in plan.todo()}
+    pool.steps = len(todo)
     return [
         Task(
             name=name,

@@ -100,8 +100,8 @@ SIDES = {"maxvit_t": 64}
 def built_small(monkeypatch) -> None:
     """Families whose members take long to build and run whole, with two blocks a stage; MaxViT for a small image.
 
-    VGG's hidden layers and the widest RegNets are narrow. MaxViT's windows are of 2 x 2, not of 7 x 7, as 32 of them
-    span its image.
+    VGG's hidden layers, Swin and the widest RegNets are narrow. MaxViT's windows are of 2 x 2, not of 7 x 7, as 32 of
+    them span its image.
     """
 
     def few(blocks: Iterable[int], most: int = 2) -> list[int]:
@@ -112,8 +112,8 @@ def built_small(monkeypatch) -> None:
             super().__init__(num_layers=min(num_layers, 2), **given)
 
     class Swin(models.SwinTransformer):
-        def __init__(self, *, depths: list[int], **given):
-            super().__init__(depths=few(depths), **given)
+        def __init__(self, *, embed_dim: int, depths: list[int], **given):
+            super().__init__(embed_dim=embed_dim // 4, depths=few(depths), **given)
 
     class Residual(models.ResNet):
         def __init__(self, block, layers: list[int], **given):

@@ -68,6 +68,7 @@ def test_the_time_that_is_left_follows_how_the_expectations_fared():
 @pytest.fixture
 def scale(tmp_path, monkeypatch):
     monkeypatch.setenv("CLEARSTAMP_ARTIFACTS", str(tmp_path))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # a run sets it for the notebooks that it executes
     return tmp_path / "tiny"
 
 
@@ -197,6 +198,18 @@ def test_workers_end_with_the_block(scale):
         one, two = pool.take(), pool.take()
         assert one.poll() is None and two.poll() is None
     assert one.poll() is not None and two.poll() is not None
+
+
+def test_workers_end_with_the_last_step_of_a_plan(scale):
+    with runner.workers("tiny", 2, 2) as pool:
+        pool.command = ["sh", "-c", """while read line; do echo '{"error": null}'; done"""]
+        *others, last = runner.tasks(plan.make("tiny", ["01-hardening"]), pool)
+        idle = pool.take()
+        for task in others:
+            task.act()
+        assert others and idle.poll() is None
+        last.act()
+        assert len(pool.all) == 2 and all(worker.poll() is not None for worker in pool.all)
 
 
 def test_a_worker_whose_master_is_gone_ends():
