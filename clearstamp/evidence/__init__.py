@@ -1,0 +1,1 @@
+"""Evidence: what proves, to somebody else, that a model holds a stamp."""
