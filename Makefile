@@ -16,7 +16,7 @@ NOTEBOOKS := $(basename $(notdir $(sort $(wildcard notebooks/*.ipynb))))
 
 RUN = $(BIN)/python notebooks/reproduce.py --profile $(PROFILE) --jobs $(JOBS) --launch "$(LAUNCH)"
 
-.PHONY: help setup data plan reproduce audit test book book-zip book-pdf bench lint lock clean $(NOTEBOOKS)
+.PHONY: help setup data plan reproduce audit test book book-zip book-pdf bench verifier lint lock clean $(NOTEBOOKS)
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -64,6 +64,10 @@ book-pdf: $(READY) book ## the book as a PDF, in dist/ (needs Chromium)
 
 bench: $(READY) ## measure hardening steps, the cost of a stamp step and memory
 	$(BIN)/python tests/bench.py
+
+verifier: export OMP_NUM_THREADS = 1 # sums in another order have other last bits
+verifier: $(READY) ## train the verifier of letters and pictures anew, measure it, write its weights and its card
+	$(BIN)/python -m clearstamp.reproduction.verifier
 
 lint: $(READY) ## check style, types and notebook outputs, as the pre-commit hooks do
 	$(BIN)/ruff check
