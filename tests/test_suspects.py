@@ -163,7 +163,8 @@ def test_of_several_parts_that_fit_none_is_guessed(file):
     torch.save({"model": online, "model_ema": average}, file)
     with pytest.raises(SuspectError, match=r"several parts.*'model' \(9 tensors\), 'model_ema' \(9 tensors\).*choose="):
         load_suspect(file, plain())
-    assert same(load_suspect(file, plain(), choose="model_ema").model, average)
+    chosen = load_suspect(file, plain(), choose="model_ema")
+    assert same(chosen.model, average) and chosen.report.fitting == ("model", "model_ema")
     with pytest.raises(SuspectError, match="no such part.*'model', 'model_ema'"):
         load_suspect(file, plain(), choose="ema")
 

@@ -9,6 +9,7 @@ from decimal import Decimal
 from enum import StrEnum
 from importlib.metadata import version
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import numpy as np
@@ -146,7 +147,7 @@ def verify_evidence(
     try:
         evidence = Evidence.read(path)
     except EvidenceError as error:
-        return Result((Check("files", Mark.FAILED, str(error)),), None)
+        return Result((Check("files", Mark.FAILED, brief(error)),), None)
     given = Given(owner, roots, None if suspect is None else Path(suspect), architecture)
     checks: list[Check] = []
     stopped = False
@@ -162,7 +163,7 @@ def against(evidence: Evidence, alpha: Decimal) -> Verdict | None:
     """The verdict on the pictures, a match only where the verifier's own bar says so too."""
     try:
         verdict = evidence.verdict
-    except ClearStampError:
+    except ClearStampError:  # which a check has told
         return None
     if verdict.outcome is not Outcome.MATCH or verdict.p <= alpha:
         return verdict
@@ -182,7 +183,14 @@ def answered(check: Callable[[Evidence, Given], Answer], evidence: Evidence, giv
     except MissingPackageError as error:
         return Mark.UNCHECKED, str(error)
     except ClearStampError as error:
-        return Mark.UNCHECKED if newer(evidence) else Mark.FAILED, str(error)
+        return Mark.UNCHECKED if newer(evidence) else Mark.FAILED, brief(error)
+    except Exception as error:  # of what no release would write, parsers and arithmetic raise whatever they meet
+        return Mark.FAILED, f"cannot be read: {type(error).__name__}"
+
+
+def brief(error: Exception) -> str:
+    """What an error says, on a few lines of a terminal at most."""
+    return shorten(str(error), 400, placeholder=" ...")
 
 
 def newer(evidence: Evidence) -> bool:
@@ -338,7 +346,7 @@ def pictures(evidence: Evidence, given: Given) -> Answer:
             return Mark.FAILED, f"read in another way than the examiner says: {', '.join(other)}"
         ours, exact = signals_twice(found.model.cpu(), evidence)
     except ClearStampError as error:
-        return Mark.UNCHECKED, f"the file cannot be read again: {error}"
+        return Mark.UNCHECKED, f"the file cannot be read again: {brief(error)}"
     allowed = 1 + ROUNDING * 255 * float((ours.double() - exact).abs().max())
     if allowed > MOST_LEVELS:
         return Mark.UNCHECKED, f"rounding alone moves a pixel by {allowed:.0f} levels: the pictures hang on it"

@@ -72,8 +72,9 @@ def examine(
     found = load_suspect(suspect, architecture, choose=choose, partial=partial, head_from=head_from)
     model = found.model.cpu()  # one arithmetic for everybody: float32 on the CPU
     fitting = len(found.report.fitting)
-    verdict = verify(seal.transpose(model), seal, searched=searched * fitting, grafted=found.report.head is not None)
-    signals = extract(reread(seal.transpose(model), seal, verdict.attempt), seal.stamp())
+    back = seal.transpose(model)
+    verdict = verify(back, seal, searched=searched * fitting, grafted=found.report.head is not None)
+    signals = extract(reread(back, seal, verdict.attempt), seal.stamp())
     said = {"architecture": named, "source": source, "obtained": obtained, "searched": searched}
     members = {
         **opened_seal(seal),

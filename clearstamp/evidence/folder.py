@@ -158,14 +158,20 @@ class Evidence:
     @cached_property
     def seal(self) -> Seal:
         """The opened seal."""
-        written = self.file("seal/choices.json")
-        given = len(Choices.read(written).pictures)
+        written, data = self.file("seal/choices.json"), self.members.get("secrets/data.bin", b"")
+        choices = Choices.read(written)
+        if 8 * len(data) > choices.bits:  # which would be encoded before anybody sees that they are too many
+            raise EvidenceError(
+                "more data than the pictures hold", got=f"{len(data)} bytes", expected=choices.bits // 8
+            )
         return Seal(
             written,
             self.file("seal/seed.bin"),
             glyphs=self.members.get("secrets/glyphs.png", b""),
-            pictures=tuple(self.file(f"secrets/picture-{place:02d}.png") for place in range(1, given + 1)),
-            data=self.members.get("secrets/data.bin", b""),
+            pictures=tuple(
+                self.file(f"secrets/picture-{place:02d}.png") for place in range(1, len(choices.pictures) + 1)
+            ),
+            data=data,
         )
 
     @cached_property

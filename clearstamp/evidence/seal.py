@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, fields
 from decimal import Decimal
 from fractions import Fraction
 from functools import cached_property
-from math import factorial
+from math import factorial, prod
 from pathlib import Path
 from typing import Any, Self
 
@@ -41,6 +41,9 @@ BAR = 64
 TESTS = ("letters", "letters-soft", "bits", "order")
 ATTEMPTS = ("as is", "merged units")
 CHOICES, SEALED = "clearstamp/choices/1", "clearstamp/seal/1"
+LONGEST, LARGEST = 2**16, 2**28
+"""The most of anything that a file may ask for, such as pixels along a side, and of numbers in all pictures or keys."""
+
 CELL, MOST = 14, 4
 """The least side in pixels of a letter's cell, and the most letters along a side of a picture."""
 
@@ -113,14 +116,17 @@ class Choices:
         about = {"code": str, "length": int, "patches": int, "per_channel": bool, "sha256": str}
         payload = {name: type(value) for name, value in (self.payload or {}).items()}
         right = (
-            all(type(size) is int and size >= 0 for size in sizes)
+            all(type(size) is int and 0 <= size <= LONGEST for size in sizes)
             and min(map(min, (self.input or (0,), self.key or (0,)))) > 0
+            and max(map(prod, (self.input, self.key))) * (self.codes + len(self.pictures)) <= LARGEST
+            and self.rows * self.columns <= prod(self.input)
             and all(isinstance(text, str) for text in texts)
+            and len(set(self.alphabet)) == len(self.alphabet) == (16 if self.letters else 0)
             and type(self.key_range) is float
             and (self.payload is None or payload == about)
         )
         if not right:
-            raise SealError("choices out of range", got=asdict(self), expected="sizes of at least 1, and texts")
+            raise SealError("choices out of range", got=asdict(self), expected="sizes within bounds, and texts")
 
     def check_names(self) -> None:
         """Raise `SealError` for a name that this release does not know."""

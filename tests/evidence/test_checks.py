@@ -18,6 +18,7 @@ from torch import nn
 from clearstamp.errors import EvidenceError
 from clearstamp.evidence import Evidence, Mark, Outcome, Seal, Signer, Statement, checks, verify_evidence
 from clearstamp.evidence.checks import CHECKS, Check, Result
+from clearstamp.evidence.draws import commitment
 from clearstamp.evidence.examination import examine
 from clearstamp.evidence.folder import suspect_files
 from clearstamp.evidence.statements import shown
@@ -153,6 +154,36 @@ def test_a_manifest_that_says_more_than_the_pictures_fails(case: Case, tmp_path:
 def test_the_manifest_names_the_commitment(case: Case, tmp_path: Path):
     result = case.verify(resigned(case.evidence, case.signer, commitment="0" * 64), tmp_path / "evidence")
     assert told(result, "commitment").sentence == "the manifest names another commitment" and result.exit_code == 3
+
+
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        {"codes": 2**70},
+        {"rows": 2**40},
+        {"input": [2**30, 2**30]},
+        {"input": [2**15, 2**15]},
+        {"key": [2**40]},
+        {"bar": 2**40},
+        {"alphabet": "ABCDEFGHIJKLMNOPQRSTUVWXYZ"},
+        {"alphabet": "AAAAAAAAAAAAAAAA"},
+        {"alphabet": ""},
+    ],
+    ids=str,
+)
+def test_choices_that_no_seal_can_have_fail_before_anything_is_drawn(
+    case: Case, tmp_path: Path, chosen: dict[str, Any]
+):
+    """An alphabet of more letters than are drawn would make p smaller than chance is."""
+    held = json.loads(case.seal.written) | chosen
+    choices = json.dumps(held, indent=1, ensure_ascii=False).encode() + b"\n"
+    bound = commitment(case.seal.seed, choices)
+    changed = {"seal/choices.json": choices} | statement(case, "commitment", commitment=bound)
+    changed |= statement(case, "deposit", commitment=bound)
+    result = case.verify(resigned(case.evidence, case.signer, changed, commitment=bound), tmp_path / "evidence")
+    assert told(result, "commitment").mark is Mark.PASS
+    assert told(result, "draws").mark is Mark.FAILED and "out of range" in told(result, "draws").sentence
+    assert result.exit_code == 3
 
 
 # ------------------------------------------------------------------------------------------------ files and signature
