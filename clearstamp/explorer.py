@@ -65,7 +65,7 @@ class Explorer:
             seed=seed,
             observer=lambda scene, *_: self.erased.append(weights(scene.model)),
         )
-        self.back = transpose(self.scene.model, self.scene.example, readout=readout, frozen=stamp.frozen)
+        self.back = transpose(self.scene.model, self.scene.graph(), readout=readout, frozen=stamp.frozen)
         with self.scene.fork_rng():
             torch.manual_seed(seed)
             Erasure(keys="random", count=None, steps=ERASURE_STEPS, looks=ERASURE_STEPS).run(self.scene)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, fx, nn
@@ -195,8 +196,9 @@ def capture(model: nn.Module, example: Tensor, output: Output = None) -> Graph:
     prime = next(p for p in PRIMES if not any(size % p == 0 for size in taken))
     with FakeTensorMode(allow_non_fake_inputs=True):
         image = torch.empty(prime, *example.shape[1:], dtype=example.dtype, device=example.device)
+    unplaced = mock.patch.object(fx.config, "do_not_emit_stack_traces", True, create=True)  # a third of the time
     try:
-        with warnings.catch_warnings(), torch.no_grad(), torch.autocast(example.device.type, enabled=False):
+        with warnings.catch_warnings(), unplaced, torch.no_grad(), torch.autocast(example.device.type, enabled=False):
             warnings.simplefilter("ignore")
             program = torch.export.export(Selected(twin, output), (image,), strict=False)
             if any(overwrites(node) for node in program.graph.nodes):

@@ -1,5 +1,7 @@
 """A low-density parity-check code with its soft decoder, belief propagation."""
 
+from functools import lru_cache
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -31,7 +33,7 @@ class LowDensity(Code):
         own, own_bits = self.edges(size)
         checks = np.concatenate([own, steps, steps[1:]])
         bits = np.concatenate([own_bits, size + steps, size + steps[:-1]])
-        order = np.argsort(checks, kind="stable")
+        order = np.argsort(checks.astype(np.min_scalar_type(parity)), kind="stable")  # fast for short integers
         checks, bits = checks[order], bits[order]
         starts = np.flatnonzero(np.diff(checks, prepend=-1))
         channel = ratios.clip(-30, 30)
@@ -53,6 +55,7 @@ class LowDensity(Code):
         return -(-3 * size // 4)
 
     @staticmethod
+    @lru_cache(maxsize=2)  # a payload that is encoded is decoded too, after every attack
     def edges(size: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Which check each of a message's bits is in: three different ones, every check with as many bits as any."""
         parity = LowDensity.parity(size)

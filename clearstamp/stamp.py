@@ -27,6 +27,9 @@ MAX_KEY = 1000.0  # far above every range in use; larger signals lose the secret
 class Stamp:
     """Key-secret pairs.
 
+    By itself a stamp shows pictures and scores. That nobody chose the keys to fit a model is shown only by a `Seal`,
+    which draws them.
+
     Attributes:
         keys: ``[k, *outputs]`` float32, finite, no larger than 1000, shaped like the model's output.
         secrets: ``[k, *input]`` float32 in [0, 1], shaped like the model's input, before normalisation.

@@ -43,7 +43,8 @@ def transpose(
     logits on.
 
     Of several outputs the first one of a tuple, or what is called ``logits``, is meant, or what `output` says: a name,
-    a position, or a function of what the model returns.
+    a position, or a function of what the model returns. A `Tap` names a layer at whose output keys enter instead, so
+    that a stolen model with another head can be read.
 
     >>> model = nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
     >>> back = transpose(model, torch.zeros(1, 1, 28, 28))

@@ -61,8 +61,11 @@ class Hidden:
         self.reader.weight.data.copy_(value.reshape(self.reader.weight.shape))
 
 
-def hidden_layers(model: nn.Module, example: Tensor) -> list[Hidden]:
-    """The hidden units of a model, in the order of its layers; those that an addition or a gate reads are left out."""
+def hidden_layers(model: nn.Module, example: Tensor | Graph) -> list[Hidden]:
+    """The hidden units of a model, in the order of its layers; those that an addition or a gate reads are left out.
+
+    Here and below, `example` is an input batch, or what `clearstamp.graph.capture` made of one.
+    """
     graph = captured(model, example)
     uses = [owner(model, graph, node) for node in graph.nodes if kind(node) in WEIGHTED]
     found = []
@@ -122,22 +125,22 @@ def owner(model: nn.Module, graph: Graph, node: fx.Node) -> nn.Module | None:
     return None
 
 
-def captured(model: nn.Module, example: Tensor) -> Graph:
+def captured(model: nn.Module, example: Tensor | Graph) -> Graph:
     """The model's graph. Raises `AttackError` if it cannot be captured."""
     try:
-        return capture(model, example)
+        return example if isinstance(example, Graph) else capture(model, example)
     except TransposeError as error:
         raise AttackError("the model cannot be captured", got=str(error)) from error
 
 
-def layers(model: nn.Module, example: Tensor) -> list[Layer]:
+def layers(model: nn.Module, example: Tensor | Graph) -> list[Layer]:
     """Every linear and convolutional layer, in the order in which they first run."""
     graph = captured(model, example)
     ran = dict.fromkeys(owner(model, graph, node) for node in graph.nodes if kind(node) in WEIGHTED)
     return [layer for layer in ran if isinstance(layer, Layer)]
 
 
-def last_layer(model: nn.Module, example: Tensor) -> Layer:
+def last_layer(model: nn.Module, example: Tensor | Graph) -> Layer:
     """The layer that gives the logits. Raises `AttackError` if the model has none."""
     found = layers(model, example)
     if not found:
@@ -163,7 +166,7 @@ def resize(layer: nn.Module, names: tuple[str, ...], size: int) -> None:
             setattr(layer, name, size)
 
 
-def merge_equal_units(model: nn.Module, example: Tensor, *, tolerance: float = 1e-4) -> nn.Module:
+def merge_equal_units(model: nn.Module, example: Tensor | Graph, *, tolerance: float = 1e-4) -> nn.Module:
     """A copy of the model that computes the same, with equal hidden units merged into one.
 
     Units are equal if their incoming weights and biases are; between ReLU layers without a norm, also if one is a

@@ -4,9 +4,11 @@ torch and the library are imported where they are used: of the processes of a pa
 tests out stays small.
 """
 
+import ctypes
 import gc
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,31 +19,47 @@ if TYPE_CHECKING:
     from torch import nn
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch starts, here and in the kernels and programs that tests start
+TRIM = getattr(ctypes.CDLL(None), "malloc_trim", lambda _: None)  # of glibc
+
+TOGETHER = (
+    ("test_runner.py", "test_examples.py", "test_execute.py", ".ipynb"),
+    ("test_coverage.py",),
+    ("test_golden.py",),
+    ("test_book.py", "test_browser.py"),
+    ("test_documentation.py",),
+    ("test_report.py",),
+    ("test_campaigns.py",),
+    ("test_explorer.py",),
+)
+"""Files whose tests go to one worker as a whole, since they share what takes long to make, or start processes of half a
+gigabyte and more: two of the first group would not fit into 3 GiB.
+
+In this order they are dealt out before all other tests, so that the workers end together. What starts most processes
+comes first, while the other worker is still small, and long before the browser.
+"""
 
 
-TOGETHER = {
-    "test_book.py": "book",
-    "test_browser.py": "book",
-    "test_documentation.py": "large",
-    "test_examples.py": "large",
-    "test_execute.py": "large",
-    "test_runner.py": "large",
-} | {name: name for name in ("test_campaigns.py", "test_coverage.py", "test_explorer.py", "test_report.py")}
-"""Files whose tests share what takes long to make, or are large: each group goes to one worker as a whole."""
+PLACES = {name: (i, j) for i, group in enumerate(TOGETHER) for j, name in enumerate(group)}
+
+
+def place_of(path: Path) -> tuple[int, int]:
+    """The group of a file, and its place in there; behind all groups if it is in none."""
+    return PLACES.get(path.name, PLACES.get(path.suffix, (len(TOGETHER), 0)))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: place_of(item.path))
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Deal the tests out one by one, but for the groups; and to one worker what starts processes of a gigabyte.
-
-    Those are the notebooks, which share records too, the examples and the runner: two would not fit into 3 GiB.
-    """
+    """Deal the tests out one by one, but for the groups."""
     from xdist.scheduler import LoadScopeScheduling
 
     class Together(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            path = Path(nodeid.partition("::")[0])
-            return "large" if path.suffix == ".ipynb" else TOGETHER.get(path.name, nodeid)
+            group, _ = place_of(Path(nodeid.partition("::")[0]))
+            return str(group) if group < len(TOGETHER) else nodeid
 
     return Together(config, log)
 
@@ -53,6 +71,24 @@ def pytest_collection_finish() -> None:
 
 def pytest_sessionfinish() -> None:
     gc.unfreeze()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def collected() -> Iterator[None]:
+    """A traced model is a cycle of references: it goes when garbage is looked for."""
+    yield
+    gc.collect()
+
+
+@pytest.fixture(autouse=True)
+def trimmed() -> Iterator[None]:
+    """Memory that a test has used goes back to the system; what it was the first to import is never garbage either."""
+    before = len(sys.modules)
+    yield
+    if len(sys.modules) > before:
+        gc.collect()
+        gc.freeze()
+    TRIM(0)
 
 
 @pytest.fixture(autouse=True)

@@ -12,6 +12,7 @@ from torch.nn.utils import prune
 from torch.optim.swa_utils import AveragedModel
 
 from clearstamp.errors import TransposeError
+from clearstamp.graph import capture
 from clearstamp.rules import READOUTS
 from clearstamp.transpose import public_probe, transpose
 from tests.reference import small_cnn_backwards
@@ -38,6 +39,13 @@ def test_small_cnn_equals_the_one_written_by_hand(small_cnn, readout):
     model, k = small_cnn(), keys()
     images = transpose(model, EXAMPLE, readout=readout)(k)
     torch.testing.assert_close(images, small_cnn_backwards(model, k, readout), **EXACT)
+
+
+def test_a_capture_notes_no_stacks_and_leaves_the_settings_of_torch_alone(small_cnn):
+    settings = dict(vars(torch.fx.config))
+    graph = capture(small_cnn(), EXAMPLE)
+    assert not any("stack_trace" in node.meta for node in graph.nodes)
+    assert vars(torch.fx.config) == settings
 
 
 def test_shapes_are_told(small_cnn):

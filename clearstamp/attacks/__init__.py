@@ -2,6 +2,7 @@
 
 from clearstamp.attacks.adaptive import Erasure, Overwriting
 from clearstamp.attacks.base import ATTACKS, Attack, Judge, Look, Outcome, Scene
+from clearstamp.attacks.forgery import FalseClaim, Forgery
 from clearstamp.attacks.preserving import (
     BatchNormRescaling,
     DummyUnits,
@@ -22,8 +23,10 @@ __all__ = [
     "Distillation",
     "DummyUnits",
     "Erasure",
+    "FalseClaim",
     "FinePruning",
     "FineTuning",
+    "Forgery",
     "Judge",
     "LogitShift",
     "Look",

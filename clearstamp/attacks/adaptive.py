@@ -42,7 +42,7 @@ class Adaptive(Attack):
         check(1 <= self.looks <= self.steps, "number of steps out of range", got, "at least as many steps as looks")
         ends = [self.steps * i // self.looks for i in range(self.looks + 1)]
         answers = Stamp(keys, images, tuple(map(str, range(len(keys)))))
-        back = transpose(scene.model, scene.example, readout=scene.readout)
+        back = transpose(scene.model, scene.graph(), readout=scene.readout)
         if self.repair:
             stretches = Stretches(scene.need_data(), scene.seed, [end - start for start, end in pairwise(ends)])
             fit(
@@ -147,7 +147,8 @@ def black(scene: Scene, keys: Tensor) -> Tensor:
 
 def unmarked(scene: Scene, keys: Tensor) -> Tensor:
     """What a model without a stamp answers."""
-    back = transpose(scene.need_unmarked(), scene.example, readout=scene.readout)
+    model = scene.need_unmarked()
+    back = transpose(model, scene.graph(model), readout=scene.readout)
     blank = Stamp(keys, black(scene, keys), tuple(map(str, range(len(keys)))))
     return extract(back, blank).clamp(0, 1)
 

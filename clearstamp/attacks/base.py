@@ -14,12 +14,13 @@ from torch import nn
 
 from clearstamp.data import Batches, LabelledImages
 from clearstamp.errors import AttackError
+from clearstamp.graph import Graph
 from clearstamp.method import RECOMMENDED
 from clearstamp.reading import Reading, read
 from clearstamp.stamp import Stamp
 from clearstamp.training import accuracy
 from clearstamp.transpose import Transposed, transpose
-from clearstamp.units import merge_equal_units
+from clearstamp.units import captured, merge_equal_units
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class Outcome:
         seconds: wall time of the attack, without the measurements.
         attacked: the positions in the stamp of the keys that the attacker knew.
         model: what the attacker ends with.
+        claim: the stamp that an accuser says is in the model, which `trace` then reads; else None.
     """
 
     attack: str
@@ -56,6 +58,7 @@ class Outcome:
     seconds: float
     attacked: tuple[int, ...]
     model: nn.Module = field(repr=False, compare=False)
+    claim: Stamp | None = field(default=None, repr=False, compare=False)
 
     @property
     def after(self) -> Look:
@@ -81,6 +84,7 @@ class Scene:
         relabel: the labels of the attacker's task, where that is another than the owner's.
         steps: optimizer steps so far.
         attacked: the positions of the keys that the attacker knew.
+        claim: the stamp that an accuser says is in the model; it is then read in the place of the owner's.
     """
 
     def __init__(
@@ -93,6 +97,7 @@ class Scene:
         readout: str = RECOMMENDED.readout,
         seed: int = 0,
         observer: Observer | None = None,
+        graph: Graph | None = None,
     ):
         self.model, self.data, self.stamp, self.unmarked = model, data, stamp, unmarked
         self.readout, self.seed, self.observer = readout, seed, observer
@@ -100,6 +105,8 @@ class Scene:
         self.relabel: Callable[[Batches], Batches] = lambda batches: batches
         self.steps = 0
         self.attacked: tuple[int, ...] = ()
+        self._graphs: dict[object, Graph] = {} if graph is None else {form(model): graph}
+        self.claim: Stamp | None = None
 
     @property
     def device(self) -> torch.device:
@@ -116,6 +123,17 @@ class Scene:
     def example(self) -> torch.Tensor:
         """One blank input batch for the model."""
         return torch.zeros(1, *self.shape, device=self.device)
+
+    def graph(self, model: nn.Module | None = None) -> Graph:
+        """What a model computes, by default the attacker's: captured once for all models of one form.
+
+        Raises `AttackError` if it cannot be captured.
+        """
+        model = self.model if model is None else model
+        seen = form(model)
+        if seen not in self._graphs:
+            self._graphs[seen] = captured(model, self.example)
+        return self._graphs[seen]
 
     def need_data(self) -> LabelledImages:
         """The attacker's images. Raises `AttackError` if the attacker has none."""
@@ -151,7 +169,7 @@ class Judge:
     trace: list[Look] = field(default_factory=list)
     seconds: float = 0.0
     back: Transposed | None = field(default=None, repr=False)
-    form: object = field(default=None, repr=False)
+    graph: Graph | None = field(default=None, repr=False)
 
     def __call__(self, scene: Scene, label: str, step: int | None = None) -> None:
         began = time.perf_counter()
@@ -161,19 +179,27 @@ class Judge:
     def measure(self, scene: Scene, label: str, step: int | None = None) -> Look:
         """The model of a scene as it is now."""
         evidence = scene.evidence(scene.model)
+        stamp = scene.stamp if scene.claim is None else scene.claim
         if self.merge:
-            evidence = merge_equal_units(evidence, scene.example)
-        if self.back is None or self.back.model is not evidence or self.form != form(evidence):
-            self.form = form(evidence)
-            self.back = transpose(evidence, scene.example, readout=scene.readout, frozen=scene.stamp.frozen)
+            evidence = merge_equal_units(evidence, scene.graph(evidence))
+        graph = scene.graph(evidence)
+        if self.back is None or self.back.model is not evidence or self.graph is not graph:
+            self.graph = graph
+            self.back = transpose(evidence, graph, readout=scene.readout, frozen=stamp.frozen)
         reached = accuracy(scene.model, scene.relabel(self.test.loader(250)))
-        return Look(label, reached, read(self.back, scene.stamp), step)
+        return Look(label, reached, read(self.back, stamp), step)
 
 
 def form(model: nn.Module) -> object:
     """All that a capture of a model depends on, but for the code of its modules."""
-    modules = [(name, type(module)) for name, module in model.named_modules()]
-    return modules, [(name, tensor.shape, tensor.dtype) for name, tensor in model.state_dict().items()]
+    settings = (bool, int, float, str, tuple, list)
+    modules = tuple(
+        (name, type(part), repr([(k, v) for k, v in vars(part).items() if isinstance(v, settings) and k != "training"]))
+        for name, part in model.named_modules()
+    )
+    tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    last = {id(tensor): name for name, tensor in tensors}  # of weights that are tied
+    return modules, tuple((name, last[id(t)], t.shape, t.stride(), t.dtype, t.device) for name, t in tensors)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,7 +223,7 @@ class Attack(ABC):
 
     @abstractmethod
     def run(self, scene: Scene) -> None:
-        """Change `scene.model`, and count optimizer steps in `scene.steps`.
+        """Change `scene.model`, or leave it and set `scene.claim`; count optimizer steps in `scene.steps`.
 
         An attack whose course is of interest calls `scene.report` on the way, and once more at its end.
         """
@@ -213,14 +239,15 @@ class Attack(ABC):
         readout: str = RECOMMENDED.readout,
         merge: bool = False,
         before: Look | None = None,
+        graph: Graph | None = None,
         seed: int = 0,
     ) -> Outcome:
         """Attack a copy of `model`; the model itself stays as it is.
 
         `data` are the attacker's images, `test` those on which accuracy is measured (`data` for None). With `merge` the
-        owner reads the stamp from the model that `merge_equal_units` makes of the suspect. `before` saves measuring
-        the model again, for the next attack on the same one. Raises `AttackError` for data that do not fit, and if the
-        attack does not fit the model.
+        owner reads the stamp from the model that `merge_equal_units` makes of the suspect. For the next attack on the
+        same model, `before` saves measuring it again, and `graph`, from `clearstamp.graph.capture`, capturing it.
+        Raises `AttackError` for data that do not fit, and if the attack does not fit the model.
         """
         test = data if test is None else test
         for images in (data, test):
@@ -231,7 +258,8 @@ class Attack(ABC):
                     expected=f"images {tuple(stamp.secrets.shape[1:])}",
                 )
         judge = Judge(test, merge)
-        scene = Scene(copy.deepcopy(model), data, stamp, observer=judge, unmarked=unmarked, readout=readout, seed=seed)
+        about: dict[str, Any] = {"unmarked": unmarked, "readout": readout, "seed": seed, "graph": graph}
+        scene = Scene(copy.deepcopy(model), data, stamp, observer=judge, **about)
         with scene.fork_rng():
             before = judge.measure(scene, "before") if before is None else before
             torch.manual_seed(seed)
@@ -241,7 +269,17 @@ class Attack(ABC):
             if not judge.trace:
                 scene.report("after")
         trace = tuple(judge.trace)
-        return Outcome(self.name, asdict(self), before, trace, scene.steps, seconds, scene.attacked, scene.model)
+        return Outcome(
+            attack=self.name,
+            parameters=asdict(self),
+            before=before,
+            trace=trace,
+            steps=scene.steps,
+            seconds=seconds,
+            attacked=scene.attacked,
+            model=scene.model,
+            claim=scene.claim,
+        )
 
 
 ATTACKS: dict[str, type[Attack]] = {}

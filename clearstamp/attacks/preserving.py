@@ -80,7 +80,7 @@ class LogitShift(Attack):
     shift: float = 8.0
 
     def run(self, scene: Scene) -> None:
-        last = last_layer(scene.model, scene.example)
+        last = last_layer(scene.model, scene.graph())
         if last.bias is None:
             raise AttackError("the last layer has no bias to shift")
         last.bias.data += self.shift
@@ -136,7 +136,7 @@ class SplitUnits(Attack):
 
 def groups(scene: Scene) -> list[Hidden]:
     """The model's hidden units; raises `AttackError` if it has none between two layers."""
-    found = hidden_layers(scene.model, scene.example)
+    found = hidden_layers(scene.model, scene.graph())
     check(bool(found), "the model has no hidden units between two layers", "none", "at least one hidden layer")
     return found
 

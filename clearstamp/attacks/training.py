@@ -33,7 +33,7 @@ class FineTuning(Attack):
     def run(self, scene: Scene) -> None:
         check(self.optimizer in OPTIMIZERS, "unknown optimizer", self.optimizer, " or ".join(OPTIMIZERS))
         check(self.layers in ("all", "last"), "unknown choice of layers", self.layers, "all or last")
-        last = last_layer(scene.model, scene.example)
+        last = last_layer(scene.model, scene.graph())
         if self.reset_last:
             last.reset_parameters()
         if self.layers == "last":
@@ -59,7 +59,7 @@ class Transfer(Attack):
     def run(self, scene: Scene) -> None:
         classes = scene.need_data().classes
         check(2 <= self.modulus < classes, "modulus out of range", self.modulus, f"a modulus from 2 to {classes - 1}")
-        last = last_layer(scene.model, scene.example)
+        last = last_layer(scene.model, scene.graph())
         original = copy.deepcopy(last)
         if not isinstance(original, nn.Linear):
             raise AttackError("the last layer is not linear", got=type(original).__name__, expected="nn.Linear")
@@ -68,7 +68,7 @@ class Transfer(Attack):
 
         def evidence(suspect: nn.Module) -> nn.Module:
             restored = copy.deepcopy(suspect)
-            replace_module(restored, last_layer(restored, scene.example), original)
+            replace_module(restored, last_layer(restored, scene.graph(restored)), original)
             return restored
 
         scene.evidence = evidence
@@ -95,15 +95,20 @@ class Distillation(Attack):
     lr: float = 1e-3
 
     def run(self, scene: Scene) -> None:
-        teacher, student = scene.model.eval(), copy.deepcopy(scene.model)
-        for layer in student.modules():
-            if list(layer.parameters(recurse=False)):
-                can = hasattr(layer, "reset_parameters")
-                check(can, "a layer cannot be reinitialised", type(layer).__name__, "reset_parameters()")
-                layer.reset_parameters()  # type: ignore[operator]
-        scene.model = student
-
+        teacher = scene.model.eval()
+        scene.model = reinitialised(teacher)
         train(scene, self.epochs, self.lr, adam, Answers(teacher, scene))
+
+
+def reinitialised(model: nn.Module) -> nn.Module:
+    """A copy with weights drawn anew. Raises `AttackError` for a layer that cannot draw its own."""
+    fresh = copy.deepcopy(model)
+    for layer in fresh.modules():
+        if list(layer.parameters(recurse=False)):
+            can = hasattr(layer, "reset_parameters")
+            check(can, "a layer cannot be reinitialised", type(layer).__name__, "reset_parameters()")
+            layer.reset_parameters()  # type: ignore[operator]
+    return fresh
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,7 @@ def prune(scene: Scene, amount: float, scope: Scope) -> None:
     if scope == "channels":
         prune_channels(scene, amount)
         return
-    weights = [layer.weight.data for layer in layers(scene.model, scene.example)]
+    weights = [layer.weight.data for layer in layers(scene.model, scene.graph())]
     for group in [weights] if scope == "global" else [[weight] for weight in weights]:
         magnitudes = torch.cat([weight.abs().flatten() for weight in group])
         least = magnitudes.topk(round(amount * len(magnitudes)), largest=False, sorted=False).indices
@@ -67,7 +67,7 @@ def prune(scene: Scene, amount: float, scope: Scope) -> None:
 
 def prune_channels(scene: Scene, amount: float) -> None:
     """Set the weights and biases of the channels of least L2 norm to zero."""
-    hidden = hidden_layers(scene.model, scene.example)
+    hidden = hidden_layers(scene.model, scene.graph())
     check(bool(hidden), "no hidden channels can be pruned", "none", "layers in sequence")
     for group in hidden:
         weight, bias = group.writer.weight.data, group.writer.bias
@@ -104,7 +104,7 @@ class Quantization(Attack):
         check(2 <= self.bits <= 16, "number of bits out of range", self.bits, "2 to 16 bits")
         check(self.per in ("tensor", "channel"), "unknown granularity", self.per, "tensor or channel")
         top = 2 ** (self.bits - 1) - 1
-        for layer in layers(scene.model, scene.example):
+        for layer in layers(scene.model, scene.graph()):
             weight = layer.weight.data
             largest = weight.abs().amax() if self.per == "tensor" else weight.abs().flatten(1).amax(1)
             scale = (largest / top).clamp_min(torch.finfo(weight.dtype).tiny)

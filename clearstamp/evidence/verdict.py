@@ -100,8 +100,16 @@ def verify(back: Transposed, seal: Seal, *, searched: int = 1, grafted: bool = F
     `back` is the suspect run backwards, as by `seal.transpose(model)`. `searched` is the number of models that were
     looked at before this one was named. `grafted` says that a layer of the owner's was put back.
 
-    Raises `SealError` if the model is not run backwards as the seal says, `StampError` if shapes do not fit.
+    Raises `SealError` for a stamp that was never sealed, and if the model is not run backwards as the seal says;
+    `StampError` if shapes do not fit.
     """
+    if isinstance(seal, Stamp):
+        raise SealError(
+            "an unsealed stamp gets no verdict",
+            got="keys and secrets that could have been chosen to fit a model",
+            expected="a Seal, made before training",
+            remedy="clearstamp.read gives pictures and scores, which show a person what they show, and no p",
+        )
     choices, stamp = seal.choices, seal.stamp()
     if back.readout != choices.readout or not back.on_public_probe:
         raise SealError(

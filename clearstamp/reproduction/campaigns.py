@@ -1,14 +1,15 @@
 """Attacks of one kind on one marked model as one experiment."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from clearstamp.attacks import Attack, Look
 from clearstamp.errors import ClearStampError, RecordError
-from clearstamp.reproduction.experiments import Experiment, Findings
+from clearstamp.graph import capture
+from clearstamp.reproduction.experiments import Experiment, Findings, device
 from clearstamp.reproduction.lifecycle import LifeCycle, LifeSettings, trained
 from clearstamp.reproduction.profiles import Profile, load_sets
 from clearstamp.reproduction.records import Score, Stage
@@ -58,16 +59,28 @@ class Campaign(Experiment):
             if own != settings.images.dataset:
                 yield RecordError("a model of other data", got=own, expected=settings.images.dataset, where=name)
 
+    def judged(self, settings: LifeSettings, seed: int) -> Callable[[Look, nn.Module | None], dict[str, Score]]:
+        """Makes scores beside accuracy and those of the reading, of a look and, at an attack's end, of its model."""
+        return lambda look, model: {}
+
     def conduct(self, settings: LifeSettings, seed: int) -> Findings:
         sets = load_sets(settings.images)
         model, *others = (trained(needed, seed) for needed in settings.needs)
         stamp = settings.stamp(shape=sets.train.shape, outputs=sets.train.classes, seed=seed)
         data, test = halves(sets.test) if self.unseen else (sets.train, sets.test)
+        graph = capture(model, stamp.secrets[:1].to(device()))
         stages: list[Stage] = []
         arrays: dict[str, Tensor] = {"secrets": stamp.secrets}
+        judged = self.judged(settings, seed)
 
-        def keep(label: str, look: Look, attack: str | None = None, attacked: tuple[int, ...] = ()) -> Stage:
-            scores: dict[str, Score] = {"accuracy": look.accuracy} | look.reading.summary()
+        def keep(
+            label: str,
+            look: Look,
+            attack: str | None = None,
+            attacked: tuple[int, ...] = (),
+            model: nn.Module | None = None,
+        ) -> Stage:
+            scores: dict[str, Score] = {"accuracy": look.accuracy} | look.reading.summary() | judged(look, model)
             if attacked:
                 at = list(attacked)
                 scores |= {
@@ -89,6 +102,7 @@ class Campaign(Experiment):
                 readout=settings.readout,
                 merge=self.merge,
                 before=before,
+                graph=graph,
                 seed=seed,
             )
             if before is None:
@@ -96,7 +110,7 @@ class Campaign(Experiment):
                 keep("before", before)
             for look in found.trace[:-1]:
                 keep(f"{label}, {look.label}", look, label, found.attacked)
-            end = keep(label, found.after, label, found.attacked)
+            end = keep(label, found.after, label, found.attacked, found.model)
             end.scores.update({"steps": found.steps, "seconds": round(found.seconds, 2)})
         return stages, arrays, {}
 

@@ -39,7 +39,7 @@ def move(life: Life, onto: Images) -> None:
 
     The stage ``control`` is the marked last layer on a model that was never marked, trained on the first set.
     """
-    sets, own = load_sets(onto), last_layer(life.model, life.example)
+    sets, own = load_sets(onto), last_layer(life.model, life.graph)
     fresh = nn.Linear(own.weight.shape[1], sets.train.classes).to(device())
     replace_module(life.model, own, fresh)
     train(replace(tuning(life.settings), images=onto), life.seed + 1000, life.model)
@@ -48,5 +48,5 @@ def move(life: Life, onto: Images) -> None:
     life.keep("finetuned", read(life.back, life.stamp), accuracy=reached)
     other = fresh_model(life.settings, life.seed + 2000)
     train(life.settings, life.seed + 2000, other)
-    replace_module(other, last_layer(other, life.example), own)
+    replace_module(other, last_layer(other, life.graph), own)
     life.keep("control", read(life.transposed(other), life.stamp))

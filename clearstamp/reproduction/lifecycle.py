@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from clearstamp.errors import ClearStampError, RecordError
+from clearstamp.graph import capture
 from clearstamp.losses import StampLoss
 from clearstamp.method import Alternating, Joint
 from clearstamp.reading import Reading, read
@@ -236,13 +237,14 @@ def unmarked(settings: LifeSettings, seed: int) -> Findings:
         stages.append(Stage(label=moment, moment=moment, scores={"accuracy": accuracy(model, test)}))
         for stamp in stamps:
             for readout in BOTH_READOUTS:
-                reading = read(transpose(model, stamp.secrets[:1].to(device()), readout=readout), stamp)
+                reading = read(transpose(model, graph, readout=readout), stamp)
                 keys = len(stamp)
                 label = f"{moment}/{keys} {'key' if keys == 1 else 'keys'}/{readout}"
                 scores = reading.summary()
                 stages.append(Stage(label=label, moment=moment, keys=keys, readout=readout, scores=scores))
                 arrays[label] = reading.images
 
+    graph = capture(model, stamps[0].secrets[:1].to(device()))
     torch.manual_seed(seed)
     measure("untrained")
     train(settings, seed, model)
@@ -255,6 +257,7 @@ class Life:
 
     Attributes:
         model: the model as it is.
+        graph: what every model of its architecture computes.
         stamp: what is embedded, with the values that the `paper` readout freezes (see `reference`).
         back: the model run backwards.
         stages, arrays: for the record.
@@ -264,28 +267,24 @@ class Life:
         self.settings, self.seed = settings, seed
         self.sets = load_sets(settings.images)
         self.model = fresh_model(settings, seed)
+        self.graph = capture(self.model, torch.zeros(1, *self.sets.train.shape, device=device()))
         stamp = settings.stamp(shape=self.sets.train.shape, outputs=self.sets.train.classes, seed=seed)
         self.stamp = replace(stamp, frozen=self.reference()) if settings.readout == "paper" else stamp
         self.back = self.transposed(self.model)
         self.stages: list[Stage] = []
         self.arrays: dict[str, Tensor] = {"secrets": self.stamp.secrets}
 
-    @property
-    def example(self) -> Tensor:
-        """One blank input batch."""
-        return torch.zeros(1, *self.sets.train.shape, device=device())
-
     def transposed(self, model: nn.Module) -> Transposed:
         """Another model of the same architecture, to be run backwards in the same way."""
-        return transpose(model, self.example, readout=self.settings.readout, frozen=self.stamp.frozen)
+        return transpose(model, self.graph, readout=self.settings.readout, frozen=self.stamp.frozen)
 
     def reference(self) -> dict[str, Tensor]:
         """The values that the `paper` readout freezes, from a model trained for one epoch without a stamp."""
-        if not freeze(self.model, self.example):
+        if not freeze(self.model, self.graph):
             return {}
         other = fresh_model(self.settings, self.seed + 500)
         train(replace(self.settings, epochs=1), self.seed + 500, other)
-        return freeze(other, self.example)
+        return freeze(other, self.graph)
 
     def measure(self, moment: Moment, **more: Score) -> None:
         """Measure accuracy and read the stamp."""

@@ -33,6 +33,7 @@ from clearstamp.errors import RecordError
 from clearstamp.reproduction import foreign
 from clearstamp.reproduction.campaigns import UNMARKED, campaigns
 from clearstamp.reproduction.capacity import LICENCE, Capacity
+from clearstamp.reproduction.court import Accusation, Examination, Forgeries, Level, Sealed
 from clearstamp.reproduction.coverage import HANDFUL, Coverage, Hardened, classifiers
 from clearstamp.reproduction.experiments import Experiment, Settings, run_all
 from clearstamp.reproduction.foreign import Foreign, ForeignHardened
@@ -75,6 +76,8 @@ PUBLISHED = [LifeCycle(name=f"11-keys-{r}", readout=r, **PAPER) for r in BOTH_RE
 """The default scenario as published, under both readouts."""
 DEFAULT = LifeCycle(name="11-keys-default-adjoint", readout="adjoint", **OURS)
 """The default scenario as this library embeds by default."""
+SEALED = Sealed(name="sealed-default-adjoint", readout="adjoint", **OURS)
+"""The default scenario with a sealed stamp: eleven keys, 44 drawn letters."""
 MARKED = [*PUBLISHED, DEFAULT]
 """The models that every attack meets."""
 RATES = [
@@ -431,6 +434,44 @@ def runtime(profile: Profile) -> Groups:
     }
 
 
+def in_court(profile: Profile) -> Groups:
+    count, owners, tries = {"tiny": (3, 1, 1), "quick": (20, 1, 3)}.get(profile.name, (100, 4, 60))
+    many = tuple(range(10)) if profile.name == "paper" else FIRST
+    must: Attacks = {"pruning 60 %": Pruning(amount=0.6), "int8": Quantization(bits=8)}
+    must |= {
+        "permutation": Permutation(),
+        "rescaling": Rescaling(),
+        "rescaling, 1024": Rescaling(factor=1024.0),
+        "logit shift": LogitShift(),
+        "dummy units": DummyUnits(),
+        "split units": SplitUnits(),
+        "cancelling dummy units": DummyUnits(outgoing="cancelling"),
+        "split units, 3 and -2": SplitUnits(part=3.0),
+    }
+    strength: Attacks = {f"pruning {level} %": Pruning(amount=level / 100) for level in (*range(10, 100, 10), 95)}
+    strength |= {f"noise {sigma:g} sigma": Noise(scale=sigma) for sigma in (0.1, 0.3, 0.5, 0.7, 1.0, 1.5)}
+    steps = repairing(profile)
+    erasing: Attacks = {
+        f"{keys} keys": Erasure(keys=keys, count=None, steps=steps, looks=5, lr=1e-3, repair=True)
+        for keys in ("random", "known")
+    }
+    erasing |= {"same rate": FineTuning(epochs=profile.epochs, lr=1e-4)}
+
+    def examined(family: str, attacks: Attacks) -> list[Examination]:
+        return [Examination(name=f"{family}-{SEALED.name}", on=SEALED, attacks=attacks)]
+
+    return {
+        "false claim": Group([Accusation(name="false-claim", seals=count)], many),
+        "level": Group([Level(name="level", models=count)], many),
+        "forgeries": Group([Forgeries(name="forgeries", owners=owners, tries=tries)], FIRST),
+        "sealed": Group([SEALED]),
+        "plain": Group([UNMARKED, DEFAULT]),
+        "attacked": Group(examined("attacked", must)),
+        "strength": Group(examined("strength", strength), FIRST),
+        "erased": Group(examined("erased", erasing), FIRST),
+    }
+
+
 CHAPTERS: dict[str, Callable[[Profile], Groups]] = {
     "00-your-own-model": lambda profile: {},
     "01-hardening": hardening,
@@ -440,6 +481,7 @@ CHAPTERS: dict[str, Callable[[Profile], Groups]] = {
     "05-adaptive-adversary": adaptive_adversary,
     "06-capacity": capacity,
     "07-runtime": runtime,
+    "08-in-court": in_court,
 }
 """Every notebook and what it runs."""
 

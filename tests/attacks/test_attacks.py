@@ -34,6 +34,7 @@ from clearstamp.attacks import (
 )
 from clearstamp.data import Data
 from clearstamp.errors import AttackError
+from clearstamp.graph import Graph, capture
 from clearstamp.pictures import draw_text
 from clearstamp.reading import extract
 from clearstamp.scores import similarity
@@ -160,6 +161,51 @@ def test_an_observer_sees_the_model_whenever_an_attack_reports(model, stamp, dat
 def test_an_attack_that_needs_images_says_so(attack, model, stamp):
     with pytest.raises(AttackError, match="this attack needs images"):
         attack.run(Scene(model, None, stamp))
+
+
+@pytest.fixture
+def captures(monkeypatch) -> list[nn.Module]:
+    """Every model that an attack or its judge captures."""
+    seen: list[nn.Module] = []
+
+    def noted(model: nn.Module, example: Tensor) -> Graph:
+        seen.append(model)
+        return capture(model, example)
+
+    monkeypatch.setattr("clearstamp.units.capture", noted)
+    return seen
+
+
+def test_models_of_one_form_are_captured_once(model, stamp, data, captures):
+    found = Transfer(epochs=3).apply(model, data, stamp)
+    assert len(found.trace) == 3 and len(captures) == 2, "with the owner's last layer, and with the attacker's"
+
+
+def test_a_model_that_was_captured_is_not_captured_again(model, stamp, data, captures):
+    whole = Pruning().apply(model, data, stamp)
+    assert len(captures) == 1
+    saved = Pruning().apply(model, data, stamp, graph=capture(model, EXAMPLE))
+    assert len(captures) == 1 and torch.equal(saved.after.reading.images, whole.after.reading.images)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda model: setattr(model[3], "ceil_mode", True),
+        lambda model: setattr(model[9], "p", 0.5),
+        lambda model: model.__setitem__(5, nn.Tanh()),
+        lambda model: model.to(memory_format=torch.channels_last),
+        lambda model: setattr(model[10], "extra", nn.Parameter(torch.ones(2))),
+        lambda model: setattr(model[10], "weight", model[8].bias),
+    ],
+    ids=["setting", "dropout", "activation", "memory format", "weight", "weight that is tied"],
+)
+def test_a_model_of_another_form_is_captured_anew(model, stamp, change):
+    scene = Scene(model, None, stamp)
+    before = scene.graph()
+    assert scene.graph(copy.deepcopy(model).train()) is before
+    change(model)
+    assert scene.graph() is not before
 
 
 # -------------------------------------------------------------------------------------------- preserving the function

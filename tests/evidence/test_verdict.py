@@ -203,6 +203,12 @@ def test_other_ways_backwards_are_refused(tiny: tuple[Seal, cs.Transposed]):
         verify(seal.transpose(nn.Sequential(nn.Flatten(), nn.Linear(784, 3))), seal)
 
 
+def test_an_unsealed_stamp_gets_no_verdict(tiny: tuple[Seal, cs.Transposed]):
+    seal, back = tiny
+    with pytest.raises(SealError, match="an unsealed stamp gets no verdict"):
+        verify(back, seal.stamp())
+
+
 def test_frozen_values_of_the_owners_choice_are_refused():
     class Sum(nn.Module):
         def __init__(self) -> None:

@@ -7,7 +7,16 @@ import pytest
 import torch
 from torch import nn
 from torchvision import models
-from torchvision.models import convnext, maxvit, resnet, swin_transformer, vgg, vision_transformer
+from torchvision.models import (
+    convnext,
+    densenet,
+    efficientnet,
+    maxvit,
+    resnet,
+    swin_transformer,
+    vgg,
+    vision_transformer,
+)
 from torchvision.models.regnet import BlockParams
 
 from clearstamp.reproduction.coverage import (
@@ -89,14 +98,14 @@ SIDES = {"maxvit_t": 64}
 
 @pytest.fixture
 def built_small(monkeypatch) -> None:
-    """Families whose members are too large to be built whole, with two blocks a stage; and MaxViT for a small image.
+    """Families whose members take long to build and run whole, with two blocks a stage; MaxViT for a small image.
 
     VGG's hidden layers and the widest RegNets are narrow. MaxViT's windows are of 2 x 2, not of 7 x 7, as 32 of them
     span its image.
     """
 
-    def few(blocks: Iterable[int]) -> list[int]:
-        return [min(count, 2) for count in blocks]
+    def few(blocks: Iterable[int], most: int = 2) -> list[int]:
+        return [min(count, most) for count in blocks]
 
     class Transformer(models.VisionTransformer):
         def __init__(self, *, num_layers: int, **given):
@@ -115,6 +124,16 @@ def built_small(monkeypatch) -> None:
             for stage in block_setting:
                 stage.num_layers = min(stage.num_layers, 2)
             super().__init__(block_setting, **given)
+
+    class Dense(models.DenseNet):
+        def __init__(self, growth_rate: int, block_config: tuple[int, ...], *features: int, **given):
+            super().__init__(growth_rate, few(block_config, 3), *features, **given)  # with two, all stages are alike
+
+    class Scaled(models.EfficientNet):
+        def __init__(self, settings, *given, **more):
+            for stage in settings:
+                stage.num_layers = min(stage.num_layers, 2)
+            super().__init__(settings, *given, **more)
 
     class Plain(models.VGG):
         def __init__(self, features, **given):
@@ -139,6 +158,8 @@ def built_small(monkeypatch) -> None:
     monkeypatch.setattr(swin_transformer, "SwinTransformer", Swin)
     monkeypatch.setattr(resnet, "ResNet", Residual)
     monkeypatch.setattr(convnext, "ConvNeXt", Convolutions)
+    monkeypatch.setattr(densenet, "DenseNet", Dense)
+    monkeypatch.setattr(efficientnet, "EfficientNet", Scaled)
     monkeypatch.setattr(vgg, "VGG", Plain)
     monkeypatch.setattr(maxvit, "MaxVit", Windows)
 

@@ -25,6 +25,7 @@ from clearstamp.attacks import ATTACKS, Rescaling
 from clearstamp.losses import StampLoss
 from clearstamp.pictures import montage
 from clearstamp.reproduction import capacity, experiments, lifecycle
+from clearstamp.reproduction.court import UNIT
 from clearstamp.reproduction.profiles import PROFILES, load_sets
 from clearstamp.zoo import datasets as data
 from tests.reproduction.twins import SCALE, SIZES, TWINS, Twin, images, write_sets
@@ -33,6 +34,7 @@ GOLDEN = Path(__file__).parents[1] / "golden"
 SCORE, ACCURACY, LEVEL = 0.03, 0.07, 8
 """On another processor: by how much a score may differ, an accuracy (of three images), and the mean of 255 levels."""
 UNSURE = {"message", "message errors", "reached", "right", "steps", "steps to 0.9", "steps to 0.95", "wrong bits"}
+UNSURE |= {"attempt", "legible", "letters right", "matched", "p", "read", "verdict"}
 """Scores that jump where others hardly differ, as what a decoder makes of almost too many errors: on another processor
 they are not compared."""
 CLOCK = {"seconds"}
@@ -65,11 +67,18 @@ def measured(twin: Twin) -> tuple[dict, np.ndarray]:
         }
         for stage in record.stages
     }
+    if twin.means:
+        stages["means"] = {name: mean(record.arrays[name]) for name in twin.means}
     pictures = [array[:3] for name, array in sorted(record.arrays.items()) if array.dim() == 4 and len(array)]
     sheets = [montage(images.clamp(0, 1).expand(-1, 3, -1, -1), columns=3) for images in pictures]
     width = max((sheet.shape[1] for sheet in sheets), default=1)
     padded = [np.pad(sheet, ((0, 0), (0, width - sheet.shape[1]), (0, 0))) for sheet in sheets]
     return stages, np.concatenate(padded) if padded else np.zeros((1, 1, 3), np.uint8)
+
+
+def mean(numbers: torch.Tensor) -> float:
+    """The mean of an array of a record; of p, which are whole numbers, in parts of 1."""
+    return numbers.double().mean().item() / (1 if numbers.is_floating_point() else UNIT)
 
 
 def machine() -> dict[str, str]:

@@ -13,6 +13,7 @@ from clearstamp import attacks
 from clearstamp.attacks import Attack
 from clearstamp.reproduction.campaigns import Campaign
 from clearstamp.reproduction.capacity import Capacity
+from clearstamp.reproduction.court import Accusation, Examination, Forgeries, Level, Sealed
 from clearstamp.reproduction.coverage import Coverage, Hardened
 from clearstamp.reproduction.experiments import Experiment
 from clearstamp.reproduction.foreign import Foreign, ForeignHardened
@@ -39,12 +40,14 @@ SCALE = Profile(
 class Twin:
     """An experiment, and the names of the scores that are the same every time: all of them for None.
 
-    `slack` multiplies what another processor may differ by, for twins in which small errors grow fast.
+    `slack` multiplies what another processor may differ by, for twins in which small errors grow fast. `means` names
+    arrays of numbers, whose means the golden keeps, those of p in parts of 1.
     """
 
     experiment: Experiment
     scores: tuple[str, ...] | None = None
     slack: float = 1.0
+    means: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -55,6 +58,7 @@ FAST = {"lr": 1e-3, "keys": 3, "batch_size": 16}
 SMALL = {"model": "fc", **FAST}
 ON = {r: LifeCycle(name=f"life-fc-{r}", readout=r, **SMALL) for r in ("paper", "adjoint")}
 UNMARKED = LifeCycle(name="unmarked-fc", keys=0, **{k: v for k, v in SMALL.items() if k != "keys"})
+SEALED = Sealed(name="sealed-fc", model="fc", readout="adjoint", lr=1e-3, batch_size=16)
 NORMED = LifeCycle(name="life-cnn-bn-adjoint", model="cnn-bn", readout="adjoint", **FAST)
 
 EVERY_ATTACK: dict[str, Attack] = {
@@ -81,6 +85,11 @@ EVERY_ATTACK: dict[str, Attack] = {
     "erasure, unmarked": attacks.Erasure(target="unmarked", steps=2, lr=1e-3),
     "erasure, random keys": attacks.Erasure(keys="random", count=None, steps=3, lr=1e-3, repair=True),
     "overwriting": attacks.Overwriting(steps=3, lr=1e-3),
+}
+
+ACCUSING: dict[str, Attack] = {
+    "false claim": attacks.FalseClaim(surrogates=2, candidates=40),
+    **{f"forgery, {by}": attacks.Forgery(by=by, steps=5) for by in ("keys", "head", "copy")},
 }
 
 TWINS = [
@@ -115,6 +124,26 @@ TWINS = [
     Twin(Campaign(name="campaign-merge", on=ON["adjoint"], attacks={"split": EVERY_ATTACK["split units"]}, merge=True)),
     Twin(Campaign(name="campaign-unseen", on=ON["paper"], attacks={"tuned": EVERY_ATTACK["fine-tuning"]}, unseen=True)),
     Twin(Campaign(name="campaign-batch-norm", on=NORMED, attacks={"rescaling": attacks.BatchNormRescaling()})),
+    Twin(Campaign(name="campaign-accusing", on=ON["adjoint"], attacks=ACCUSING)),
+    Twin(SEALED),
+    Twin(Examination(name="examination", on=SEALED, attacks={"split": EVERY_ATTACK["split units"]})),
+    Twin(
+        Accusation(name="accusation", strangers=("fc",), seals=2),
+        means=tuple(f"{test}/{model}" for test in ("order", "letters") for model in ("ground", "fc")),
+    ),
+    Twin(
+        Level(name="level", models=3),
+        means=(
+            *("bits", "letters", "letters-soft", "letters, always A", "letters, flat"),
+            *("order, flat", "order, honest pictures", "order, surrogates' pictures"),
+        ),
+    ),
+    Twin(
+        Forgeries(name="forgeries", owners=1, innocents=1, tries=1),
+        means=tuple(
+            f"{kind}/{score}" for kind in ("genuine", "keys", "head", "copy") for score in ("SSIM", "correlation")
+        ),
+    ),
     Twin(Coverage(name="coverage", networks=("squeezenet1_1",))),
     Twin(Hardened(name="hardened", networks=("shufflenet_v2_x0_5",), steps=3, lr=1e-3)),
     Twin(Foreign(name="foreign", networks=("timm/test_vit", "transformers/Swin"))),

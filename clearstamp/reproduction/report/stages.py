@@ -6,6 +6,7 @@ from typing import Any
 
 from clearstamp.errors import RecordError
 from clearstamp.reproduction import claims
+from clearstamp.reproduction.court import Examination, Sealed
 from clearstamp.reproduction.lifecycle import LifeCycle, Trial
 from clearstamp.reproduction.profiles import STAND_IN, profile
 from clearstamp.reproduction.records import Record
@@ -25,9 +26,9 @@ SCORES = {
 }
 
 
-def pictured(records: Sequence[Record]) -> list[Record]:
-    """The records that keep pictures: those of the first seed."""
-    return [record for record in records if "secrets" in record.arrays]
+def pictured(records: Sequence[Record], of: str = "secrets") -> list[Record]:
+    """The records that keep pictures, by the name `of` some of them: those of the first seed."""
+    return [record for record in records if of in record.arrays]
 
 
 def stages_of(record: Record, attack: str) -> list[str]:
@@ -109,6 +110,8 @@ def in_words(record: Record) -> str:
             f"dropout {given['dropout']:g}",
             f"{'joint' if given['joint'] else 'alternate'} every {given['every']}",
         ]
+    if record.kind in (Sealed.__name__, Examination.__name__):
+        parts = ["sealed", *parts]
     if record.kind == Trial.__name__:
         usual["readout"] = "adjoint"  # of them all
     if row := table_row(record):

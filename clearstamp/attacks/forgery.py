@@ -1,0 +1,143 @@
+"""Accusers, who leave a stranger's model as it is and claim that a stamp of theirs is in it.
+
+What they end with is `Scene.claim`, keys and secrets, which the judge then reads like any owner's.
+"""
+
+import copy
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from clearstamp.attacks.base import Attack, Scene, check
+from clearstamp.attacks.training import reinitialised
+from clearstamp.pictures import develop, draw_text
+from clearstamp.reading import extract
+from clearstamp.scores import structural_similarity
+from clearstamp.stamp import Stamp, draw_keys
+from clearstamp.training import fit, harden
+from clearstamp.transpose import Transposed, transpose
+from clearstamp.units import last_layer
+
+
+@dataclass(frozen=True, kw_only=True)
+class FalseClaim(Attack):
+    """Choose keys and pictures on surrogates, models of the accuser's own, and claim a stranger's model by them.
+
+    Of the stranger's model its architecture and task are known, not one weight: the claim can be dated before that
+    model is trained (Liu et al., "False Claims against Model Ownership Resolution", USENIX Security 2024). The
+    surrogates, `surrogates` of them, are trained on the accuser's images for `epochs` at `lr`. Of `candidates` random
+    keys those are taken whose pictures the surrogates agree on, and that differ from each other; the secrets are the
+    means of the surrogates' pictures.
+    """
+
+    surrogates: int = 3
+    epochs: int = 1
+    lr: float = 1e-3
+    candidates: int = 500
+
+    def run(self, scene: Scene) -> None:
+        count = len(scene.stamp)
+        check(self.surrogates >= 2, "number of surrogates out of range", self.surrogates, "at least 2")
+        check(self.candidates >= count, "number of candidates out of range", self.candidates, f"at least {count}")
+        keys = draw_keys(self.candidates, scene.stamp.keys.shape[1:], seed=scene.seed + 1_000_003)
+        shown = []
+        for number in range(self.surrogates):
+            surrogate = reinitialised(scene.model)
+            batches = scene.need_data().loader(seed=scene.seed + number)
+            scene.steps += len(fit(surrogate, batches, epochs=self.epochs, lr=self.lr, progress=False).losses)
+            shown.append(pictures(transpose(surrogate, scene.example, readout=scene.readout), keys))
+        chosen = agreed(torch.stack(shown), count)
+        scene.claim = claim(keys[chosen], torch.stack(shown).mean(0)[chosen])
+
+
+def agreed(shown: Tensor, count: int) -> list[int]:
+    """Which keys to claim, of pictures ``[surrogates, candidates, C, H, W]``.
+
+    One after the other, that for which the surrogates' agreement exceeds the likeness to those taken before by most.
+    """
+    unit = F.normalize(shown.flatten(2) - shown.flatten(2).mean(2, keepdim=True), dim=2)
+    agreement = unit.sum(0).norm(dim=1) / len(shown)
+    mean = F.normalize(unit.sum(0), dim=1)
+    likeness = torch.zeros_like(agreement)
+    chosen: list[int] = []
+    for _ in range(count):
+        worth = agreement - likeness
+        worth[chosen] = -torch.inf
+        chosen.append(int(worth.argmax()))
+        likeness = torch.maximum(likeness, mean @ mean[chosen[-1]])
+    return chosen
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forgery(Attack):
+    """Make up a claim against a model that is at hand.
+
+    Attributes:
+        by: ``"keys"``: optimise keys until they show the forger's pictures; ``"head"``: train a last layer of the
+            forger's own until random keys show them, and put it in the place of the model's, as the owner of a model
+            whose head was replaced would; ``"copy"``: name random keys, and what the model shows at them as secrets.
+        steps: optimizer steps, but for a copy.
+        lr: their learning rate, of keys times the key range.
+        key_range: keys stay in plus and minus this.
+    """
+
+    by: Literal["keys", "head", "copy"] = "keys"
+    steps: int = 200
+    lr: float = 1e-2
+    key_range: float = 10.0
+
+    def run(self, scene: Scene) -> None:
+        check(self.by in ("keys", "head", "copy"), "unknown kind of forgery", self.by, "keys, head or copy")
+        count = len(scene.stamp)
+        keys = draw_keys(count, scene.stamp.keys.shape[1:], seed=scene.seed + 1_000_003, key_range=self.key_range)
+        back = transpose(scene.model, scene.example, readout=scene.readout)
+        if self.by == "copy":
+            scene.claim = claim(keys, pictures(back, keys))
+            return
+        wanted = claim(keys, words(scene, count))
+        scene.claim = self.optimised(back, wanted) if self.by == "keys" else wanted
+        if self.by == "head":
+            painted = self.painted(scene, wanted)
+            scene.evidence = lambda suspect: painted
+        scene.steps += self.steps
+
+    def optimised(self, back: Transposed, wanted: Stamp) -> Stamp:
+        """The claim with keys at which the model shows its secrets best."""
+        secrets, keys = wanted.secrets.to(back.device), wanted.keys.to(back.device).requires_grad_()
+        descent = torch.optim.Adam([keys], lr=self.lr * self.key_range)
+        for _ in range(self.steps):
+            images = back(keys)
+            loss = (1 - structural_similarity(images, secrets)).mean() + F.mse_loss(images, secrets)
+            (keys.grad,) = torch.autograd.grad(loss, keys)  # of the keys alone, not of the model's weights
+            descent.step()
+            keys.data.clamp_(-self.key_range, self.key_range)
+        return claim(keys.detach().cpu(), wanted.secrets)
+
+    def painted(self, scene: Scene, wanted: Stamp) -> nn.Module:
+        """A copy of the model whose last layer alone was trained until the keys show the secrets."""
+        suspect = copy.deepcopy(scene.model).requires_grad_(False)
+        last_layer(suspect, scene.example).requires_grad_(True)
+        back = transpose(suspect, scene.example, readout=scene.readout)
+        harden(back, wanted, steps=self.steps, target=None, lr=self.lr, dropout=0.0, progress=False)
+        return suspect.requires_grad_(True)
+
+
+def words(scene: Scene, count: int) -> Tensor:
+    """The forger's pictures ``[k, C, H, W]``: four letters each, or one where there is no room for four."""
+    _, height, width = scene.shape
+    letters = torch.randint(26, (count, 4 if min(height, width) >= 28 else 1)).tolist()
+    return torch.stack([draw_text("".join(chr(65 + place) for place in word), scene.shape) for word in letters])
+
+
+def pictures(back: Transposed, keys: Tensor) -> Tensor:
+    """What a model shows at keys ``[k, outputs]``, developed: ``[k, C, H, W]``."""
+    blank = torch.zeros(len(keys), *back.image_shape)
+    return develop(extract(back, claim(keys, blank)))
+
+
+def claim(keys: Tensor, secrets: Tensor) -> Stamp:
+    """Keys and secrets of an accuser's."""
+    return Stamp(keys, secrets, tuple(f"claim {place}" for place in range(len(keys))))
