@@ -95,7 +95,8 @@ class Evidence:
     def read(cls, path: str | Path) -> Self:
         """A folder or a zip, whole. Raises `EvidenceError` for links, names that cannot be, and more than is read.
 
-        Nothing is said about who made it: that is for `verify_evidence`.
+        Nothing is said about who made it: that is for `verify_evidence`. Of a zip the members alone count: other
+        bytes between them change nothing.
         """
         path = Path(path)
         members: dict[str, bytes] = {}

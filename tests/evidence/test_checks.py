@@ -103,6 +103,7 @@ BROKEN: list[tuple[str, Callable[[Case], dict[str, bytes | None]], Mark, str]] =
     ("draws", lambda c: {"secrets/key-09.png": b""}, Mark.FAILED, "not of this seal: secrets/key-09.png"),
     ("draws", lambda c: without("secrets/key-01.png"), Mark.FAILED, "missing.*secrets/key-01.png"),
     ("draws", lambda c: {"secrets/glyphs.png": c.evidence.members["secrets/key-01.png"]}, Mark.FAILED, "not those of"),
+    ("draws", lambda c: {"secrets/data.bin": bytes(9)}, Mark.FAILED, "more data than the pictures hold"),
     ("reading", lambda c: swapped(c, "pictures/key-01.png", "pictures/key-02.png"), Mark.FAILED, "not what the pict"),
     ("reading", lambda c: edited(c.evidence, "reading.json", right=19), Mark.FAILED, "not what the pictures give"),
     ("reading", lambda c: edited(c.evidence, "suspect.json", fitting=0), Mark.FAILED, "attempts that cannot be"),

@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,7 @@ def test_statements_of_another_seal_or_owner_are_refused(case: Case, letters: Se
     for wrong, kind in (
         ({"commitment": commit(letters, case.signer)}, "commitment"),
         ({"commitment": commit(case.seal, other)}, "commitment"),
+        ({"commitment": replace(case.evidence.commitment, signature=bytes(64))}, "commitment"),
         ({"signer": other, "commitment": commit(case.seal, other)}, "deposit"),
     ):
         with pytest.raises(EvidenceError, match=f"the {kind} is another seal's, or another owner's"):
