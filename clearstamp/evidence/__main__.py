@@ -1,4 +1,4 @@
-"""The command `clearstamp`, as `python -P -m clearstamp.evidence`: with -P, nothing beside you is imported."""
+"""The command `clearstamp`, as `python -P -m clearstamp.evidence`; without -P the current folder is imported from."""
 
 import sys
 

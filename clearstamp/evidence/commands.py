@@ -8,6 +8,7 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from textwrap import fill
@@ -21,6 +22,7 @@ from clearstamp.evidence.checks import verify_evidence
 from clearstamp.evidence.examination import examine
 from clearstamp.evidence.folder import Evidence, suspect_files
 from clearstamp.evidence.people import blind, grade, read_answers
+from clearstamp.evidence.report import plain
 from clearstamp.evidence.seal import BAR, TESTS, Seal
 from clearstamp.evidence.signing import (
     Signer,
@@ -54,7 +56,7 @@ class Parser(argparse.ArgumentParser):
     """Says in one sentence what is wrong with a command."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(SLIP, f"{self.prog}: {message}; {self.prog} --help tells more\n")
+        self.exit(SLIP, plain(f"{self.prog}: {message}; {self.prog} --help tells more") + "\n")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -514,12 +516,15 @@ def run_verify(given: argparse.Namespace) -> int:
             )
         return found.build()
 
+    arch = given.arch
+    with suppress(ClearStampError):  # of evidence that cannot be read, which the checks tell
+        arch = arch and arch.fitting(Evidence.read(given.evidence).seal.choices)
     result = verify_evidence(
         given.evidence,
         owner=None if given.owner is None else given.owner.read_bytes(),
         roots=None if given.root is None else given.root.read_bytes(),
         suspect=given.suspect,
-        architecture=known if given.arch is None else built(given.arch, *away),
+        architecture=known if arch is None else built(arch, *away),
         alpha=given.alpha,
     )
     print(json.dumps(result.as_json(), indent=1) if given.json else result)
@@ -598,7 +603,7 @@ def told(
     given: argparse.Namespace, lines: Sequence[str], facts: Mapping[str, Any], outcome: Outcome = Outcome.MATCH
 ) -> int:
     """Print what was found, for people or for programs; the exit code."""
-    print(json.dumps(facts, indent=1) if given.json else "\n".join(lines))
+    print(json.dumps(facts, indent=1) if given.json else shown("\n".join(lines)))
     return MATCH if outcome is Outcome.MATCH else NO_MATCH
 
 
@@ -612,7 +617,12 @@ def how_read(path: Path, suspect: Mapping[str, Any]) -> str:
 
 
 def say(sentence: str) -> None:
-    print(sentence, file=sys.stderr)
+    print(shown(sentence), file=sys.stderr)
+
+
+def shown(text: str) -> str:
+    """Lines in which names that others gave do nothing to a terminal."""
+    return "\n".join(map(plain, text.split("\n")))
 
 
 def shortened(digest: str) -> str:

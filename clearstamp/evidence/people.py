@@ -151,7 +151,7 @@ def read_answers(written: bytes, seal: Seal, pictures: Pixels) -> Answers:
         raise EvidenceError("not the form for answers", got=", ".join(held), expected="sheet, reader, read")
     if held["sheet"] != sheet_digest(shown):
         raise EvidenceError("the answers belong to another sheet", got=held["sheet"], expected=sheet_digest(shown))
-    if not isinstance(held["reader"], str) or not held["reader"].strip():
+    if not isinstance(held["reader"], str) or not held["reader"].strip() or not held["reader"].isprintable():
         raise EvidenceError("the answers do not say who read", where='"reader"')
     numbers = [str(number) for number in range(1, len(shown) + 1)]
     if sorted(held["read"]) != sorted(numbers):

@@ -18,10 +18,11 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from clearstamp import suspects
+from clearstamp import suspects, zoo
 from clearstamp.evidence import Seal, Signer, commands
 from clearstamp.evidence import seal as sealing
 from clearstamp.evidence.people import shuffled
+from clearstamp.evidence.statements import tensor_digest
 from tests.documents import ROOT
 from tests.evidence.bundles import Authority, remembered, stamped
 from tests.evidence.shell import Ran, address, clearstamp
@@ -278,6 +279,18 @@ def test_inspect_lists_every_part_and_tensor(tmp_path: Path):
     assert "'ema': 1 tensors, 2 numbers" in lines and "  prefixes on names: 'module.'" in lines
 
 
+def test_inspect_names_a_model_by_the_digest_of_a_deposit(tmp_path: Path):
+    """In any precision that holds the same numbers, and with or without the counters of batch norms."""
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2))
+    state = {
+        name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in model.state_dict().items()
+    }
+    model.load_state_dict(state)
+    save_file(state, tmp_path / "a.safetensors")
+    (part,) = json.loads(clearstamp("inspect", tmp_path / "a.safetensors", "--json").out)["parts"]
+    assert part["digest"] == tensor_digest(model)
+
+
 class Bomb:
     """Leaves a trace where it is unpickled."""
 
@@ -358,6 +371,23 @@ def test_a_zip_is_evidence_too_and_the_judges_bar_counts(desk: Desk, tmp_path: P
 def test_code_that_the_evidence_names_does_not_run(desk: Desk, monkeypatch: pytest.MonkeyPatch):
     ran = desk.verify(desk / "evidence", "--suspect", desk / "found.pth")
     assert ran.code == 4 and re.search("UNCHECKED +pictures .*names code as its architecture", ran.out)
+
+
+def test_a_judge_who_names_the_architecture_need_not_say_its_shapes(desk: Desk, tmp_path: Path):
+    torch.manual_seed(0)
+    save_file(zoo.build("fc", (1, 28, 28), 8, seed=0).state_dict(), tmp_path / "fc.safetensors")
+    assert desk.examine(tmp_path / "fc.safetensors", tmp_path / "evidence", arch="clearstamp:fc").code == 1
+    for arch in ((), ("--arch", "clearstamp:fc")):
+        ran = desk.verify(tmp_path / "evidence", "--suspect", tmp_path / "fc.safetensors", *arch)
+        assert ran.code == 1 and re.search("PASS +pictures", ran.out) and ran.err == ""
+
+
+def test_names_that_others_gave_do_nothing_to_a_terminal(desk: Desk, tmp_path: Path):
+    torch.save({"\x1b[2Jmodel": {"a": torch.zeros(1)}}, tmp_path / "a\x1b[2J.pth")
+    ran = clearstamp("inspect", tmp_path / "a\x1b[2J.pth")
+    assert ran.code == 0 and "\x1b" not in ran.out and r"a\x1b[2J.pth" in ran.out
+    ran = clearstamp("inspect", f"{tmp_path}/nothing\x1b[2J")
+    assert ran.code == 2 and "\x1b" not in ran.err
 
 
 def test_a_layer_without_a_rule_is_no_verdict(desk: Desk, tmp_path: Path):

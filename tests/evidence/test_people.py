@@ -180,6 +180,7 @@ def test_the_form_as_it_comes_is_an_answer_in_which_nothing_is_right(letters: Se
         (lambda form: form | {"more": 1}, "not the form for answers; got: .*more"),
         (lambda form: form | {"read": []}, "not the form for answers"),
         (lambda form: form | {"reader": 7}, "do not say who read"),
+        (lambda form: form | {"reader": "\x1b[2J"}, "do not say who read"),
         (lambda form: form | {"read": form["read"] | {"12": "AAAA"}}, "not one answer for each picture"),
         (lambda form: form | {"read": form["read"] | {"3": "AAAAA"}}, "picture 3 holds 4 letters; got: 'AAAAA'"),
         (lambda form: form | {"read": form["read"] | {"3": ["A"]}}, "picture 3 holds 4 letters"),
