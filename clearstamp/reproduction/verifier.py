@@ -412,12 +412,12 @@ def make(folder: Path, budget: Budget) -> str:
         "trained": spans(budget.trained),
         "calibrated": spans(budget.calibrated),
         "held_out": spans(budget.held_out),
-        "seen": ", ".join(budget.seen),
-        "unseen": ", ".join(budget.unseen),
+        "seen": "; ".join(budget.seen),
+        "unseen": "; ".join(budget.unseen),
     }
     tables = {
-        "separation": separation(verifier, calibrated, held_out, taught, budget.seen),
-        "legibility": legibility(verifier, held_out),
+        "separation": separation(verifier, calibrated, held_out, taught, budget.seen).strip(),
+        "legibility": legibility(verifier, held_out).strip(),
     }
     card = Path(__file__).with_name("verifier.md").read_text(encoding="utf-8").format(**about, **tables)
     write_atomically((folder / WEIGHTS.name).with_suffix(".md"), card.encode())

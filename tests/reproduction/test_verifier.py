@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from clearstamp.attacks import Averaging, Pruning
-from clearstamp.evidence.verifier import SIDE, read_verifier, resized
+from clearstamp.evidence.verifier import SHA256, SIDE, read_verifier, resized
 from clearstamp.reproduction import verifier
 from clearstamp.reproduction.verifier import LETTER, MARGIN, OTHER, SECRET, TRUE, Budget, Marked, Pairs, Reading
 
@@ -117,3 +117,12 @@ def test_pairs_of_a_model_are_counted_by_kind(marked: Marked):
 def test_resizing_leaves_pictures_of_the_right_size_alone():
     pictures = torch.randint(256, (2, SIDE, SIDE), dtype=torch.uint8)
     assert torch.equal(resized(pictures), pictures.double())
+
+
+@pytest.mark.parametrize(("sha256", "told"), [(SHA256, False), ("0" * 64, True)])
+def test_the_command_says_when_the_code_names_other_weights(sha256, told, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(verifier, "make", lambda folder, budget: sha256)
+    assert verifier.main(["--folder", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert f"{tmp_path / 'verifier.safetensors'}: SHA-256 {sha256}" in printed
+    assert ("names other weights" in printed) == told
