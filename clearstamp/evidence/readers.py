@@ -8,7 +8,10 @@ from collections.abc import Callable
 from math import isqrt
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+
+from clearstamp.evidence.verifier import scores
 
 Pixels = NDArray[np.uint8]
 Numbers = NDArray[np.int64]
@@ -31,14 +34,21 @@ def template(pictures: Numbers, shown: Numbers) -> Numbers:
     pixels = left.shape[1]
     products = pixels * (left @ right.T) - np.outer(left.sum(1), right.sum(1))
     spreads = [pixels * (values**2).sum(1) - values.sum(1) ** 2 for values in (left, right)]
-    scores = np.zeros(products.shape, np.int64)
+    found = np.zeros(products.shape, np.int64)
     for row, column in zip(*products.nonzero(), strict=True):
         product, spread = int(products[row, column]), int(spreads[0][row]) * int(spreads[1][column])
-        scores[row, column] = isqrt(product**2 * UNIT**2 // spread) * (1 if product > 0 else -1)
-    return scores
+        found[row, column] = isqrt(product**2 * UNIT**2 // spread) * (1 if product > 0 else -1)
+    return found
 
 
-READERS: dict[str, Reader] = {"template": template}
+def trained(pictures: Numbers, shown: Numbers) -> Numbers:
+    """The trained verifier's logits, in thousandths: too coarse for another machine's last bits to matter."""
+    logits = scores(torch.from_numpy(pictures), torch.from_numpy(shown))
+    found: Numbers = (logits * 1000).round().long().numpy()
+    return found
+
+
+READERS: dict[str, Reader] = {"template": template, "verifier": trained}
 """Every reader by the name under which a seal chooses it."""
 
 

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from clearstamp.evidence.readers import UNIT, best, cells, centred, template
+from clearstamp.evidence.readers import READERS, UNIT, best, cells, centred, template
+from clearstamp.evidence.seal import sheet
 
 
 def noise(count: int, side: int = 14, seed: int = 0) -> np.ndarray:
@@ -55,3 +56,18 @@ def test_a_few_pictures_keep_their_mean(count: int):
 
 def test_ties_are_no_answer():
     assert best(np.array([[1, 3, 2], [3, 3, 1], [0, 0, 0]])).tolist() == [1, -1, -1]
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_every_reader_knows_letters_through_noise_and_level(reader: str):
+    glyphs = sheet(14, 14)[:, 0].astype(np.int64)
+    pictures = 11 * glyphs + np.random.default_rng(0).integers(0, 1500, glyphs.shape)
+    scores = READERS[reader](pictures, glyphs)
+    assert scores.shape == (16, 16) and scores.dtype == np.int64
+    assert (best(scores) == np.arange(16)).all()
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_no_reader_reads_letters_in_a_flat_picture(reader: str):
+    glyphs = sheet(14, 14)[:, 0].astype(np.int64)
+    assert (best(READERS[reader](np.full((3, 14, 14), 7), glyphs)) == -1).all()
