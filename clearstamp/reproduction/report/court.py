@@ -207,7 +207,7 @@ def grinding_figure(records: Sequence[Record]) -> Figure | Markdown:
     )
     axis.set(xscale="log", yscale="log", xlabel="seeds tried", ylabel="mean p at the best of them", ylim=(5e-7, 1.5))
     figure.legend(fontsize=7, loc="outside lower center", ncols=3)
-    return finished(figure, "Grinding: p at the best seed by the number of seeds tried", records)
+    return finished(figure, "Grinding: mean p at the best of so many seeds; of all of them it is one number", records)
 
 
 # ----------------------------------------------------------------------------------------------------- forgeries
