@@ -41,8 +41,8 @@ class Twin:
     """An experiment, and the names of the scores that are the same every time: all of them for None.
 
     `slack` multiplies what another processor may differ by, for twins in which small errors grow fast. `means` names
-    arrays of numbers, whose means the golden keeps, those of p in parts of 1. Without `exact` even processors of one name
-    differ in the last bits, since the name does not tell the generation.
+    arrays of numbers, whose means the golden keeps, those of p in parts of 1. Without `exact` even processors of one
+    name differ in the last bits, since the name does not tell the generation.
     """
 
     experiment: Experiment
