@@ -66,9 +66,8 @@ def test_a_false_claim_is_read_from_strangers_who_learned_the_same_task(data, ow
 
 
 def test_of_candidates_those_are_taken_that_surrogates_agree_on_and_that_differ():
-    one, other = torch.rand(2, 1, 5, 5)
-    noise = torch.rand(2, 1, 1, 5, 5)  # of each surrogate its own
-    shown = torch.stack([torch.stack([one, one, n[0], other]) for n in noise])
+    one, other, *noise = torch.rand(4, 1, 5, 5, generator=torch.Generator().manual_seed(0))
+    shown = torch.stack([torch.stack([one, one, own, other + 0.1 * own]) for own in noise])  # for each surrogate
     assert sorted(agreed(shown, 2)) in ([0, 3], [1, 3])
 
 

@@ -183,7 +183,7 @@ def test_the_level_s_table_counts_each_p_up_to_the_level_itself():
 def test_a_test_that_gives_small_p_too_often_falls():
     even = torch.arange(1, 1001) * (UNIT // 1000)
     assert shown.told_levels([record_of(good=even)]) == ("6 of 6 bands", True)
-    told, holds = shown.told_levels([record_of(good=even, bad=even // 3)])
+    told, holds = shown.told_levels([record_of(good=even, bad=even * 2 // 3)])
     assert not holds and "not bad at 0.1" in told and "good" not in told
 
 
