@@ -11,8 +11,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from clearstamp.evidence.verifier import scores
-
 Pixels = NDArray[np.uint8]
 Numbers = NDArray[np.int64]
 Reader = Callable[[Numbers, Numbers], Numbers]
@@ -43,6 +41,8 @@ def template(pictures: Numbers, shown: Numbers) -> Numbers:
 
 def trained(pictures: Numbers, shown: Numbers) -> Numbers:
     """The trained verifier's logits, in thousandths: too coarse for another machine's last bits to matter."""
+    from clearstamp.evidence.verifier import scores  # whose weights are read where they are asked for
+
     logits = scores(torch.from_numpy(pictures), torch.from_numpy(shown))
     found: Numbers = (logits * 1000).round().long().numpy()
     return found
