@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from clearstamp.attacks import FalseClaim, Forgery, Look, Noise, Pruning, Scene
 from clearstamp.attacks.base import Attack, Outcome
 from clearstamp.evidence import Seal, Verdict, chance, judge, verify
-from clearstamp.evidence.readers import Numbers, best, grey, template
+from clearstamp.evidence.readers import Numbers, best, grey, template, trained
 from clearstamp.evidence.seal import pixels
 from clearstamp.evidence.verdict import TESTS, look
 from clearstamp.evidence.verdict import Outcome as Finding
@@ -319,8 +319,9 @@ class Forgeries(Court):
     Genuine are the sealed stamps of `owners` FC networks, as they are and after some `weakening` attacks. Each kind of
     `Forgery` is tried `tries` times: optimised keys and painted heads on innocent networks, copies on the owners',
     where a stamp bleeds into pictures of other keys. Scores are the mean SSIM, the mean correlation, the share of
-    pictures that a template reader takes for their own secret, and -log10 of the sealed test's p. For that the forger
-    has a seal of his own, made beforehand; a head that was painted to show it is no test, which counts as a p of 1.
+    pictures that a template reader takes for their own secret, the mean logit that the trained verifier gives a picture
+    and its secret, and -log10 of the sealed test's p. For that the forger has a seal of his own, made beforehand; a
+    head that was painted to show it is no test, which counts as a p of 1.
     """
 
     owners: int = 4
@@ -381,11 +382,13 @@ KINDS = (Forgery(by="keys"), Forgery(by="head"), Forgery(by="copy"))
 def unsealed_scores(back: Transposed, claim: Stamp) -> dict[str, float]:
     """What may be said of a claim without a seal."""
     reading = read(back, claim)
-    scores = template(grey(look(back, claim)), grey(pixels(as_pictures(claim.secrets))))
+    seen, meant = grey(look(back, claim)), grey(pixels(as_pictures(claim.secrets)))
+    logits = trained(seen, meant) / 1000
     return {
         "SSIM": reading.ssim.mean().item(),
         "correlation": reading.correlation.mean().item(),
-        "template": float((best(scores) == np.arange(len(claim))).mean()),
+        "template": float((best(template(seen, meant)) == np.arange(len(claim))).mean()),
+        "verifier": float(np.diagonal(logits).mean()),
     }
 
 

@@ -120,8 +120,8 @@ PROFILES = {
     "tiny": Profile(
         name="tiny",
         dataset=STAND_IN,
-        train_images=256,
-        test_images=100,
+        train_images=512,
+        test_images=200,
         hardening_steps=20,
         epochs=1,
         finetune_epochs=1,

@@ -41,7 +41,7 @@ def test_a_row_is_whole_in_the_paper_s_profile_and_small_in_the_others(monkeypat
     assert (quick.images, quick.hardening_steps) == (Images("cifar100", 300, 300), 40)
     assert quick.epochs == PROFILES["quick"].epochs
     tiny = row.settings(TINY)
-    assert tiny.images == TINY.images() == Images("digits", 256, 100), "a profile of the embedded digits keeps to them"
+    assert tiny.images == TINY.images() == Images("digits", 512, 200), "a profile of the embedded digits keeps to them"
     plain = LifeCycle(name="one").settings(PROFILES["paper"])
     assert all(getattr(plain, name) == getattr(PROFILES["paper"], name) for name in LENGTHS)
 

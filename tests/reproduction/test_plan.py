@@ -207,7 +207,7 @@ def test_the_plan_is_printed_and_nothing_is_run(monkeypatch, capsys):
     monkeypatch.setattr(reproduce, "reproduce", lambda *_: pytest.fail("something was run"))
     assert reproduce.main(["--plan", "--profile", "tiny"]) == 0
     told = capsys.readouterr().out
-    assert all(name in told for name in CHAPTERS) and "256 of 1,437 train, 100 of 360 test" in told
+    assert all(name in told for name in CHAPTERS) and "512 of 1,437 train, 200 of 360 test" in told
     lost(monkeypatch)
     assert reproduce.main(["--plan", "--profile", "tiny"]) == 1, "the plan is shown, and what cannot work"
     shown = capsys.readouterr()

@@ -144,7 +144,7 @@ def test_tables_hold_the_records_numbers(made):
     assert f"{unmarked[0].results['trained/11 keys/adjoint']['ssim']:.3f}" in report.control_table(unmarked).data
     assert f"{marked[0].results['hardened']['steps']}" in report.steps_table(marked).data
     assert f"{ssim:.3f}" in report.claims_table("02-multi-key", "tiny").data
-    assert "256 train images" in report.provenance(marked).data
+    assert "512 train images" in report.provenance(marked).data
 
 
 def test_provenance_is_a_line_and_a_toggle(made):

@@ -141,7 +141,7 @@ TWINS = [
         ),
     ),
     Twin(
-        Forgeries(name="forgeries", owners=1, innocents=1, tries=1),
+        Forgeries(name="forgeries-told-apart", owners=1, innocents=1, tries=1),
         means=tuple(
             f"{kind}/{score}" for kind in ("genuine", "keys", "head", "copy") for score in ("SSIM", "correlation")
         ),

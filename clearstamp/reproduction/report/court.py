@@ -213,7 +213,7 @@ def grinding_figure(records: Sequence[Record]) -> Figure | Markdown:
 # ----------------------------------------------------------------------------------------------------- forgeries
 
 KINDS = {"keys": "optimised keys", "head": "painted heads", "copy": "copied pictures"}
-TOLD_APART = ("SSIM", "correlation", "template", "sealed test")
+TOLD_APART = ("SSIM", "correlation", "template", "verifier", "sealed test")
 
 
 def roc_figure(records: Sequence[Record]) -> Figure | Markdown:
