@@ -325,15 +325,7 @@ def zip_members(path: Path) -> Iterator[tuple[str, bytes]]:
                     raise EvidenceError("neither a plain file nor a folder of evidence", got=ascii(entry.filename))
                 with archive.open(entry) as file:
                     yield entry.filename.removeprefix(around if inside else ""), file.read(LARGEST + 1)
-    except (
-        OSError,
-        zipfile.BadZipFile,
-        zlib.error,
-        EOFError,
-        struct.error,
-        NotImplementedError,
-        RuntimeError,
-    ) as error:
+    except DAMAGED as error:
         raise EvidenceError("neither a folder nor a whole zip", got=type(error).__name__, where=path) from error
 
 

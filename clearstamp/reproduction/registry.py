@@ -86,6 +86,21 @@ RATES = [
 ]
 """As published but for the rate of dropout."""
 
+PRESERVING: Attacks = {
+    "permutation": Permutation(),
+    "rescaling": Rescaling(),
+    "rescaling, 1024": Rescaling(factor=1024.0),
+    "logit shift": LogitShift(),
+    "dummy units": DummyUnits(),
+    "split units": SplitUnits(),
+}
+"""Rewritings that leave what a model computes as it is."""
+CANCELLING: Attacks = {
+    "cancelling dummy units": DummyUnits(outgoing="cancelling"),
+    "split units, 3 and -2": SplitUnits(part=3.0),
+}
+"""Those that only merging equal units undoes."""
+
 
 def lasting(profile: Profile) -> Attacks:
     """The attacks by which settings of the embedding are compared."""
@@ -290,18 +305,6 @@ def adaptive_adversary(profile: Profile) -> Groups:
         for keys in ("known", "random")
         for lr in (1e-4, 1e-3)
     }
-    cancelling: Attacks = {
-        "cancelling dummy units": DummyUnits(outgoing="cancelling"),
-        "split units, 3 and -2": SplitUnits(part=3.0),
-    }
-    preserving: Attacks = {
-        "permutation": Permutation(),
-        "rescaling": Rescaling(),
-        "rescaling, 1024": Rescaling(factor=1024.0),
-        "logit shift": LogitShift(),
-        "dummy units": DummyUnits(),
-        "split units": SplitUnits(),
-    }
     batch_norm = [LifeCycle(name=f"batch-norm-{r}", model="cnn-bn", readout=r) for r in BOTH_READOUTS]
     factors: Attacks = {f"factor {2**n}": Rescaling(factor=float(2**n)) for n in range(9)}
     extraction: Attacks = {"distillation": Distillation(epochs=profile.epochs)}
@@ -310,12 +313,12 @@ def adaptive_adversary(profile: Profile) -> Groups:
         "erasure": Group(campaigns("erasure", erasing, MARKED)),
         "rates": Group(campaigns("rates", rates, PUBLISHED[:1])),
         "stronger": Group(campaigns("stronger", stronger, MARKED)),
-        "preserving": Group(campaigns("preserving", preserving | cancelling, MARKED)),
+        "preserving": Group(campaigns("preserving", PRESERVING | CANCELLING, MARKED)),
         "batch norm": Group(
             campaigns("preserving-norm", {"batch-norm rescaling": BatchNormRescaling()}, batch_norm), FIRST
         ),
         "rescaling": Group(campaigns("rescaling", factors, PUBLISHED)),
-        "merged": Group(campaigns("merged", cancelling, MARKED[1:], merge=True)),
+        "merged": Group(campaigns("merged", CANCELLING, MARKED[1:], merge=True)),
         "extraction": Group(campaigns("extraction", extraction, [PUBLISHED[0], DEFAULT])),
     }
 
@@ -438,16 +441,7 @@ def in_court(profile: Profile) -> Groups:
     count, owners, tries = {"tiny": (3, 1, 1), "quick": (20, 1, 3)}.get(profile.name, (100, 4, 60))
     many = tuple(range(10)) if profile.name == "paper" else FIRST
     must: Attacks = {"pruning 60 %": Pruning(amount=0.6), "int8": Quantization(bits=8)}
-    must |= {
-        "permutation": Permutation(),
-        "rescaling": Rescaling(),
-        "rescaling, 1024": Rescaling(factor=1024.0),
-        "logit shift": LogitShift(),
-        "dummy units": DummyUnits(),
-        "split units": SplitUnits(),
-        "cancelling dummy units": DummyUnits(outgoing="cancelling"),
-        "split units, 3 and -2": SplitUnits(part=3.0),
-    }
+    must |= PRESERVING | CANCELLING
     strength: Attacks = {f"pruning {level} %": Pruning(amount=level / 100) for level in (*range(10, 100, 10), 95)}
     strength |= {f"noise {sigma:g} sigma": Noise(scale=sigma) for sigma in (0.1, 0.3, 0.5, 0.7, 1.0, 1.5)}
     steps = repairing(profile)
