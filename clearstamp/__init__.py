@@ -20,7 +20,8 @@ from clearstamp.scores import correlation, similarity
 from clearstamp.stamp import PAPER_KEY, Stamp
 from clearstamp.suspects import Suspect, load_suspect
 from clearstamp.training import accuracy, embed, fit, harden
-from clearstamp.transpose import Transposed, freeze, public_probe, transpose
+from clearstamp.transpose import freeze, transpose
+from clearstamp.transposed import Transposed, public_probe
 from clearstamp.units import merge_equal_units
 
 if TYPE_CHECKING:

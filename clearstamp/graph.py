@@ -4,7 +4,7 @@ import copy
 import operator
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 from unittest import mock
@@ -50,6 +50,7 @@ class Graph:
         input, output: where the images come in and the answers come out.
         signals: the nodes whose value depends on the values of the input, not on its shape alone.
         batch: the batch size of the capture, a prime that no other size in the model is a multiple of.
+        selected: which of the model's outputs was meant.
     """
 
     nodes: tuple[fx.Node, ...]
@@ -59,6 +60,7 @@ class Graph:
     output: fx.Node
     signals: frozenset[fx.Node]
     batch: int
+    selected: Output = None
 
     def resized(self, size: Any, batch: int) -> Any:
         """A number of the capture as it is with another batch size; anything else as it is."""
@@ -213,7 +215,7 @@ def capture(model: nn.Module, example: Tensor, output: Output = None) -> Graph:
             remedy="give an example of the shape, type and device that the model takes; keep control flow that "
             "depends on tensor values out of forward(), or transpose a submodule",
         ) from error
-    return assembled(program, prime)
+    return replace(assembled(program, prime), selected=output)
 
 
 PRIMES = (1009, 1013, 1019, 1021, 1031, 1033, 1039, 1049, 1051, 1061, 1063, 1069, 1087, 1091, 1093, 1097)

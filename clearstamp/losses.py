@@ -12,7 +12,7 @@ from clearstamp.errors import StampError, TrainingError
 from clearstamp.method import RECOMMENDED
 from clearstamp.scores import SimilarityTo
 from clearstamp.stamp import Stamp
-from clearstamp.transpose import Transposed
+from clearstamp.transposed import Transposed
 
 
 class StampLoss:

@@ -11,7 +11,7 @@ from clearstamp.losses import check_fit
 from clearstamp.pictures import develop
 from clearstamp.scores import correlation, similarity
 from clearstamp.stamp import Stamp
-from clearstamp.transpose import Transposed
+from clearstamp.transposed import Transposed
 
 
 def extract(back: Transposed, stamp: Stamp) -> Tensor:

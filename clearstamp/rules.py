@@ -9,7 +9,7 @@ returns the signal there:
 
 Where several arguments are computed from the model's input, the rule says which of them **carry** the signal on. Each
 of these is a meta tensor, and the rule returns a tuple of one signal for each, in their order. The others are frozen:
-they come as the values that they have on the public probe (see `clearstamp.transpose.public_probe`).
+they come as the values that they have on the public probe (see `clearstamp.transposed.public_probe`).
 
 An argument that the operation calls ``train`` or ``training`` receives the mode of the walk, whatever the forward call
 said. A rule refuses a setting that it does not cover by raising `TransposeError`.

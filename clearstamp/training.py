@@ -17,7 +17,8 @@ from clearstamp.losses import StampLoss
 from clearstamp.method import RECOMMENDED, Alternating, Joint, Method, Schedule
 from clearstamp.scores import similarity
 from clearstamp.stamp import Stamp
-from clearstamp.transpose import Transposed, transpose
+from clearstamp.transpose import transpose
+from clearstamp.transposed import Transposed
 
 MakeOptimizer = Callable[..., Optimizer]
 adam: MakeOptimizer = partial(Adam, fused=True)

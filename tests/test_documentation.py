@@ -56,7 +56,8 @@ def test_examples_in_docstrings_run(path: Path):
     model = nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
     stamp = cs.Stamp.from_texts(["AB"], outputs=10, shape=(1, 28, 28), seed=0)
     back = cs.transpose(model, stamp.secrets)
-    given = {"model": model, "stamp": stamp, "back": back, "inputs": stamp.secrets, "labels": torch.tensor([3])}
+    given = {"torch": torch, "model": model, "stamp": stamp, "back": back}
+    given |= {"inputs": stamp.secrets, "labels": torch.tensor([3])}
     assert "+SKIP" not in path.read_text()
     assert doctest.testmod(module, extraglobs=given).failed == 0
 

@@ -10,7 +10,8 @@ from clearstamp.reading import extract, read
 from clearstamp.rules import READOUTS
 from clearstamp.scores import correlation, similarity
 from clearstamp.stamp import Stamp
-from clearstamp.transpose import Transposed, transpose
+from clearstamp.transpose import transpose
+from clearstamp.transposed import Transposed
 
 SHAPE = (1, 28, 28)
 TEXTS = list("ABCDEFGHIJ")

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from clearstamp.errors import TransposeError
 from clearstamp.graph import Graph, capture, operation
 from clearstamp.rules import READOUTS, Readout, Rule, register_vjp_rule
-from clearstamp.transpose import Transposed, transpose
+from clearstamp.transpose import transpose
+from clearstamp.transposed import Transposed
 from tests.cases import CASES, IMAGE, INPUTS, Case, randn
 from tests.reference import CONVENTIONS, dense_transpose
 

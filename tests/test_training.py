@@ -19,7 +19,8 @@ from clearstamp.rules import READOUTS
 from clearstamp.scores import structural_similarity
 from clearstamp.stamp import Stamp
 from clearstamp.training import Losses, accuracy, embed, fit, guarded_step, harden, sgd
-from clearstamp.transpose import Transposed, freeze, transpose
+from clearstamp.transpose import freeze, transpose
+from clearstamp.transposed import Transposed
 from clearstamp.zoo.networks import build
 
 SHAPE = (1, 12, 12)

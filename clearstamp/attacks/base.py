@@ -19,7 +19,8 @@ from clearstamp.method import RECOMMENDED
 from clearstamp.reading import Reading, read
 from clearstamp.stamp import Stamp
 from clearstamp.training import accuracy
-from clearstamp.transpose import Transposed, transpose
+from clearstamp.transpose import transpose
+from clearstamp.transposed import Transposed
 from clearstamp.units import captured, merge_equal_units
 
 

@@ -18,7 +18,8 @@ from clearstamp.reading import extract
 from clearstamp.scores import structural_similarity
 from clearstamp.stamp import Stamp, draw_keys
 from clearstamp.training import fit, harden
-from clearstamp.transpose import Transposed, transpose
+from clearstamp.transpose import transpose
+from clearstamp.transposed import Transposed
 from clearstamp.units import last_layer
 
 

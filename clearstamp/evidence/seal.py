@@ -28,9 +28,9 @@ from clearstamp.evidence.readers import READERS, Numbers, Pixels
 from clearstamp.files import write_atomically
 from clearstamp.graph import Graph, Tap
 from clearstamp.pictures import draw_text, open_image, picture_shape
-from clearstamp.rules import READOUTS
 from clearstamp.stamp import MAX_KEY, Stamp
-from clearstamp.transpose import PROBE_SEED, Transposed, transpose
+from clearstamp.transpose import NAMES, transpose
+from clearstamp.transposed import PROBE_SEED, Transposed
 
 ALPHABET = "45AFGJLMNQRVWXYZ"
 """Sixteen letters that are hard to take for one another: the worst pair, at 14 x 14 pixels, correlates at 0.70."""
@@ -133,7 +133,7 @@ class Choices:
         for what, got, known in (
             ("test", (self.test,), TESTS),
             ("reader", (self.reader,), tuple(READERS)),
-            ("readout", (self.readout,), tuple(READOUTS)),
+            ("readout", (self.readout,), NAMES),
             ("attempt", self.attempts, ATTEMPTS),
         ):
             if not got or not set(got) <= set(known) or len(set(got)) < len(got):

@@ -17,7 +17,7 @@ from clearstamp.evidence.seal import Seal, pixels
 from clearstamp.pictures import as_pictures, develop
 from clearstamp.reading import extract
 from clearstamp.stamp import Stamp
-from clearstamp.transpose import Transposed
+from clearstamp.transposed import Transposed
 from clearstamp.units import merge_equal_units
 
 WEAK = Decimal("1e-6")

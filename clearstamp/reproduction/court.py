@@ -34,7 +34,8 @@ from clearstamp.reproduction.profiles import Images, Profile, load_sets
 from clearstamp.reproduction.records import Score, Stage
 from clearstamp.stamp import Stamp
 from clearstamp.training import accuracy, embed, fit
-from clearstamp.transpose import Transposed, transpose
+from clearstamp.transpose import transpose
+from clearstamp.transposed import Transposed
 from clearstamp.zoo import DataSet
 from clearstamp.zoo.networks import build
 

@@ -19,7 +19,8 @@ from clearstamp.reproduction.records import BOTH_READOUTS, Moment, Readout, Scor
 from clearstamp.scores import similarity
 from clearstamp.stamp import PAPER_KEY, Stamp
 from clearstamp.training import OPTIMIZERS, Fit, accuracy, fit, harden
-from clearstamp.transpose import Transposed, freeze, transpose
+from clearstamp.transpose import freeze, transpose
+from clearstamp.transposed import Transposed
 from clearstamp.zoo.networks import MODELS, build
 
 FOUR_LETTERS = tuple("".join(chr(65 + (4 * i + j * (1 + 2 * (i // 13))) % 26) for j in range(4)) for i in range(20))

@@ -10,7 +10,8 @@ from clearstamp.reproduction.generalizability import CrossData, Row
 from clearstamp.reproduction.lifecycle import Life, LifeCycle
 from clearstamp.reproduction.profiles import PROFILES, Images, load_sets
 from clearstamp.reproduction.registry import PAPER, Chapter, table4
-from clearstamp.transpose import freeze, public_probe
+from clearstamp.transpose import freeze
+from clearstamp.transposed import public_probe
 from clearstamp.zoo import datasets
 from clearstamp.zoo.networks import MODELS
 

@@ -16,7 +16,7 @@ from clearstamp.pictures import develop, montage
 from clearstamp.reproduction.records import Record
 from clearstamp.reproduction.report.exhibits import NOT_RUN, finished
 from clearstamp.reproduction.report.stages import SCORES, STAGES, by_model, in_words
-from clearstamp.transpose import Transposed
+from clearstamp.walk import Walked
 
 
 def stamp_figure(record: Record) -> Figure:
@@ -186,7 +186,7 @@ def parts_figure(records: Sequence[Record]) -> Figure:
     return finished(figure, "Where the time of a stamp step goes", records)
 
 
-def walk_figure(back: Transposed, key: Tensor, most: int = 16) -> Figure:
+def walk_figure(back: Walked, key: Tensor, most: int = 16) -> Figure:
     """One key ``[outputs]`` on its way to an image: the signal below each layer, at most `most` channels of it.
 
     A vector is laid out in rows. Each picture's levels are stretched by themselves.
