@@ -15,6 +15,7 @@ from clearstamp.graph import Tap
 from clearstamp.losses import Stamped, StampLoss
 from clearstamp.method import PAPER, RECOMMENDED, Alternating, Joint, Method
 from clearstamp.pictures import develop
+from clearstamp.queries import read_by_queries
 from clearstamp.reading import Reading, Recovered, extract, read, read_bytes
 from clearstamp.scores import correlation, similarity
 from clearstamp.stamp import PAPER_KEY, Stamp
@@ -59,6 +60,7 @@ __all__ = [
     "merge_equal_units",
     "public_probe",
     "read",
+    "read_by_queries",
     "read_bytes",
     "similarity",
     "transpose",

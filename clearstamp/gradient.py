@@ -25,23 +25,44 @@ ACTIVATIONS = frozenset(
 """The functions after which a training walk puts its dropout, by their names in torch."""
 
 
-MARGIN = 1 / 8
+MARGIN = 1 / 32
 """How far probes keep from 0 and 1, so that a little may be added to one and it is an image still."""
+GRAIN = 1 / 32
+"""How much the numbers within a block differ, so that no two that are compared, as by max pooling, are equal."""
+BRIGHT = 0.2
+"""How likely a block of a probe is bright."""
 
 
 def drawn_probes(keys: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """The probe ``[k, *shape]`` of every key ``[k, *output]``, drawn from the SHA-256 hash of the key.
+    """The probe ``[k, *shape]`` of every key ``[k, *output]``: bright blocks in the dark, drawn from the key's hash.
 
     A key so is a pair of output vector and input, of which its owner chooses neither where the first is drawn (see
-    `Seal`). Hashed are its numbers as little-endian float32, so that a probe is the same on every machine. Probes are
-    uniform in [0, 1] less a `MARGIN` at either end.
+    `Seal`). Hashed by SHA-256 are its numbers as little-endian float32, so that a probe is the same on every machine.
+
+    Pictures of keys whose probes excite the same units are linear in the output vectors, and then no more can be told
+    apart than there are outputs. Few bright blocks excite other units each; noise in every pixel, which looks the same
+    to a network whatever its seed, does not.
     """
+    about: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}
+    blocks = block_counts(shape)
     probes = []
     for key in keys.detach().cpu().float():
         digest = hashlib.sha256(key.numpy().astype("<f4").tobytes()).digest()
         generator = torch.Generator("cpu").manual_seed(int.from_bytes(digest[:8], "little") >> 1)
-        probes.append(torch.rand(shape, generator=generator, dtype=torch.float32, device="cpu"))
-    return MARGIN + (1 - 2 * MARGIN) * torch.stack(probes)
+        bright = torch.rand(blocks, generator=generator, **about) < BRIGHT
+        inwards = MARGIN + GRAIN * torch.rand(shape, generator=generator, **about)
+        for axis, (count, size) in enumerate(zip(blocks, shape, strict=True)):
+            bright = bright.index_select(axis, torch.arange(size, device="cpu") * count // size)
+        probes.append(torch.where(bright, 1 - inwards, inwards))
+    return torch.stack(probes)
+
+
+def block_counts(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Into how many blocks each axis of a probe falls: 4 by 4 of a picture, 16 of a series, each channel by itself."""
+    *outer, inner = shape
+    if outer and outer[-1] >= 8:
+        return (*outer[:-1], 4, min(inner, 4))
+    return (*outer, min(inner, 16))
 
 
 def centred(keys: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ def read_by_queries(
     shape: Sequence[int],
     *,
     coefficients: int | None = None,
-    step: float = 0.02,
+    step: float = 1e-3,
     probabilities: bool = False,
     batch: int = 512,
 ) -> Queried:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import clearstamp as cs
 from clearstamp.errors import TransposeError
-from clearstamp.gradient import centred, drawn_probes
+from clearstamp.gradient import block_counts, centred, drawn_probes
 from clearstamp.graph import Tap, capture
 from clearstamp.losses import StampLoss
 from clearstamp.transpose import transpose
@@ -68,16 +68,28 @@ def test_an_image_is_the_product_of_key_and_jacobian():
 
 def test_a_probe_is_drawn_from_its_key_alone_whatever_the_defaults():
     first = drawn_probes(KEYS, SHAPE)
-    assert first.min() >= 1 / 8 and first.max() <= 7 / 8
     seed = int.from_bytes(hashlib.sha256(struct.pack("<4f", 1, -2, 3, 0.5)).digest()[:8], "little") >> 1
-    uniform = torch.rand(SHAPE, generator=torch.Generator().manual_seed(seed))
-    torch.testing.assert_close(drawn_probes(torch.tensor([[1, -2, 3, 0.5]]), SHAPE)[0], 1 / 8 + 3 / 4 * uniform)
+    generator = torch.Generator().manual_seed(seed)
+    bright = torch.rand(1, 4, 4, generator=generator) < 0.2
+    inwards = (1 + torch.rand(SHAPE, generator=generator)) / 32
+    expected = torch.where(bright.repeat_interleave(3, 1).repeat_interleave(3, 2), 1 - inwards, inwards)
+    assert torch.equal(drawn_probes(torch.tensor([[1, -2, 3, 0.5]]), SHAPE)[0], expected)
     torch.set_default_dtype(torch.float64)
     try:
         again = drawn_probes(KEYS.double()[1:], SHAPE)
     finally:
         torch.set_default_dtype(torch.float32)
     assert torch.equal(again, first[1:]) and not torch.equal(first[1], first[2])
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [((3, 32, 32), (3, 4, 4)), ((28, 28), (4, 4)), ((2, 500), (2, 16)), ((7,), (7,)), ((2, 6, 5), (2, 6, 5))],
+)
+def test_probes_fall_into_blocks(shape: tuple[int, ...], expected: tuple[int, ...]):
+    assert block_counts(shape) == expected
+    probe = drawn_probes(torch.tensor([[3.0, 4.0]]), shape)
+    assert probe.shape == (1, *shape) and ((probe - 0.5).abs() >= 7 / 16).all() and probe.max() <= 31 / 32
 
 
 def test_what_is_added_to_all_logits_alike_changes_nothing():

@@ -36,7 +36,7 @@ from clearstamp.files import write_atomically
 
 PACKAGE = Path(__file__).parents[1]
 LIBRARIES = ("torch", "torchvision", "pytorch-msssim", "numpy")
-Readout = Literal["paper", "adjoint"]
+Readout = Literal["paper", "adjoint", "gradient"]
 BOTH_READOUTS: tuple[Readout, ...] = ("paper", "adjoint")
 Moment = Literal["untrained", "hardened", "trained", "finetuned", "control"]
 STRICT = ConfigDict(extra="forbid", arbitrary_types_allowed=True)

@@ -35,10 +35,12 @@ from clearstamp.reproduction.campaigns import UNMARKED, campaigns
 from clearstamp.reproduction.capacity import LICENCE, Capacity
 from clearstamp.reproduction.court import Accusation, Examination, Forgeries, Level, Sealed
 from clearstamp.reproduction.coverage import HANDFUL, Coverage, Hardened, classifiers
+from clearstamp.reproduction.exact import Interface, Interviewed, Unruled
 from clearstamp.reproduction.experiments import Experiment, Settings, run_all
 from clearstamp.reproduction.foreign import Foreign, ForeignHardened
 from clearstamp.reproduction.generalizability import CrossData, Row
 from clearstamp.reproduction.lifecycle import Fingerprint, LifeCycle, Trial
+from clearstamp.reproduction.price import Price, SealedTrial
 from clearstamp.reproduction.profiles import Profile, profile
 from clearstamp.reproduction.records import BOTH_READOUTS, Readout, Record
 from clearstamp.reproduction.runtime import Cost
@@ -78,6 +80,9 @@ DEFAULT = LifeCycle(name="11-keys-default-adjoint", readout="adjoint", **OURS)
 """The default scenario as this library embeds by default."""
 SEALED = Sealed(name="sealed-default-adjoint", readout="adjoint", **OURS)
 """The default scenario with a sealed stamp: eleven keys, 44 drawn letters."""
+EXACTLY: dict[str, Any] = {"target": 0.95, "dropout": 0.0, "every": 1, "joint": True}
+EXACT = LifeCycle(name="11-keys-gradient", readout="gradient", **EXACTLY)
+"""The default scenario in the exact readout, by the recipe that suits it."""
 MARKED = [*PUBLISHED, DEFAULT]
 """The models that every attack meets."""
 RATES = [
@@ -320,7 +325,31 @@ def adaptive_adversary(profile: Profile) -> Groups:
         "rescaling": Group(campaigns("rescaling", factors, PUBLISHED)),
         "merged": Group(campaigns("merged", CANCELLING, MARKED[1:], merge=True)),
         "extraction": Group(campaigns("extraction", extraction, [PUBLISHED[0], DEFAULT])),
+        "price": Group(prices(profile), FIRST),
     }
+
+
+def prices(profile: Profile) -> list[Price]:
+    """What it costs to remove a sealed stamp, for some ways to embed it."""
+    embeddings: dict[str, dict[str, Any]] = {
+        "default": {"readout": "adjoint", **OURS},
+        "published": {"readout": "paper", **PAPER},
+        "no-dropout": {"readout": "adjoint", **OURS, "dropout": 0.0, "every": 8},
+        "noise": {"readout": "adjoint", **OURS, "noise": 0.015, "every": 1},
+        "gradient": {"readout": "gradient", **EXACTLY},
+    }
+    few: dict[str, Any] = {"shares": (0.1, 1.0), "rates": (1e-3, 1e-2), "anew_rates": (1e-3,)}
+    if profile.name == "tiny":
+        few |= {"shares": (1.0,), "attackers": ("trains on", "all keys"), "rates": (1e-2,)}
+    chosen = {"tiny": ("gradient",), "quick": ("default", "gradient")}.get(profile.name, tuple(embeddings))
+    return [
+        Price(
+            name=f"price-{name}",
+            on=SealedTrial(name=f"sealed-trial-{name}", **embeddings[name]),
+            **({} if profile.name == "paper" else few),
+        )
+        for name in chosen
+    ]
 
 
 def capacity(profile: Profile) -> Groups:
@@ -466,6 +495,33 @@ def in_court(profile: Profile) -> Groups:
     }
 
 
+def exact_readout(profile: Profile) -> Groups:
+    interfaces = {
+        "logits": Interface(),
+        "logits, 3 decimals": Interface(decimals=3, step=0.03),
+        "logits, 1 decimal": Interface(decimals=1, step=0.03),
+        "logits, noise 0.01": Interface(noise=0.01, step=0.03),
+        "logits, noise 0.1": Interface(noise=0.1, step=0.03),
+        "probabilities": Interface(probabilities=True),
+        "probabilities, 5 decimals": Interface(probabilities=True, decimals=5, step=0.03),
+        "probabilities, 3 decimals": Interface(probabilities=True, decimals=3, step=0.03),
+        "probabilities, top 5": Interface(probabilities=True, top=5),
+        "probabilities, top 3": Interface(probabilities=True, top=3),
+    }
+    keys = {"tiny": 1, "quick": 2}.get(profile.name, 4)
+    if profile.name == "tiny":
+        interfaces = {name: interfaces[name] for name in ("logits", "probabilities, top 3")}
+    attacks = PRESERVING | CANCELLING | lasting(profile)
+    return {
+        "unmarked": Group([UNMARKED]),
+        "lives": Group([DEFAULT, EXACT]),
+        "attacked": Group(campaigns("exact", attacks, [EXACT])),
+        "beside": Group(campaigns("preserving", PRESERVING | CANCELLING, [DEFAULT])),
+        "queries": Group([Interviewed(name="queries-gradient", on=EXACT, interfaces=interfaces, keys=keys)]),
+        "networks": Group([Unruled(name="networks-gradient")], FIRST),
+    }
+
+
 CHAPTERS: dict[str, Callable[[Profile], Groups]] = {
     "00-your-own-model": lambda profile: {},
     "01-hardening": hardening,
@@ -476,6 +532,7 @@ CHAPTERS: dict[str, Callable[[Profile], Groups]] = {
     "06-capacity": capacity,
     "07-runtime": runtime,
     "08-in-court": in_court,
+    "10-exact-readout": exact_readout,
 }
 """Every notebook and what it runs."""
 

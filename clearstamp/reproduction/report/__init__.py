@@ -16,6 +16,7 @@ from clearstamp.reproduction.report.court import (
     verdict_slider,
     verdicts_table,
 )
+from clearstamp.reproduction.report.exact import networks_slider, networks_table, queries_slider, queries_table
 from clearstamp.reproduction.report.figures import (
     errors_figure,
     gallery_figure,
@@ -29,6 +30,7 @@ from clearstamp.reproduction.report.figures import (
     stamp_figure,
     walk_figure,
 )
+from clearstamp.reproduction.report.price import price_figure, price_table
 from clearstamp.reproduction.report.sliders import Slider, attack_slider, hardening_slider, patches_slider
 from clearstamp.reproduction.report.stages import by_model, pictured
 from clearstamp.reproduction.report.tables import (
@@ -52,6 +54,12 @@ from clearstamp.reproduction.report.tables import (
 )
 
 __all__ = [
+    "queries_table",
+    "queries_slider",
+    "price_table",
+    "price_figure",
+    "networks_table",
+    "networks_slider",
     "Slider",
     "attack_slider",
     "attacks_table",
