@@ -25,11 +25,11 @@ ACTIVATIONS = frozenset(
 """The functions after which a training walk puts its dropout, by their names in torch."""
 
 
-MARGIN = 1 / 32
-"""How far probes keep from 0 and 1, so that a little may be added to one and it is an image still."""
-GRAIN = 1 / 32
+DARK, BRIGHT = -0.5, 1.5
+"""The levels of a probe's blocks, about what normalisation makes of black and of white."""
+GRAIN = 0.1
 """How much the numbers within a block differ, so that no two that are compared, as by max pooling, are equal."""
-BRIGHT = 0.2
+SHARE = 0.2
 """How likely a block of a probe is bright."""
 
 
@@ -41,7 +41,7 @@ def drawn_probes(keys: Tensor, shape: tuple[int, ...]) -> Tensor:
 
     Pictures of keys whose probes excite the same units are linear in the output vectors, and then no more can be told
     apart than there are outputs. Few bright blocks excite other units each; noise in every pixel, which looks the same
-    to a network whatever its seed, does not.
+    to a network whatever its seed, does not. Nor do levels near 0, at which a unit's bias decides whether it is silent.
     """
     about: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}
     blocks = block_counts(shape)
@@ -49,11 +49,11 @@ def drawn_probes(keys: Tensor, shape: tuple[int, ...]) -> Tensor:
     for key in keys.detach().cpu().float():
         digest = hashlib.sha256(key.numpy().astype("<f4").tobytes()).digest()
         generator = torch.Generator("cpu").manual_seed(int.from_bytes(digest[:8], "little") >> 1)
-        bright = torch.rand(blocks, generator=generator, **about) < BRIGHT
-        inwards = MARGIN + GRAIN * torch.rand(shape, generator=generator, **about)
+        bright = torch.rand(blocks, generator=generator, **about) < SHARE
+        grain = GRAIN * torch.rand(shape, generator=generator, **about)
         for axis, (count, size) in enumerate(zip(blocks, shape, strict=True)):
             bright = bright.index_select(axis, torch.arange(size, device="cpu") * count // size)
-        probes.append(torch.where(bright, 1 - inwards, inwards))
+        probes.append(torch.where(bright, BRIGHT - grain, DARK + grain))
     return torch.stack(probes)
 
 

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from clearstamp.errors import TransposeError
-from clearstamp.gradient import MARGIN, centred, drawn_probes
+from clearstamp.gradient import centred, drawn_probes
 
 Ask = Callable[[Tensor], Tensor]
-"""An interface: images ``[n, *input]`` with numbers in [0, 1] in, answers ``[n, *output]`` out."""
+"""An interface: inputs ``[n, *input]`` as the model takes them in, answers ``[n, *output]`` out."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,9 @@ def read_by_queries(
     that a few `coefficients` show a blurred image, and all of them, as for None, the whole one. It takes two queries a
     coefficient and key, `batch` of them in one call.
 
-    `step` is the most that a query changes a number of the input; every number of a query lies in [0, 1]. A larger one
-    drowns what rounding and noise do to the answers, a smaller one stays closer to the derivative. With `probabilities`
+    `step` is the most that a query changes a number of the input. A larger one drowns what rounding and noise do to the
+    answers, a smaller one stays closer to the derivative. The numbers of a probe lie from `DARK` to `BRIGHT`, which no
+    interface takes that is open to 8-bit images alone, unless it normalises these. With `probabilities`
     the interface answers those in the place of logits, and logarithms of their ratios are taken, which is the same.
     Classes with probability 0, such as those that it does not tell, are left out.
 
@@ -49,11 +50,11 @@ def read_by_queries(
     """
     shape, size = tuple(shape), math.prod(shape)
     coefficients = size if coefficients is None else coefficients
-    if not 1 <= coefficients <= size or not 0 < step <= MARGIN or batch < 2:
+    if not 1 <= coefficients <= size or not 0 < step <= 1 or batch < 2:
         raise TransposeError(
             "settings of the queries out of range",
             got=f"{coefficients=}, {step=}, {batch=}",
-            expected=f"1 to {size} coefficients, 0 < step <= {MARGIN:g}, batch >= 2",
+            expected=f"1 to {size} coefficients, 0 < step <= 1, batch >= 2",
         )
     at_once = batch // 2
     order = smoothest_first(shape)[:coefficients]

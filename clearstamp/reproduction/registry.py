@@ -80,7 +80,7 @@ DEFAULT = LifeCycle(name="11-keys-default-adjoint", readout="adjoint", **OURS)
 """The default scenario as this library embeds by default."""
 SEALED = Sealed(name="sealed-default-adjoint", readout="adjoint", **OURS)
 """The default scenario with a sealed stamp: eleven keys, 44 drawn letters."""
-EXACTLY: dict[str, Any] = {"target": 0.95, "dropout": 0.0, "every": 1, "joint": True}
+EXACTLY: dict[str, Any] = {"target": 0.95, "dropout": 0.0, "noise": 0.01, "every": 1, "joint": True}
 EXACT = LifeCycle(name="11-keys-gradient", readout="gradient", **EXACTLY)
 """The default scenario in the exact readout, by the recipe that suits it."""
 MARKED = [*PUBLISHED, DEFAULT]
