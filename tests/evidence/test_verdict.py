@@ -169,16 +169,14 @@ def test_the_pictures_of_a_verdict_are_those_that_a_person_sees(tiny: tuple[Seal
 def test_merging_is_tried_where_reading_as_is_fails(tiny: tuple[Seal, cs.Transposed], monkeypatch: pytest.MonkeyPatch):
     seal, back = tiny
     read: list[str] = []
-    blank = np.zeros_like(seal.secrets())
+    secrets = seal.stamp().secrets
 
     def reread(back: cs.Transposed, seal: Seal, attempt: str) -> cs.Transposed:
         read.append(attempt)
         return back
 
     monkeypatch.setattr("clearstamp.evidence.verdict.reread", reread)
-    monkeypatch.setattr(
-        "clearstamp.evidence.verdict.look", lambda *_: seal.secrets() if read[-1] == "merged units" else blank
-    )
+    monkeypatch.setattr("clearstamp.evidence.verdict.extract", lambda *_: secrets * (read[-1] == "merged units"))
     verdict = verify(back, seal)
     assert read == ["as is", "merged units"] and verdict.attempt == "merged units" and verdict.tries == 2
 
