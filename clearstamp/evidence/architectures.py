@@ -58,7 +58,7 @@ class Architecture:
         except ValueError as error:
             raise ClearStampError("arguments that cannot be read", got=repr(query), expected=FORMS) from error
         proper = all(part.isidentifier() for part in provider.split("."))
-        if not proper or not name or len(dict(pairs)) < len(pairs):
+        if not proper or not name or not named.isprintable() or len(dict(pairs)) < len(pairs):
             raise ClearStampError("not the name of an architecture", got=repr(named), expected=FORMS)
         return cls(provider, name, {argument: literal(value) for argument, value in pairs})
 
@@ -110,7 +110,7 @@ def literal(text: str) -> Any:
         return text == "true"
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
         return text
 
 

@@ -4,9 +4,9 @@ Everything is signed and dated as it is stored, byte by byte, so that `openssl` 
 """
 
 import hashlib
+import http.client
 import importlib
 import os
-import urllib.error
 import urllib.request
 from dataclasses import dataclass
 from datetime import datetime
@@ -165,7 +165,7 @@ def fetch_token(content: bytes, url: str, *, seconds: float = 30.0) -> bytes:
     try:
         with urllib.request.urlopen(request, timeout=seconds) as answer:
             token: bytes = answer.read(LARGEST_TOKEN + 1)
-    except (OSError, ValueError, urllib.error.URLError) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:
         raise EvidenceError("the time-stamp authority does not answer", got=error, where=url) from error
     if (
         len(token) > LARGEST_TOKEN or hashlib.sha256(content).digest() not in token

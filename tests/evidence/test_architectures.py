@@ -38,7 +38,10 @@ def test_values_are_those_of_python_and_booleans_also_those_of_a_shell():
     assert str(Architecture("clearstamp", "cnn", {"shape": (1, 28, 28)})) == "clearstamp:cnn?shape=1,28,28"
 
 
-@pytest.mark.parametrize("named", ["", "resnet18", ":cnn", "torchvision:", "a b:c", "a:b?c", "a:b?c=1&c=2", "../a:b"])
+@pytest.mark.parametrize(
+    "named",
+    ["", "resnet18", ":cnn", "torchvision:", "a b:c", "a:b?c", "a:b?c=1&c=2", "../a:b", "a:b?c=\udcff", "a:\x1b[2J"],
+)
 def test_what_is_no_name_is_told_the_forms(named: str):
     with pytest.raises(ClearStampError, match=r"; got: .*; expected: torchvision:NAME, timm:NAME, .*"):
         Architecture.parse(named)

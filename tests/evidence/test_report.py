@@ -90,6 +90,12 @@ def test_p_is_rounded_up_and_the_seeds_it_costs_down(evidence: Evidence):
     assert "no test" in meaning(replace(evidence.verdict, outcome=Outcome.SUPPORTS))
 
 
+def test_every_python_writes_the_same_report():
+    """Letters of a younger Unicode than a Python's are letters to it as well."""
+    assert plain("a\U0003ffff b") == "a\U0003ffff b"
+    assert plain("a\u00a0b\u2028c\ue000\ud800") == "a\\xa0b\\u2028c\\ue000\\ud800"
+
+
 @pytest.mark.parametrize(("text", "shown"), [("plain ü", "plain ü"), ("\x1b[2J", "\\x1b[2J"), ("a\nb", "a\\nb")])
 def test_a_terminal_shows_text_and_does_nothing_else(text: str, shown: str):
     assert plain(text) == shown

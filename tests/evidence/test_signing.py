@@ -142,7 +142,8 @@ def test_a_token_is_fetched_and_no_more_is_told_than_a_hash(authority: Authority
     for answer in (b"", authority.token(b"other"), token + bytes(2**17)):
         with served(answer) as (url, _), pytest.raises(EvidenceError, match="no time-stamp of these bytes"):
             fetch_token(b"words", url)
-    with pytest.raises(EvidenceError, match="does not answer"):
-        fetch_token(b"words", "http://127.0.0.1:1")
+    for address in ("http://127.0.0.1:1", "http://127.0.0.1:port", "http://", "http://a b/"):
+        with pytest.raises(EvidenceError, match="does not answer"):
+            fetch_token(b"words", address)
     with pytest.raises(EvidenceError, match="not the address of a time-stamp authority"):
         fetch_token(b"words", "file:///etc/passwd")
