@@ -363,9 +363,8 @@ def signals_twice(model: nn.Module, evidence: Evidence) -> tuple[Tensor, Tensor]
     seal = evidence.seal
     stamp = seal.stamp()
     back = reread(seal.transpose(model), seal, evidence.suspect["attempt"])
-    example = torch.zeros(1, *seal.choices.input, dtype=torch.float64)
     ours = develop(extract(back, stamp))
-    exact = seal.transpose(back.model.double(), example)
+    exact = seal.transpose(back.model.double())
     with torch.no_grad():
         return ours, develop(exact(stamp.keys.double()))
 

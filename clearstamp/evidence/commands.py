@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         typed = type(error) is ClearStampError or isinstance(error, OSError) or given.verb == "seal"
         say(f"clearstamp {given.verb}: {error}")
         return told(given, [], {"error": str(error)}, SLIP if typed else UNCHECKED)
-    except Exception as error:  # else Python would exit with 1, which says "no match"
+    except (Exception, SystemExit) as error:  # else Python would exit with 1, which says "no match", or with 0
         traceback.print_exc()
         return told(given, [], {"error": f"{type(error).__name__}: {error}"}, UNCHECKED)
 
@@ -370,7 +370,10 @@ def run_date(given: argparse.Namespace) -> int:
         return told(given, lines, {"request": str(request_path)})
     token = fetch_token(content, given.tsa) if given.token is None else given.token.read_bytes()
     if hashlib.sha256(content).digest() not in token:
-        raise ClearStampError("the token is one of another file", got=given.token, expected=f"one of {path}")
+        expected = f"one with the SHA-256 of {path}"
+        raise ClearStampError("the token is one of another file, or hash", got=given.token, expected=expected)
+    if request_path.is_file() and token == request_path.read_bytes():
+        raise ClearStampError("this is what was asked, not what an authority answered", got=given.token)
     found = f"NOT CHECKED: --root, the certificate of an authority that you trust, tells whether {token_path} holds"
     code = MATCH
     if given.root is not None:
@@ -566,7 +569,7 @@ def run_blind(given: argparse.Namespace) -> int:
     write_atomically(form_path, form.encode())
     lines = [
         f"wrote {given.out}, {form_path}",
-        f"for each reader both, and nothing else; then: clearstamp grade {given.evidence} {ANSWERS}",
+        f"for each reader both, and nothing else; then: clearstamp grade {given.evidence} {form_path}",
     ]
     return told(given, lines, {"sheet": str(given.out), "form": str(form_path)})
 

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, fields
 from decimal import Decimal
 from fractions import Fraction
 from functools import cached_property
+from itertools import chain
 from math import factorial, prod
 from pathlib import Path
 from typing import Any, NoReturn, Self
@@ -26,7 +27,7 @@ from clearstamp.evidence import chance
 from clearstamp.evidence.draws import SEED, Draws, blocks, commitment, root
 from clearstamp.evidence.readers import READERS, Numbers, Pixels
 from clearstamp.files import write_atomically
-from clearstamp.graph import Graph, Tap
+from clearstamp.graph import Graph, Tap, capture
 from clearstamp.pictures import draw_text, open_image, picture_shape
 from clearstamp.rules import READOUTS
 from clearstamp.stamp import MAX_KEY, Stamp
@@ -396,13 +397,16 @@ class Seal:
         labels = (*codes, *(f"picture {place}" for place in self.draws.order(len(self.pictures))))
         return Stamp(torch.from_numpy(keys), shown, labels)
 
-    def transpose(self, model: nn.Module, example: Tensor | Graph | None = None) -> Transposed:
+    def graph(self, model: nn.Module) -> Graph:
+        """What the model computes up to where keys enter. Raises `TransposeError` if it cannot be captured."""
+        numbers = (each for each in chain(model.parameters(), model.buffers()) if each.is_floating_point())
+        like = next(numbers, torch.zeros(0))
+        output = None if self.choices.tap is None else Tap(self.choices.tap)
+        return capture(model, like.new_zeros(1, *self.choices.input), output)
+
+    def transpose(self, model: nn.Module) -> Transposed:
         """The model run backwards as the seal says. Raises `TransposeError` as `clearstamp.transpose` does."""
-        choices = self.choices
-        if example is None:
-            example = torch.zeros(1, *choices.input, device=next(model.parameters()).device)
-        output = None if choices.tap is None else Tap(choices.tap)
-        return transpose(model, example, readout=choices.readout, output=output)
+        return transpose(model, self.graph(model), readout=self.choices.readout)
 
     def save(self, path: str | Path) -> None:
         """Write one JSON file, readable by its owner alone."""

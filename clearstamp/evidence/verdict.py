@@ -6,7 +6,7 @@ from enum import StrEnum
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from clearstamp.coding import decode, patch_sums
 from clearstamp.errors import SealError
@@ -144,8 +144,7 @@ def reread(back: Transposed, seal: Seal, attempt: str) -> Transposed:
     """The model as an attempt reads it."""
     if attempt == "as is":
         return back
-    merged: nn.Module = merge_equal_units(back.model, torch.zeros(1, *back.image_shape, device=back.device))
-    return seal.transpose(merged)
+    return seal.transpose(merge_equal_units(back.model, seal.graph(back.model)))
 
 
 def look(back: Transposed, stamp: Stamp) -> Pixels:

@@ -47,6 +47,16 @@ class Sine(nn.Module):
         return self.body(images.sin())
 
 
+class Leaving(nn.Sequential):
+    """A model that ends the program when it runs."""
+
+    def __init__(self) -> None:
+        super().__init__(*linear())
+
+    def forward(self, images: Tensor) -> Tensor:
+        sys.exit(0)
+
+
 OWN = f"{__name__}:linear"
 
 
@@ -295,6 +305,9 @@ def test_a_token_is_taken_only_for_the_file_that_it_dates(tmp_path: Path, author
         (tmp_path / name).write_bytes(authority.token(content))
     ran = clearstamp("date", tmp_path / "a.json", "--token", tmp_path / "other")
     assert ran.code == 2 and one_sentence(ran) and "the token is one of another file" in ran.err
+    assert clearstamp("date", tmp_path / "a.json").code == 0
+    ran = clearstamp("date", tmp_path / "a.json", "--token", tmp_path / "a.json.tsq")
+    assert ran.code == 2 and one_sentence(ran) and "not what an authority answered" in ran.err
     assert not (tmp_path / "a.json.tsr").exists()
     ran = clearstamp("date", tmp_path / "a.json", "--token", tmp_path / "right")
     assert ran.code == 0 and "NOT CHECKED: --root" in ran.out
@@ -574,6 +587,7 @@ OPENED = ("--seal", "{seal}", "--arch", "clearstamp:fc", "--sign", "{key}")
         (("date", "{key}", "--tsa", "ftp://somewhere"), 4, "not the address of a time-stamp authority"),
         (("date", "{key}", "--tsa", "a", "--token", "{key}"), 2, "not allowed with argument"),
         (("date", "{key}", "--token", "{empty}"), 2, "the token is one of another file"),
+        (("date", "{empty}"), 4, "nothing to be dated"),
         (("deposit", "{empty}", "--seal", "{copy}", *OPENED[2:]), 4, "not a whole checkpoint"),
         (("examine", "{empty}", *OPENED, "-o", "{new}"), 4, "not a whole checkpoint"),
         (("examine", "{model}", *OPENED, "-o", "{new}"), 4, "no tensor of the checkpoint fits the model"),
@@ -623,6 +637,12 @@ def test_a_fault_of_the_program_is_not_no_match(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(commands, "parsed", fail)
     ran = clearstamp("inspect", __file__)
     assert ran.code == 4 and "RuntimeError: a fault" in ran.err
+
+
+def test_an_exit_within_a_model_is_not_the_commands(desk: Desk, tmp_path: Path):
+    """0 would say that there is a match."""
+    ran = desk.examine(desk / "acme.safetensors", tmp_path / "evidence", arch=f"{__name__}:Leaving")
+    assert ran.code == 4 and "SystemExit" in ran.err and not (tmp_path / "evidence").exists()
 
 
 def test_letters_that_a_terminal_does_not_have_are_told_by_number(tmp_path: Path):
