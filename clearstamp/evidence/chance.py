@@ -6,7 +6,7 @@ randomisation test (Hemerik and Goeman 2021, doi 10.1111/insr.12431). Every p is
 """
 
 from collections.abc import Iterator, Sequence
-from decimal import ROUND_CEILING, Context, Decimal
+from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
 from fractions import Fraction
 from itertools import accumulate, combinations, permutations
 from math import factorial
@@ -24,6 +24,16 @@ def at_most_one(p: Decimal | Fraction) -> Decimal:
     if isinstance(p, Fraction):
         p = UP.divide(Decimal(p.numerator), Decimal(p.denominator))
     return min(p, Decimal(1))
+
+
+def told(p: Decimal, digits: int = 2) -> Decimal:
+    """p with so many digits, and never less than it is: as people and files are told it."""
+    return Context(prec=digits, rounding=ROUND_CEILING, Emin=UP.Emin).plus(p)
+
+
+def seldom(p: Decimal) -> Decimal:
+    """Once in how many seals chance does as well: one digit, and never more than there are."""
+    return Context(prec=1, rounding=ROUND_FLOOR, Emax=UP.Emax).divide(Decimal(1), p)
 
 
 def binomial(right: int, of: int, one_in: int) -> Decimal:

@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 from torch import nn
 
 from clearstamp.errors import ClearStampError
+from clearstamp.evidence import chance
 from clearstamp.evidence.architectures import FORMS, Architecture
 from clearstamp.evidence.checks import verify_evidence
 from clearstamp.evidence.examination import check_own, examine
@@ -192,7 +193,7 @@ def verb(verbs: Any, name: str, run: Callable[[argparse.Namespace], int], about:
     made: argparse.ArgumentParser = verbs.add_parser(
         name,
         help=first,
-        description=f"{first}.\n\n{fill(rest, 80)}",
+        description=f"{first}{'' if first.endswith('?') else '.'}\n\n{fill(rest, 80)}",
         epilog=f"{example}\n\n{CODES}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -331,7 +332,7 @@ def run_seal(given: argparse.Namespace) -> int:
     size, what = {"bits": (choices.bits, "bits"), "order": (len(choices.pictures), "pictures in their order")}.get(
         choices.test, (choices.letters, f"letters of {len(choices.alphabet)}")
     )
-    lines = [f"test {choices.test}: {size} {what}   best p {best:.1e}   floor ok (bar {bar:.1e})"]
+    lines = [f"test {choices.test}: {size} {what}   best p {chance.told(best):.1e}   floor ok (bar {bar:.1e})"]
     written = []
     for seal, path in zip(seals, paths, strict=True):
         statement = commitment_of(path)
@@ -340,7 +341,13 @@ def run_seal(given: argparse.Namespace) -> int:
         )
         lines.append(f"NOT DATED YET: clearstamp date {statement} --tsa URL")
         written.append({"seal": str(path), "statement": str(statement), "commitment": seal.commitment})
-    facts = {"test": choices.test, "of": size, "best_p": f"{best:.5e}", "bar": f"{bar:.5e}", "seals": written}
+    facts = {
+        "test": choices.test,
+        "of": size,
+        "best_p": f"{chance.told(best, 6):.5e}",
+        "bar": f"{bar:.5e}",
+        "seals": written,
+    }
     return told(given, lines, facts)
 
 
@@ -599,12 +606,14 @@ def run_grade(given: argparse.Namespace) -> int:
         alpha=given.alpha,
     )
     facts = {
-        "readers": [{"reader": name, "right": right, "p": f"{p:.5e}"} for name, right, p in found.readers],
+        "readers": [
+            {"reader": name, "right": right, "p": f"{chance.told(p, 6):.5e}"} for name, right, p in found.readers
+        ],
         "of": found.of,
         "what": found.what,
         "asked": found.asked,
         "tries": found.tries,
-        "p": f"{found.p:.5e}",
+        "p": f"{chance.told(found.p, 6):.5e}",
         "outcome": found.outcome.value,
     }
     return told(given, str(found).splitlines(), facts, judged(found.outcome))

@@ -72,9 +72,12 @@ class Grade:
     outcome: Outcome
 
     def __str__(self) -> str:
-        lines = [f"{name}: {right} of {self.of} {self.what} right, p = {p:.1e}" for name, right, p in self.readers]
+        lines = [
+            f"{name}: {right} of {self.of} {self.what} right, p = {chance.told(p):.1e}"
+            for name, right, p in self.readers
+        ]
         lines.append(f"asked {self.asked}; {self.tries} tries counted: p is multiplied by both")
-        lines.append(f"{self.outcome.value}   p = {self.p:.1e}")
+        lines.append(f"{self.outcome.value}   p = {chance.told(self.p):.1e}")
         return "\n".join([*lines, NOT_INNOCENCE])
 
 

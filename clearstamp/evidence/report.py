@@ -2,9 +2,10 @@
 
 import base64
 import html
-from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
+from decimal import Decimal
 from unicodedata import category
 
+from clearstamp.evidence import chance
 from clearstamp.evidence.folder import Evidence, key_names, spelled
 from clearstamp.evidence.readers import best
 from clearstamp.evidence.seal import sha256
@@ -169,7 +170,7 @@ what you have from elsewhere beside it:</p>
 
 def power(p: Decimal) -> str:
     """p with two digits, rounded up, as a power of ten."""
-    found = Context(prec=2, rounding=ROUND_CEILING).plus(p)
+    found = chance.told(p)
     if found >= Decimal("0.001"):
         return f"{found:f}"
     digits, _, exponent = f"{found:.1e}".partition("e")
@@ -180,7 +181,7 @@ def meaning(verdict: Verdict) -> str:
     """What p says, in a sentence."""
     if verdict.outcome is Outcome.SUPPORTS or verdict.p >= Decimal("0.05"):
         return f"{verdict.meaning[0].upper()}{verdict.meaning[1:].rstrip('.')}."
-    seals = Context(prec=1, rounding=ROUND_FLOOR).divide(Decimal(1), verdict.p)
+    seals = chance.seldom(verdict.p)
     digit, _, exponent = f"{seals:.0e}".partition("e+")
     often = f"{seals:.0f}" if int(exponent) < 6 else f"{digit} × 10<sup>{exponent}</sup>"
     return f"A model made without this seal reads as well once in {often} seals."
@@ -190,8 +191,8 @@ def counted(evidence: Evidence) -> str:
     """What was counted, in a sentence."""
     verdict = evidence.verdict
     what = {"bits": "bits", "order": "pictures at their places"}.get(verdict.test, "letters")
-    chance = {"bits": "one in two", "order": f"one in {verdict.of}"}.get(verdict.test, "one in sixteen")
-    return f"Of {verdict.of} {what} <b>{verdict.right}</b> are right, where chance gets {chance} right."
+    guessed = {"bits": "one in two", "order": f"one in {verdict.of}"}.get(verdict.test, "one in sixteen")
+    return f"Of {verdict.of} {what} <b>{verdict.right}</b> are right, where chance gets {guessed} right."
 
 
 def cards(evidence: Evidence) -> list[str]:

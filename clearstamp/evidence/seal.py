@@ -42,11 +42,11 @@ BAR = 64
 TESTS = ("letters", "letters-soft", "bits", "order")
 ATTEMPTS = ("as is", "merged units")
 CHOICES, SEALED = "clearstamp/choices/1", "clearstamp/seal/1"
-LONGEST, LARGEST = 2**16, 2**28
+LONGEST, LARGEST = 2**16, 2**26
 """The most of anything that a file may ask for, such as pixels along a side, and of numbers in all keys."""
 
-MOST_KEYS, MOST_PIXELS = 1000, 2**24
-"""How many keys, and numbers in all their pictures, an evidence folder holds with all that belongs to them."""
+MOST_KEYS, MOST_PIXELS, MOST_BITS = 1000, 2**24, 2**18
+"""How many keys, and numbers in all their pictures, a folder of evidence holds, and how many bits a verifier counts."""
 
 CELL, MOST = 14, 4
 """The least side in pixels of a letter's cell, and the most letters along a side of a picture."""
@@ -109,8 +109,10 @@ class Choices:
             raise SealError("a seal without a picture", expected="codes, pictures or bytes")
         if self.payload is not None:
             places(self.shape, self.payload["patches"], self.payload["per_channel"])
-            if not 0 <= 8 * self.payload["length"] <= self.bits or self.coding.coded > self.bits:
-                raise SealError("more bytes than the pictures hold", got=self.payload["length"])
+            most, length = min(self.bits, MOST_BITS), self.payload["length"]
+            if self.bits > most or not 0 <= 8 * length <= most or self.coding.coded > most:
+                expected = f"at most {most} bits once they are encoded"
+                raise SealError("more bytes than the pictures hold, or than are counted", got=length, expected=expected)
         countable = {"bits": self.bits, "order": len(self.pictures)}.get(self.test, self.letters)
         if not countable:
             raise SealError("the test has nothing to count", got=repr(self.test), expected="letters, bits or pictures")
@@ -128,7 +130,7 @@ class Choices:
             and count <= MOST_KEYS
             and prod(self.input) * count <= MOST_PIXELS
             and prod(self.key) * count <= LARGEST
-            and self.rows * self.columns <= prod(self.input)
+            and max(self.rows, self.columns) <= MOST
             and all(isinstance(text, str) and text == text.encode(errors="ignore").decode() for text in texts)
             and len(set(self.alphabet)) == len(self.alphabet) == (16 if self.letters else 0)
             and type(self.key_range) is float

@@ -78,7 +78,7 @@ class Verdict:
         lines = [
             f"{what} {self.right} of {self.of} right; read {self.attempt!r}; {self.tries} tries counted",
             f"pictures {legible} (mean correlation {self.correlation:.2f})",
-            f"{self.outcome.value}   p = {self.p:.1e}: {self.meaning}",
+            f"{self.outcome.value}   p = {chance.told(self.p):.1e}: {self.meaning}",
             NOT_INNOCENCE,
         ]
         return "\n".join(lines)
@@ -90,7 +90,7 @@ class Verdict:
             return "a layer of the owner's was put back, which depends on the draws, so p is no test"
         if self.p >= Decimal("0.05"):
             return "a model made without this seal often reads as well."
-        return f"a model made without this seal reads as well once in {1 / self.p:.0e}."
+        return f"a model made without this seal reads as well once in {chance.seldom(self.p):.0e} seals."
 
 
 def verify(back: Transposed, seal: Seal, *, searched: int = 1, grafted: bool = False) -> Verdict:

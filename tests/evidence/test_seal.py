@@ -285,6 +285,8 @@ def test_numbers_and_nesting_that_no_reader_takes_are_refused(written: bytes, pr
         {"tap": []},
         {"codes": 1001},
         {"input": [1, 4096, 4096], "codes": 2},
+        {"rows": 5},
+        {"key": [2**13, 2**13], "codes": 11},
         {"text": "\ud800"},
     ],
     ids=str,
@@ -299,6 +301,12 @@ def test_a_text_that_is_none_is_refused_at_sealing():
     """As a shell hands on bytes that are no letters."""
     with pytest.raises(SealError, match="out of range"):
         Seal.make(outputs=10, shape=(1, 28, 28), text="\udcff")
+
+
+def test_more_bits_than_are_counted_are_refused():
+    """Else a verifier would count for days."""
+    with pytest.raises(SealError, match="or than are counted; got: 32769; expected: at most 262144 bits"):
+        Seal.make(outputs=2, shape=(1, 512, 512), data=bytes(32769), code="none", patches=512)
 
 
 @pytest.mark.parametrize("length", [-1, 10**9, 2**40])
