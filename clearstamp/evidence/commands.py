@@ -9,6 +9,7 @@ import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal, InvalidOperation
+from importlib.metadata import version
 from io import TextIOWrapper
 from pathlib import Path
 from textwrap import fill
@@ -86,6 +87,7 @@ def parser() -> argparse.ArgumentParser:
         epilog="clearstamp VERB --help explains a verb, with an example.\n\n" + CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    whole.add_argument("--version", action="version", version=f"clearstamp {version('clearstamp')}")
     verbs = whole.add_subparsers(dest="verb", metavar="VERB", required=True)
 
     one = verb(verbs, "seal", run_seal, SEAL)

@@ -160,7 +160,8 @@ class Evidence:
             if type(each) is not dict:
                 raise EvidenceError("not the list of a suspect's files", where="suspect.json")
             checked(each, {"name": str, "size": int, "sha256": str}, "suspect.json")
-        if min(found["fitting"], found["searched"]) < 1 or found["attempt"] not in self.seal.choices.attempts:
+        tries = (found["fitting"], found["searched"])
+        if not 1 <= min(tries) <= max(tries) < 10**9 or found["attempt"] not in self.seal.choices.attempts:
             raise EvidenceError("attempts that cannot be", where="suspect.json")
         return found
 

@@ -120,25 +120,30 @@ class Choices:
     def check_types(self) -> None:
         """Raise `SealError` for values that a file could hold, and a seal could not."""
         sizes = (*self.input, *self.key, self.codes, self.rows, self.columns, self.bar)
-        tap = "" if self.tap is None else self.tap
-        texts = (self.text, self.readout, tap, self.alphabet, self.glyphs, *self.pictures)
+        texts = (self.text, self.readout, self.tap or "", self.alphabet, self.glyphs, *self.pictures)
         about = {"code": str, "length": int, "patches": int, "per_channel": bool, "sha256": str}
-        count = self.codes + len(self.pictures)
-        right = (
-            all(type(size) is int and 0 <= size <= LONGEST for size in sizes)
-            and min(map(min, (self.input or (0,), self.key or (0,)))) > 0
-            and count <= MOST_KEYS
-            and prod(self.input) * count <= MOST_PIXELS
-            and prod(self.key) * count <= LARGEST
-            and max(self.rows, self.columns) <= MOST
+        typed = (
+            all(type(size) is int for size in sizes)
             and all(isinstance(text, str) and text == text.encode(errors="ignore").decode() for text in texts)
-            and len(set(self.alphabet)) == len(self.alphabet) == (16 if self.letters else 0)
+            and (self.tap is None or isinstance(self.tap, str))
             and type(self.key_range) is float
             and (self.payload is None or {name: type(value) for name, value in self.payload.items()} == about)
         )
-        if not right:
-            most = f"sizes up to {LONGEST}, {MOST_KEYS} keys, {MOST_PIXELS} numbers in all pictures, and texts"
-            raise SealError("choices out of range", got=asdict(self), expected=most)
+        if not typed:
+            raise SealError("choices out of range", expected="whole numbers and texts")
+        count, least = self.codes + len(self.pictures), min(map(min, (self.input or (0,), self.key or (0,))))
+        letters = len(set(self.alphabet)) == len(self.alphabet) == (16 if self.letters else 0)
+        bounds = {
+            f"sizes of 1 to {LONGEST}": least > 0 and min(sizes) >= 0 and max(sizes) <= LONGEST,
+            f"at most {MOST_KEYS} keys": count <= MOST_KEYS,
+            f"at most {LARGEST} numbers in all of them": prod(self.key) * count <= LARGEST,
+            f"at most {MOST_PIXELS} numbers in all pictures": prod(self.input) * count <= MOST_PIXELS,
+            f"at most {MOST} rows and columns of letters": max(self.rows, self.columns) <= MOST,
+            "an alphabet of 16 letters, where there are any": letters,
+            "a name, where keys enter at a layer": self.tap != "",
+        }
+        if missed := [bound for bound, kept in bounds.items() if not kept]:
+            raise SealError("choices out of range", expected=", ".join(missed))
 
     def check_names(self) -> None:
         """Raise `SealError` for a name that this release does not know."""

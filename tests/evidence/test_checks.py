@@ -108,6 +108,12 @@ BROKEN: list[tuple[str, Callable[[Case], dict[str, bytes | None]], Mark, str]] =
     ("reading", lambda c: edited(c.evidence, "reading.json", right=19), Mark.FAILED, "not what the pictures give"),
     ("reading", lambda c: edited(c.evidence, "suspect.json", fitting=0), Mark.FAILED, "attempts that cannot be"),
     ("reading", lambda c: edited(c.evidence, "suspect.json", searched=-1), Mark.FAILED, "attempts that cannot be"),
+    (
+        "reading",
+        lambda c: edited(c.evidence, "suspect.json", searched=10**4000),
+        Mark.FAILED,
+        "attempts that cannot be",
+    ),
     ("reading", lambda c: edited(c.evidence, "suspect.json", attempt="dreamt"), Mark.FAILED, "attempts that cannot be"),
     ("reading", lambda c: {"pictures/key-01.png": b""}, Mark.FAILED, "not a whole PNG"),
     (

@@ -680,6 +680,11 @@ def test_the_help_of_a_verb_has_an_example_that_is_a_command_and_the_exit_codes(
     assert commands.parser().parse_args(words).verb == verb
 
 
+def test_the_release_is_told_that_evidence_names(desk: Desk):
+    manifest = json.loads((desk / "evidence" / "manifest.json").read_text())
+    assert clearstamp("--version") == Ran(0, f"clearstamp {manifest['clearstamp']}\n", "")
+
+
 def test_the_help_names_every_verb_in_order():
     ran = clearstamp("--help")
     listed = re.findall(r"^    (\w+)  ", ran.out, re.MULTILINE)
