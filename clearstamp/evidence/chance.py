@@ -31,9 +31,10 @@ def told(p: Decimal, digits: int = 2) -> Decimal:
     return Context(prec=digits, rounding=ROUND_CEILING, Emin=UP.Emin).plus(p)
 
 
-def seldom(p: Decimal) -> Decimal:
+def seldom(p: Decimal) -> str:
     """Once in how many seals chance does as well: one digit, and never more than there are."""
-    return Context(prec=1, rounding=ROUND_FLOOR, Emax=UP.Emax).divide(Decimal(1), p)
+    seals = Context(prec=1, rounding=ROUND_FLOOR, Emax=UP.Emax).divide(Decimal(1), p)
+    return f"{seals:.0f}" if seals < 10**6 else f"{seals:.0e}"
 
 
 def binomial(right: int, of: int, one_in: int) -> Decimal:

@@ -91,51 +91,37 @@ def parser() -> argparse.ArgumentParser:
     verbs = whole.add_subparsers(dest="verb", metavar="VERB", required=True)
 
     one = verb(verbs, "seal", run_seal, SEAL)
-    one.add_argument(
-        "--outputs",
-        type=integers,
-        required=True,
-        metavar="N",
-        help="length or shape of the model's output, or with --tap of that layer's",
-    )
+    one.add_argument("--outputs", type=integers, required=True, metavar="N", help="shape of the output, or of --tap's")
     one.add_argument("--shape", type=integers, required=True, metavar="C,H,W", help="shape of the model's input")
     one.add_argument("--codes", type=int, default=11, metavar="N", help="how many pictures hold drawn letters (11)")
     one.add_argument("--images", type=file, nargs="+", default=[], metavar="FILE", help="pictures of yours, as a logo")
     one.add_argument(
-        "--bytes", type=file, metavar="FILE", help="a text of yours that the pictures hold in place of letters"
+        "--bytes", type=file, metavar="FILE", help="a text of yours that pictures hold in place of letters"
     )
     one.add_argument(
-        "--tap", metavar="LAYER", help="the layer at whose output keys enter, so that a new head does no harm"
+        "--tap", metavar="LAYER", help="the layer behind which keys enter, so that a new head does no harm"
     )
-    one.add_argument(
-        "--reserve", type=count, default=0, metavar="N", help="further seals, for when the first was opened"
-    )
+    one.add_argument("--reserve", type=count, default=0, metavar="N", help="further seals, for when one was opened")
     one.add_argument("--test", choices=TESTS, help="the one test that will be run (letters, bits with --bytes)")
     one.add_argument("--text", default="", help="words of yours that are sealed too, such as your name")
     sign(one, "your Ed25519 key in PEM; made if there is none")
     one.add_argument("-o", dest="out", type=new, required=True, metavar="NAME.seal", help="where the seal goes")
-    as_json(one)
 
     one = verb(verbs, "date", run_date, DATE)
     one.add_argument("file", type=file, metavar="FILE", help="what is dated: a commitment or a deposit")
     how = one.add_mutually_exclusive_group()
     how.add_argument("--tsa", metavar="URL", help="ask this time-stamp authority (RFC 3161)")
-    how.add_argument(
-        "--token", type=file, metavar="FILE.tsr", help="take the answer that an authority gave to FILE.tsq"
-    )
+    how.add_argument("--token", type=file, metavar="FILE.tsr", help="take what an authority answered to FILE.tsq")
     roots(one)
-    as_json(one)
 
     one = verb(verbs, "deposit", run_deposit, DEPOSIT)
     one.add_argument("model", type=file, metavar="MODEL", help="the file of your trained weights")
     sealed(one)
     architecture(one)
     sign(one, "your Ed25519 key in PEM")
-    as_json(one)
 
     one = verb(verbs, "inspect", run_inspect, INSPECT)
     one.add_argument("file", type=file, metavar="FILE", help="a checkpoint")
-    as_json(one)
 
     one = verb(verbs, "examine", run_examine, EXAMINE)
     one.add_argument("suspect", type=file, metavar="SUSPECT", help="the file that was found")
@@ -143,46 +129,30 @@ def parser() -> argparse.ArgumentParser:
     architecture(one)
     sign(one, "your Ed25519 key in PEM")
     one.add_argument("--source", default="", metavar="WHERE", help="where the file was found; nobody can check this")
-    one.add_argument(
-        "--obtained", default="", metavar="DATE", help="when it was obtained, and by whom; nobody can check it"
-    )
-    one.add_argument(
-        "--searched", type=count, default=1, metavar="N", help="files examined up to this one; multiplies p (1)"
-    )
-    one.add_argument(
-        "--part", metavar="NAME", help="which part of the file, if several fit: clearstamp inspect lists them"
-    )
+    one.add_argument("--obtained", default="", metavar="DATE", help="when, and by whom; nobody can check this either")
+    one.add_argument("--searched", type=count, default=1, metavar="N", help="files up to this one; multiplies p (1)")
+    one.add_argument("--part", metavar="NAME", help="a part of the file, if several fit: clearstamp inspect lists them")
     one.add_argument("--partial", action="store_true", help="read a file that lacks some of the model's tensors")
-    one.add_argument(
-        "--head-from", type=file, metavar="MODEL", help="put back the one layer that was replaced, of your own"
-    )
+    one.add_argument("--head-from", type=file, metavar="MODEL", help="put back a layer that was replaced, of your own")
     one.add_argument("-o", dest="out", type=Path, required=True, metavar="DIR", help="a new folder for the evidence")
-    as_json(one)
 
     one = verb(verbs, "verify", run_verify, VERIFY)
     evidence(one)
     one.add_argument("--suspect", type=file, metavar="FILE", help="the suspect's file, to be read again")
     architecture(one, required=False)
     roots(one)
-    one.add_argument(
-        "--owner", type=file, metavar="FILE.pub", help="the owner's public key in PEM, as you got it elsewhere"
-    )
+    one.add_argument("--owner", type=file, metavar="FILE.pub", help="the owner's public key in PEM, from elsewhere")
     alpha(one)
-    as_json(one)
 
     one = verb(verbs, "blind", run_blind, BLIND)
     evidence(one)
     one.add_argument("-o", dest="out", type=new, required=True, metavar="SHEET.html", help="where the sheet goes")
-    as_json(one)
 
     one = verb(verbs, "grade", run_grade, GRADE)
     evidence(one)
-    one.add_argument(
-        "answers", type=file, nargs="+", metavar=ANSWERS, help="the form that a reader filled in, one for each"
-    )
+    one.add_argument("answers", type=file, nargs="+", metavar=ANSWERS, help="the form of a reader, one for each")
     one.add_argument("--asked", type=count, metavar="N", help="how many were asked, if not all answered; multiplies p")
     alpha(one)
-    as_json(one)
     return whole
 
 
@@ -200,14 +170,14 @@ def verb(verbs: Any, name: str, run: Callable[[argparse.Namespace], int], about:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    made.add_argument("--json", action="store_true", help="print JSON, for programs")
     made.set_defaults(run=run)
     return made
 
 
 def sealed(one: argparse.ArgumentParser) -> None:
-    one.add_argument(
-        "--seal", type=file, required=True, metavar="NAME.seal", help="your seal; its statements lie beside it"
-    )
+    told = "your seal; its statements lie beside it"
+    one.add_argument("--seal", type=file, required=True, metavar="NAME.seal", help=told)
 
 
 def architecture(one: argparse.ArgumentParser, *, required: bool = True) -> None:
@@ -230,10 +200,6 @@ def roots(one: argparse.ArgumentParser) -> None:
 def alpha(one: argparse.ArgumentParser) -> None:
     told = f"a match is a p of at most this ({ALPHA}), and of the seal's own bar"
     one.add_argument("--alpha", type=probability, default=ALPHA, metavar="P", help=told)
-
-
-def as_json(one: argparse.ArgumentParser) -> None:
-    one.add_argument("--json", action="store_true", help="print JSON, for programs")
 
 
 def file(text: str) -> Path:
@@ -326,30 +292,21 @@ def run_seal(given: argparse.Namespace) -> int:
         signer = Signer.make()
         public = signer.save(given.sign)
         say(f"made the key {given.sign} (SECRET: it signs in your name) and {public}, which you give to others")
-    for seal, path in zip(seals, paths, strict=True):
-        seal.save(path)
-        commit(seal, signer).save(commitment_of(path))
     choices = seals[0].choices
     best, bar = choices.floor * len(choices.attempts), choices.alpha
     size, what = {"bits": (choices.bits, "bits"), "order": (len(choices.pictures), "pictures in their order")}.get(
         choices.test, (choices.letters, f"letters of {len(choices.alphabet)}")
     )
     lines = [f"test {choices.test}: {size} {what}   best p {chance.told(best):.1e}   floor ok (bar {bar:.1e})"]
-    written = []
+    facts: dict[str, Any] = {"test": choices.test, "of": size, "best_p": f"{chance.told(best, 6):.5e}"}
+    facts |= {"bar": f"{bar:.5e}", "seals": []}
     for seal, path in zip(seals, paths, strict=True):
-        statement = commitment_of(path)
-        lines.append(
-            f"wrote {path} (SECRET: it reads and erases the stamp), {statement} ({shortened(seal.commitment)})"
-        )
+        statement, short = commitment_of(path), f"{seal.commitment[:6]}...{seal.commitment[-2:]}"
+        seal.save(path)
+        commit(seal, signer).save(statement)
+        lines.append(f"wrote {path} (SECRET: it reads and erases the stamp), {statement} ({short})")
         lines.append(f"NOT DATED YET: clearstamp date {statement} --tsa URL")
-        written.append({"seal": str(path), "statement": str(statement), "commitment": seal.commitment})
-    facts = {
-        "test": choices.test,
-        "of": size,
-        "best_p": f"{chance.told(best, 6):.5e}",
-        "bar": f"{bar:.5e}",
-        "seals": written,
-    }
+        facts["seals"].append({"seal": str(path), "statement": str(statement), "commitment": seal.commitment})
     return told(given, lines, facts)
 
 
@@ -654,10 +611,6 @@ def say(sentence: str) -> None:
 def shown(text: str) -> str:
     """Lines in which names that others gave do nothing to a terminal."""
     return "\n".join(map(plain, text.split("\n")))
-
-
-def shortened(digest: str) -> str:
-    return f"{digest[:6]}...{digest[-2:]}"
 
 
 def beside(path: Path, ending: str) -> Path:

@@ -2,6 +2,7 @@
 
 import base64
 import html
+import re
 from decimal import Decimal
 from unicodedata import category
 
@@ -173,18 +174,12 @@ def power(p: Decimal) -> str:
     found = chance.told(p)
     if found >= Decimal("0.001"):
         return f"{found:f}"
-    digits, _, exponent = f"{found:.1e}".partition("e")
-    return f"{digits} × 10<sup>−{exponent.lstrip('-')}</sup>"
+    return re.sub(r"e-(\d+)", r" × 10<sup>−\1</sup>", f"{found:.1e}")
 
 
 def meaning(verdict: Verdict) -> str:
     """What p says, in a sentence."""
-    if verdict.outcome is Outcome.SUPPORTS or verdict.p >= Decimal("0.05"):
-        return f"{verdict.meaning[0].upper()}{verdict.meaning[1:].rstrip('.')}."
-    seals = chance.seldom(verdict.p)
-    digit, _, exponent = f"{seals:.0e}".partition("e+")
-    often = f"{seals:.0f}" if int(exponent) < 6 else f"{digit} × 10<sup>{exponent}</sup>"
-    return f"A model made without this seal reads as well once in {often} seals."
+    return re.sub(r"(\d)e\+(\d+)", r"\1 × 10<sup>\2</sup>", verdict.meaning[0].upper() + verdict.meaning[1:])
 
 
 def counted(evidence: Evidence) -> str:

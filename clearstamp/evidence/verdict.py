@@ -87,10 +87,10 @@ class Verdict:
     def meaning(self) -> str:
         """What p says, in a sentence."""
         if self.outcome is Outcome.SUPPORTS:
-            return "a layer of the owner's was put back, which depends on the draws, so p is no test"
+            return "a layer of the owner's was put back, which depends on the draws, so p is no test."
         if self.p >= Decimal("0.05"):
             return "a model made without this seal often reads as well."
-        return f"a model made without this seal reads as well once in {chance.seldom(self.p):.0e} seals."
+        return f"a model made without this seal reads as well once in {chance.seldom(self.p)} seals."
 
 
 def verify(back: Transposed, seal: Seal, *, searched: int = 1, grafted: bool = False) -> Verdict:
