@@ -325,23 +325,16 @@ def pictures(evidence: Evidence, given: Given) -> Answer:
     said = evidence.suspect
     try:
         listed = suspect_files(given.suspect)
-    except ClearStampError as error:
-        return Mark.UNCHECKED, brief(error)
-    if [each | {"name": ""} for each in listed] != [each | {"name": ""} for each in said["files"]]:
-        return Mark.UNCHECKED, f"the file given is another one: its SHA-256 is {listed[0]['sha256']}"
-    if given.architecture is None:
-        return Mark.UNCHECKED, "no architecture given into which the file could be read"
-    if said["head"]:
-        return Mark.UNCHECKED, f"the layer {said['head']!r} is the owner's, and not in the evidence"
-    try:
-        model = (
-            given.architecture
-            if isinstance(given.architecture, nn.Module)
-            else given.architecture(said["architecture"])
-        )
-        found = load_suspect(
-            given.suspect, model, choose=said["held"], partial=bool(said["missing"] or said["misshapen"])
-        )
+        if [each | {"name": ""} for each in listed] != [each | {"name": ""} for each in said["files"]]:
+            return Mark.UNCHECKED, f"the file given is another one: its SHA-256 is {listed[0]['sha256']}"
+        if given.architecture is None:
+            return Mark.UNCHECKED, "no architecture given into which the file could be read"
+        if said["head"]:
+            return Mark.UNCHECKED, f"the layer {said['head']!r} is the owner's, and not in the evidence"
+        named = given.architecture
+        model = named if isinstance(named, nn.Module) else named(said["architecture"])
+        partial = bool(said["missing"] or said["misshapen"])
+        found = load_suspect(given.suspect, model, choose=said["held"], partial=partial)
         other = [name for name, value in about(listed, found).items() if name != "files" and value != said[name]]
         if other:
             return Mark.FAILED, f"read in another way than the examiner says: {', '.join(other)}"
