@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from clearstamp.errors import StampError
@@ -126,7 +126,7 @@ def open_image(path: str | Path, shape: Sequence[int]) -> Tensor:
     try:
         with Image.open(path) as image:
             rgba = image.convert("RGBA")
-    except (OSError, UnidentifiedImageError) as error:
+    except Exception as error:  # of files that are damaged or strange Pillow raises whatever its parsers meet
         raise StampError("not a readable image file", got=f"{type(error).__name__}: {error}", where=path) from error
     flat = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
     pixels = np.asarray(flat.convert("RGB" if channels == 3 else "L").resize((width, height), Image.Resampling.LANCZOS))

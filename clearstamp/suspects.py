@@ -35,6 +35,12 @@ INDEX = ".index.json"
 DEEPEST, LONGEST = 8, 400
 """Levels of nesting, and characters of a name, that are still read."""
 
+NUMBERS = frozenset(
+    "bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 bfloat16 float32 float64 complex64 "
+    "float8_e4m3fn float8_e4m3fnuz float8_e5m2 float8_e5m2fnuz float8_e8m0fnu".split()
+)
+"""Types of numbers that are read."""
+
 SECONDS, SPARE = 120, 2**29
 """What reading may take: time, and memory in bytes beyond six times the file."""
 
@@ -157,7 +163,8 @@ def load_suspect(
         raise SuspectError(
             "the checkpoint does not cover the model",
             got=f"\n{report}\n",
-            remedy="check the architecture; partial=True reads what there is, head_from= puts back an owner's layer",
+            remedy="check the architecture; partial=True (--partial) reads what there is, "
+            "head_from= (--head-from) puts back an owner's layer",
         )
     return Suspect(model, report)
 
@@ -204,7 +211,7 @@ def chosen(
             "several parts of the checkpoint fit the model",
             got=", ".join(f"{held!r} ({count} tensors)" for held, count in counts.items()),
             where=file,
-            remedy="say which one: choose=...",
+            remedy="say which one: choose= (--part)",
         )
     ((held, options),) = meant.items()
     ((prefix, tensors),) = options.items()
@@ -438,5 +445,7 @@ def check_tensor(name: str, tensor: Tensor) -> None:
     strided = tensor.layout == torch.strided and not tensor.is_quantized and not tensor.is_meta
     if type(tensor) not in (Tensor, nn.Parameter) or not strided:
         raise SuspectError("a tensor is sparse, quantised or without values", got=name)
+    if str(tensor.dtype).removeprefix("torch.") not in NUMBERS:
+        raise SuspectError("numbers of a type that is not read", got=f"{name}: {tensor.dtype}")
     if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
         raise SuspectError("a tensor is larger than what the file holds for it", got=f"{name}: {list(tensor.shape)}")

@@ -277,3 +277,12 @@ def test_damaged_checkpoints_raise_nothing_else():
     assert done.returncode == 0, done.stderr
     files, memory = done.stdout.splitlines()[-1].split(", ")
     assert files == "300 files" and float(memory.removesuffix(" GiB")) < 1
+
+
+@pytest.mark.parametrize("kind", ["bits8", "complex128", "float4_e2m1fn_x2"])
+def test_types_of_numbers_that_are_not_read_are_named(file: Path, kind: str):
+    kinds = {name: getattr(torch, name) for name in (kind,) if hasattr(torch, name)}
+    for name, dtype in kinds.items():
+        torch.save({"a": torch.zeros(32, dtype=torch.uint8).view(dtype)}, file)
+        with pytest.raises(SuspectError, match=f"numbers of a type that is not read; got: a: torch.{name}"):
+            suspects.read_parts(file)

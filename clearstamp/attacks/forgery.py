@@ -49,7 +49,7 @@ class FalseClaim(Attack):
             surrogate = reinitialised(scene.model)
             batches = scene.need_data().loader(seed=scene.seed + number)
             scene.steps += len(fit(surrogate, batches, epochs=self.epochs, lr=self.lr, progress=False).losses)
-            shown.append(pictures(transpose(surrogate, scene.example, readout=scene.readout), keys))
+            shown.append(pictures(transpose(surrogate, scene.graph(surrogate), readout=scene.readout), keys))
         chosen = agreed(torch.stack(shown), count)
         scene.claim = claim(keys[chosen], torch.stack(shown).mean(0)[chosen])
 
@@ -94,7 +94,7 @@ class Forgery(Attack):
         check(self.by in ("keys", "head", "copy"), "unknown kind of forgery", self.by, "keys, head or copy")
         count = len(scene.stamp)
         keys = draw_keys(count, scene.stamp.keys.shape[1:], seed=scene.seed + 1_000_003, key_range=self.key_range)
-        back = transpose(scene.model, scene.example, readout=scene.readout)
+        back = transpose(scene.model, scene.graph(), readout=scene.readout)
         if self.by == "copy":
             scene.claim = claim(keys, pictures(back, keys))
             return
@@ -120,8 +120,8 @@ class Forgery(Attack):
     def painted(self, scene: Scene, wanted: Stamp) -> nn.Module:
         """A copy of the model whose last layer alone was trained until the keys show the secrets."""
         suspect = copy.deepcopy(scene.model).requires_grad_(False)
-        last_layer(suspect, scene.example).requires_grad_(True)
-        back = transpose(suspect, scene.example, readout=scene.readout)
+        last_layer(suspect, scene.graph(suspect)).requires_grad_(True)
+        back = transpose(suspect, scene.graph(suspect), readout=scene.readout)
         harden(back, wanted, steps=self.steps, target=None, lr=self.lr, dropout=0.0, progress=False)
         return suspect.requires_grad_(True)
 

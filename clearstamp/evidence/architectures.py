@@ -58,7 +58,7 @@ class Architecture:
         except ValueError as error:
             raise ClearStampError("arguments that cannot be read", got=repr(query), expected=FORMS) from error
         proper = all(part.isidentifier() for part in provider.split("."))
-        if not proper or not name or len(dict(pairs)) < len(pairs):
+        if not proper or not name or not named.isprintable() or len(dict(pairs)) < len(pairs):
             raise ClearStampError("not the name of an architecture", got=repr(named), expected=FORMS)
         return cls(provider, name, {argument: literal(value) for argument, value in pairs})
 
@@ -95,7 +95,7 @@ class Architecture:
             make = MAKERS.get(self.provider, own)(self)
             try:
                 model = make(**self.arguments)
-            except Exception as error:  # whatever a stranger's or a caller's code raises
+            except (Exception, SystemExit) as error:  # whatever a caller's code raises: an exit would be the command's
                 raise ClearStampError(
                     f"{self} cannot be built", got=f"{type(error).__name__}: {error}".partition("\n")[0]
                 ) from error
@@ -110,7 +110,7 @@ def literal(text: str) -> Any:
         return text == "true"
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
         return text
 
 
@@ -182,7 +182,7 @@ def own(wanted: Architecture) -> Callable[..., Any]:
             expected=near[0] if near else None,
             remedy=f"install the package {root}, or name its folder in PYTHONPATH; that of the suspect is never used",
         ) from error
-    except Exception as error:  # whatever the module does
+    except (Exception, SystemExit) as error:  # whatever the module does: its exit would be the command's
         raise ClearStampError(f"importing {module} failed", got=f"{type(error).__name__}: {error}") from error
     made: Callable[..., Any] | None = getattr(held, name, None)
     if made is None or not callable(made):

@@ -5,14 +5,16 @@ assumed of the suspect: the pictures are given, and p counts the draws that woul
 randomisation test (Hemerik and Goeman 2021, doi 10.1111/insr.12431). Every p is rounded up.
 """
 
-from collections.abc import Sequence
-from decimal import ROUND_CEILING, Context, Decimal
+from collections.abc import Iterator, Sequence
+from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
 from fractions import Fraction
-from itertools import combinations, permutations
-from math import comb, factorial
+from itertools import accumulate, combinations, permutations
+from math import factorial
 
 import numpy as np
 from numpy.typing import NDArray
+
+from clearstamp.evidence.draws import blocks
 
 UP = Context(prec=40, rounding=ROUND_CEILING, Emin=-(10**9), Emax=10**9)
 
@@ -24,20 +26,42 @@ def at_most_one(p: Decimal | Fraction) -> Decimal:
     return min(p, Decimal(1))
 
 
+def told(p: Decimal, digits: int = 2) -> Decimal:
+    """p with so many digits, and never less than it is: as people and files are told it."""
+    return Context(prec=digits, rounding=ROUND_CEILING, Emin=UP.Emin).plus(p)
+
+
+def seldom(p: Decimal) -> str:
+    """Once in how many seals chance does as well: one digit, and never more than there are."""
+    seals = Context(prec=1, rounding=ROUND_FLOOR, Emax=UP.Emax).divide(Decimal(1), p)
+    return f"{seals:.0f}" if seals < 10**6 else f"{seals:.0e}"
+
+
 def binomial(right: int, of: int, one_in: int) -> Decimal:
     """P(X >= right) for X the number of right guesses among `of`, each right with probability 1 / `one_in`."""
-    as_good = sum(comb(of, hits) * (one_in - 1) ** (of - hits) for hits in range(max(right, 0), of + 1))
-    return at_most_one(Fraction(as_good, one_in**of))
+
+    def fewer(ways: int, hits: int) -> int:
+        """In how many ways one guess less is right: from the number before, since bytes have many bits."""
+        return ways * hits * (one_in - 1) // (of - hits + 1)
+
+    ways: Iterator[int] = accumulate(range(of, right, -1), fewer, initial=1)
+    return at_most_one(Fraction(sum(ways), one_in**of))
 
 
-def orders(scores: NDArray[np.int64], order: Sequence[int] | NDArray[np.int64]) -> Decimal:
+def orders(scores: NDArray[np.int64], order: NDArray[np.int64]) -> Decimal:
     """The share of all orders of k pictures that score at least what this one does, ties included.
 
-    `scores` are integers ``[k, k]``, of each picture with each secret. Exact for any k up to 12: the rows are split
-    in two, and the halves' sorted sums meet in the middle.
+    `scores` are integers ``[k, k]``, of each picture with each secret. Exact for any k up to 12; more are counted
+    within the blocks in which they were drawn, and the blocks' p joined as by `together`.
     """
+    parts = [slice(*block) for block in blocks(len(order))]
+    return together([within(scores[part, part], order[part] - part.start) for part in parts])
+
+
+def within(scores: NDArray[np.int64], order: NDArray[np.int64]) -> Decimal:
+    """The same for one block: the rows are split in two, and the halves' sorted sums meet in the middle."""
     count = len(order)
-    reached = int(scores[np.arange(count), list(order)].sum())
+    reached = int(scores[np.arange(count), order].sum())
     upper, lower = np.split(np.arange(count), [count // 2])
     as_good = 0
     for chosen in combinations(range(count), len(upper)):

@@ -1,11 +1,11 @@
 """Redo draws and p of this evidence: python check.py [FOLDER]. It needs numpy and Pillow, not what wrote the folder."""
 
-import hashlib
 import json
 import sys
 from decimal import ROUND_CEILING, Context, Decimal
-from itertools import combinations, permutations
-from math import comb, factorial, isqrt, prod
+from hashlib import scrypt, sha256, shake_256
+from itertools import accumulate, combinations, permutations
+from math import factorial, isqrt
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from PIL import Image
 
 
 def pixels(path: Path, channels: int) -> Any:
-    held = np.asarray(Image.open(path), np.int64)
+    held = np.asarray(Image.open(path).convert("RGB" if channels == 3 else "L"), np.int64)
     return held.transpose(2, 0, 1) if held.ndim == 3 else held.reshape(channels, -1, held.shape[1])
 
 
@@ -27,7 +27,8 @@ def template(pictures: Any, shown: Any) -> Any:
 
 
 def binomial(right: int, of: int, one_in: int) -> Decimal:
-    return Decimal(sum(comb(of, n) * (one_in - 1) ** (of - n) for n in range(right, of + 1))) / Decimal(one_in**of)
+    ways = accumulate(range(of, right, -1), lambda found, n: found * n * (one_in - 1) // (of - n + 1), initial=1)
+    return Decimal(sum(ways)) / Decimal(one_in**of)
 
 
 def chernoff(scores: Any, drawn: Any) -> Decimal:
@@ -48,20 +49,20 @@ def orders(scores: Any, drawn: list[int]) -> Decimal:
     return Decimal(as_good) / factorial(len(drawn))
 
 
+sys.excepthook = lambda kind, error, _: print(f"NOT to be checked: {kind.__name__}: {error}", file=sys.stderr)
 folder = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent
 names = ("seal/choices", "seal/commitment", "manifest", "reading", "suspect")
 choices, commitment, manifest, reading, suspect = (json.loads((folder / f"{x}.json").read_bytes()) for x in names)
-seed, written = ((folder / "seal" / x).read_bytes() for x in ("seed.bin", "choices.json"))
-salt = hashlib.sha256(written).digest()
+seed, salt = (folder / "seal/seed.bin").read_bytes(), sha256((folder / "seal/choices.json").read_bytes()).digest()
 (channels, height, width), codes, about = reading["picture"], choices["codes"], choices["payload"]
 owned = [folder / f"secrets/picture-{x:02d}.png" for x in range(1, len(choices["pictures"]) + 1)]
 bits, glyphs, given = folder / "secrets/bits.bin", folder / "secrets/glyphs.png", choices["reader"] != "template"
 said = [*zip(owned, choices["pictures"], strict=True), (glyphs, choices["glyphs"]), (bits, (about or {}).get("sha256"))]
-wrong = [path for path, held in said if path.exists() and hashlib.sha256(path.read_bytes()).hexdigest() != held]
-if wrong or hashlib.sha256(b"clearstamp/commitment/1\0" + seed + salt).hexdigest() != commitment["commitment"]:
+wrong = [path for path, held in said if path.exists() and sha256(path.read_bytes()).hexdigest() != held]
+if wrong or sha256(b"clearstamp/commitment/1\0" + seed + salt).hexdigest() != commitment["commitment"]:
     sys.exit("NOT the seed, choices, pictures, letters or bits of the commitment")
-root = hashlib.scrypt(seed, salt=salt, n=2**17, r=8, p=1, maxmem=2**28, dklen=32)
-letters, mask, order = (hashlib.shake_256(root + b"\0" + x).digest(2**20) for x in (b"letters", b"mask", b"order"))
+root = scrypt(seed, salt=salt, n=2**17, r=8, p=1, maxmem=2**28, dklen=32)
+letters, mask, order = (shake_256(root + b"\0" + x).digest(2**20) for x in (b"letters", b"mask", b"order"))
 keys = [pixels(folder / f"pictures/key-{x:02d}.png", channels) for x in range(1, codes + len(owned) + 1)]
 grey = np.stack([picture.sum(0) for picture in keys])
 if choices["test"] == "bits":
@@ -74,16 +75,15 @@ if choices["test"] == "bits":
 elif choices["test"] == "order":
     shown = np.stack([pixels(path, channels).sum(0) for path in owned])
     scores = np.array(reading["scores"]) if given else template(grey[codes:], shown)
-    blocks, octets, ps = -(-len(owned) // 12), iter(order), []
+    blocks, octets, product = -(-len(owned) // 12), iter(order), Decimal(1)
     for start, stop in ((len(owned) * x // blocks, len(owned) * (x + 1) // blocks) for x in range(blocks)):
         drawn = list(range(stop - start))
         for last in range(len(drawn) - 1, 0, -1):
             at = next(octet for octet in octets if octet < 256 - 256 % (last + 1)) % (last + 1)
             drawn[last], drawn[at] = drawn[at], drawn[last]
-        ps.append(orders(scores[start:stop, start:stop], drawn))
-    product = prod(ps, start=Decimal(1))
+        product *= orders(scores[start:stop, start:stop], drawn)
     log = -product.ln() or Decimal("1e-99")  # for Fisher's sum over the blocks
-    p = sum((product * log**n / factorial(n) for n in range(len(ps))), Decimal())
+    p = sum((product * log**n / factorial(n) for n in range(blocks)), Decimal())
 else:
     rows, columns = choices["rows"], choices["columns"]
     high, wide, coded = height // rows, width // columns, grey[:codes] * codes - grey[:codes].sum(0) * (codes >= 4)

@@ -1,6 +1,5 @@
 """What a judge checks, without the owner and without a network: each check by itself, and the verdict anew."""
 
-import copy
 import re
 from collections.abc import Callable
 from contextlib import suppress
@@ -24,6 +23,7 @@ from clearstamp.evidence.folder import (
     NAMES,
     VERSION,
     Evidence,
+    UnreadableError,
     key_names,
     opened_seal,
     reading,
@@ -42,7 +42,7 @@ from clearstamp.evidence.signing import (
     signed_by,
 )
 from clearstamp.evidence.statements import BESIDE, Statement, in_numbers, statement_fields
-from clearstamp.evidence.verdict import WEAK, Outcome, Verdict, reread
+from clearstamp.evidence.verdict import Outcome, Verdict, developed, outcome, reread
 from clearstamp.pictures import as_pictures, develop
 from clearstamp.reading import extract
 from clearstamp.suspects import load_suspect
@@ -135,8 +135,8 @@ def verify_evidence(
 
     `owner` is the owner's public key in PEM and `roots` the certificates of time-stamp authorities in PEM, both as
     the verifier has them from elsewhere. `suspect` is the suspect's file, to be read again into `architecture`: a
-    model, or what makes one of the text by which the evidence names it. A match needs a p of at most `alpha`, whatever
-    the owner's own bar. Of a folder that is not what was signed nothing is looked at beyond files and signature.
+    model, or what makes one of the text by which the evidence names it. A match needs a p of at most `alpha`, and of
+    the seal's own bar. Of a folder that is not what was signed nothing is looked at beyond files and signature.
 
     Raises `EvidenceError` if there is nothing at `path`, and for keys and certificates that are none.
     """
@@ -147,7 +147,8 @@ def verify_evidence(
     try:
         evidence = Evidence.read(path)
     except EvidenceError as error:
-        return Result((Check("files", Mark.FAILED, brief(error)),), None)
+        mark = Mark.UNCHECKED if isinstance(error, UnreadableError) else Mark.FAILED
+        return Result((Check("files", mark, brief(error)),), None)
     given = Given(owner, roots, None if suspect is None else Path(suspect), architecture)
     checks: list[Check] = []
     stopped = False
@@ -162,12 +163,10 @@ def verify_evidence(
 def against(evidence: Evidence, alpha: Decimal) -> Verdict | None:
     """The verdict on the pictures, a match only where the verifier's own bar says so too."""
     try:
-        verdict = evidence.verdict
+        verdict, bar = evidence.verdict, min(alpha, evidence.seal.choices.alpha)
     except ClearStampError:  # which a check has told
         return None
-    if verdict.outcome is not Outcome.MATCH or verdict.p <= alpha:
-        return verdict
-    return replace(verdict, outcome=Outcome.WEAK if verdict.p <= WEAK else Outcome.NO_MATCH)
+    return replace(verdict, outcome=outcome(verdict.p, bar, grafted=bool(evidence.suspect["head"])))
 
 
 # ---------------------------------------------------------------------------------------------------- check by check
@@ -319,36 +318,31 @@ def counted(evidence: Evidence, given: Given) -> Answer:
 
 def pictures(evidence: Evidence, given: Given) -> Answer:
     """The suspect's file gives these pictures."""
-    developed = pixels(as_pictures(develop(evidence.signals)))
-    if levels(developed, evidence.pictures).max() > 1:
+    if levels(developed(evidence.signals), evidence.pictures).max() > 1:
         return Mark.FAILED, "the pictures are not what pictures/raw.safetensors develops to"
     if given.suspect is None:
         return Mark.UNCHECKED, "no file given: that these pictures come from the suspect is the examiner's word"
     said = evidence.suspect
-    listed = suspect_files(given.suspect)
-    if [each | {"name": ""} for each in listed] != [each | {"name": ""} for each in said["files"]]:
-        return Mark.UNCHECKED, f"the file given is another one: its SHA-256 is {listed[0]['sha256']}"
-    if given.architecture is None:
-        return Mark.UNCHECKED, "no architecture given into which the file could be read"
-    if said["head"]:
-        return Mark.UNCHECKED, f"the layer {said['head']!r} is the owner's, and not in the evidence"
     try:
-        model = (
-            given.architecture
-            if isinstance(given.architecture, nn.Module)
-            else given.architecture(said["architecture"])
-        )
-        found = load_suspect(
-            given.suspect, model, choose=said["held"], partial=bool(said["missing"] or said["misshapen"])
-        )
+        listed = suspect_files(given.suspect)
+        if [each | {"name": ""} for each in listed] != [each | {"name": ""} for each in said["files"]]:
+            return Mark.UNCHECKED, f"the file given is another one: its SHA-256 is {listed[0]['sha256']}"
+        if given.architecture is None:
+            return Mark.UNCHECKED, "no architecture given into which the file could be read"
+        if said["head"]:
+            return Mark.UNCHECKED, f"the layer {said['head']!r} is the owner's, and not in the evidence"
+        named = given.architecture
+        model = named if isinstance(named, nn.Module) else named(said["architecture"])
+        partial = bool(said["missing"] or said["misshapen"])
+        found = load_suspect(given.suspect, model, choose=said["held"], partial=partial)
         other = [name for name, value in about(listed, found).items() if name != "files" and value != said[name]]
         if other:
             return Mark.FAILED, f"read in another way than the examiner says: {', '.join(other)}"
         ours, exact = signals_twice(found.model.cpu(), evidence)
-    except ClearStampError as error:
+    except Exception as error:  # of an architecture that others made, torch raises whatever it meets
         return Mark.UNCHECKED, f"the file cannot be read again: {brief(error)}"
     allowed = 1 + ROUNDING * 255 * float((ours.double() - exact).abs().max())
-    if allowed > MOST_LEVELS:
+    if not allowed <= MOST_LEVELS:  # nor where it is not a number
         return Mark.UNCHECKED, f"rounding alone moves a pixel by {allowed:.0f} levels: the pictures hang on it"
     apart = levels(pixels(as_pictures(ours)), evidence.pictures)
     share = f"{(apart > 0).mean():.1%} of pixels differ, by {apart.max()} of 255 levels at most"
@@ -362,10 +356,10 @@ def signals_twice(model: nn.Module, evidence: Evidence) -> tuple[Tensor, Tensor]
     seal = evidence.seal
     stamp = seal.stamp()
     back = reread(seal.transpose(model), seal, evidence.suspect["attempt"])
-    example = torch.zeros(1, *seal.choices.input, dtype=torch.float64)
-    exact = seal.transpose(copy.deepcopy(back.model).double(), example)
+    ours = develop(extract(back, stamp))
+    exact = seal.transpose(back.model.double())
     with torch.no_grad():
-        return develop(extract(back, stamp)), develop(exact(stamp.keys.double()))
+        return ours, develop(exact(stamp.keys.double()))
 
 
 def levels(left: Pixels, right: Pixels) -> NDArray[np.int16]:

@@ -8,8 +8,9 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from decimal import Decimal, InvalidOperation
+from importlib.metadata import version
+from io import TextIOWrapper
 from pathlib import Path
 from textwrap import fill
 from typing import Any, NoReturn
@@ -17,9 +18,10 @@ from typing import Any, NoReturn
 from torch import nn
 
 from clearstamp.errors import ClearStampError
+from clearstamp.evidence import chance
 from clearstamp.evidence.architectures import FORMS, Architecture
 from clearstamp.evidence.checks import verify_evidence
-from clearstamp.evidence.examination import examine
+from clearstamp.evidence.examination import check_own, examine
 from clearstamp.evidence.folder import Evidence, suspect_files
 from clearstamp.evidence.people import blind, grade, read_answers
 from clearstamp.evidence.report import plain
@@ -31,7 +33,7 @@ from clearstamp.evidence.signing import (
     fetch_token,
     time_stamp_request,
 )
-from clearstamp.evidence.statements import UNREAD, Statement, commit, deposit, in_numbers
+from clearstamp.evidence.statements import BESIDE, UNREAD, Statement, commit, deposit, in_numbers
 from clearstamp.evidence.verdict import Outcome, verify
 from clearstamp.files import checksum, write_atomically
 from clearstamp.suspects import load_suspect, parsed, prefixes
@@ -61,19 +63,20 @@ class Parser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb. The exit code is the answer; what was found goes to stdout, what went wrong to stderr."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # of letters that a terminal does not have
     given = parser().parse_args(argv)
     try:
         code: int = given.run(given)
         return code
-    except ClearStampError as error:
+    except (ClearStampError, OSError) as error:
+        typed = type(error) is ClearStampError or isinstance(error, OSError) or given.verb == "seal"
         say(f"clearstamp {given.verb}: {error}")
-        return SLIP if type(error) is ClearStampError or given.verb == "seal" else UNCHECKED
-    except OSError as error:
-        say(f"clearstamp {given.verb}: {error}")
-        return SLIP
-    except Exception:  # else Python would exit with 1, which says "no match"
+        return told(given, [], {"error": str(error)}, SLIP if typed else UNCHECKED)
+    except (Exception, SystemExit) as error:  # else Python would exit with 1, which says "no match", or with 0
         traceback.print_exc()
-        return UNCHECKED
+        return told(given, [], {"error": f"{type(error).__name__}: {error}"}, UNCHECKED)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -84,49 +87,41 @@ def parser() -> argparse.ArgumentParser:
         epilog="clearstamp VERB --help explains a verb, with an example.\n\n" + CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    whole.add_argument("--version", action="version", version=f"clearstamp {version('clearstamp')}")
     verbs = whole.add_subparsers(dest="verb", metavar="VERB", required=True)
 
     one = verb(verbs, "seal", run_seal, SEAL)
-    one.add_argument(
-        "--outputs", type=integers, required=True, metavar="N", help="length or shape of the model's output"
-    )
+    one.add_argument("--outputs", type=integers, required=True, metavar="N", help="shape of the output, or of --tap's")
     one.add_argument("--shape", type=integers, required=True, metavar="C,H,W", help="shape of the model's input")
     one.add_argument("--codes", type=int, default=11, metavar="N", help="how many pictures hold drawn letters (11)")
     one.add_argument("--images", type=file, nargs="+", default=[], metavar="FILE", help="pictures of yours, as a logo")
     one.add_argument(
-        "--bytes", type=file, metavar="FILE", help="a text of yours that the pictures hold in place of letters"
+        "--bytes", type=file, metavar="FILE", help="a text of yours that pictures hold in place of letters"
     )
     one.add_argument(
-        "--tap", metavar="LAYER", help="the layer at whose output keys enter, so that a new head does no harm"
+        "--tap", metavar="LAYER", help="the layer behind which keys enter, so that a new head does no harm"
     )
-    one.add_argument(
-        "--reserve", type=count, default=0, metavar="N", help="further seals, for when the first was opened"
-    )
+    one.add_argument("--reserve", type=count, default=0, metavar="N", help="further seals, for when one was opened")
     one.add_argument("--test", choices=TESTS, help="the one test that will be run (letters, bits with --bytes)")
     one.add_argument("--text", default="", help="words of yours that are sealed too, such as your name")
     sign(one, "your Ed25519 key in PEM; made if there is none")
     one.add_argument("-o", dest="out", type=new, required=True, metavar="NAME.seal", help="where the seal goes")
-    as_json(one)
 
     one = verb(verbs, "date", run_date, DATE)
     one.add_argument("file", type=file, metavar="FILE", help="what is dated: a commitment or a deposit")
     how = one.add_mutually_exclusive_group()
     how.add_argument("--tsa", metavar="URL", help="ask this time-stamp authority (RFC 3161)")
-    how.add_argument(
-        "--token", type=file, metavar="FILE.tsr", help="take the answer that an authority gave to FILE.tsq"
-    )
-    roots(one, required=False)
+    how.add_argument("--token", type=file, metavar="FILE.tsr", help="take what an authority answered to FILE.tsq")
+    roots(one)
 
     one = verb(verbs, "deposit", run_deposit, DEPOSIT)
     one.add_argument("model", type=file, metavar="MODEL", help="the file of your trained weights")
     sealed(one)
     architecture(one)
     sign(one, "your Ed25519 key in PEM")
-    as_json(one)
 
     one = verb(verbs, "inspect", run_inspect, INSPECT)
     one.add_argument("file", type=file, metavar="FILE", help="a checkpoint")
-    as_json(one)
 
     one = verb(verbs, "examine", run_examine, EXAMINE)
     one.add_argument("suspect", type=file, metavar="SUSPECT", help="the file that was found")
@@ -134,32 +129,20 @@ def parser() -> argparse.ArgumentParser:
     architecture(one)
     sign(one, "your Ed25519 key in PEM")
     one.add_argument("--source", default="", metavar="WHERE", help="where the file was found; nobody can check this")
-    one.add_argument(
-        "--obtained", default="", metavar="DATE", help="when it was obtained, and by whom; nobody can check it"
-    )
-    one.add_argument(
-        "--searched", type=count, default=1, metavar="N", help="files examined up to this one; multiplies p (1)"
-    )
-    one.add_argument(
-        "--part", metavar="NAME", help="which part of the file, if several fit: clearstamp inspect lists them"
-    )
+    one.add_argument("--obtained", default="", metavar="DATE", help="when, and by whom; nobody can check this either")
+    one.add_argument("--searched", type=count, default=1, metavar="N", help="files up to this one; multiplies p (1)")
+    one.add_argument("--part", metavar="NAME", help="a part of the file, if several fit: clearstamp inspect lists them")
     one.add_argument("--partial", action="store_true", help="read a file that lacks some of the model's tensors")
-    one.add_argument(
-        "--head-from", type=file, metavar="MODEL", help="put back the one layer that was replaced, of your own"
-    )
+    one.add_argument("--head-from", type=file, metavar="MODEL", help="put back a layer that was replaced, of your own")
     one.add_argument("-o", dest="out", type=Path, required=True, metavar="DIR", help="a new folder for the evidence")
-    as_json(one)
 
     one = verb(verbs, "verify", run_verify, VERIFY)
     evidence(one)
     one.add_argument("--suspect", type=file, metavar="FILE", help="the suspect's file, to be read again")
     architecture(one, required=False)
     roots(one)
-    one.add_argument(
-        "--owner", type=file, metavar="FILE.pub", help="the owner's public key in PEM, as you got it elsewhere"
-    )
+    one.add_argument("--owner", type=file, metavar="FILE.pub", help="the owner's public key in PEM, from elsewhere")
     alpha(one)
-    as_json(one)
 
     one = verb(verbs, "blind", run_blind, BLIND)
     evidence(one)
@@ -167,12 +150,9 @@ def parser() -> argparse.ArgumentParser:
 
     one = verb(verbs, "grade", run_grade, GRADE)
     evidence(one)
-    one.add_argument(
-        "answers", type=file, nargs="+", metavar=ANSWERS, help="the form that a reader filled in, one for each"
-    )
+    one.add_argument("answers", type=file, nargs="+", metavar=ANSWERS, help="the form of a reader, one for each")
     one.add_argument("--asked", type=count, metavar="N", help="how many were asked, if not all answered; multiplies p")
     alpha(one)
-    as_json(one)
     return whole
 
 
@@ -185,19 +165,19 @@ def verb(verbs: Any, name: str, run: Callable[[argparse.Namespace], int], about:
     made: argparse.ArgumentParser = verbs.add_parser(
         name,
         help=first,
-        description=f"{first}.\n\n{fill(rest, 80)}",
+        description=f"{first}{'' if first.endswith('?') else '.'}\n\n{fill(rest, 80)}",
         epilog=f"{example}\n\n{CODES}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    made.add_argument("--json", action="store_true", help="print JSON, for programs")
     made.set_defaults(run=run)
     return made
 
 
 def sealed(one: argparse.ArgumentParser) -> None:
-    one.add_argument(
-        "--seal", type=file, required=True, metavar="NAME.seal", help="your seal; its statements lie beside it"
-    )
+    told = "your seal; its statements lie beside it"
+    one.add_argument("--seal", type=file, required=True, metavar="NAME.seal", help=told)
 
 
 def architecture(one: argparse.ArgumentParser, *, required: bool = True) -> None:
@@ -212,31 +192,26 @@ def evidence(one: argparse.ArgumentParser) -> None:
     one.add_argument("evidence", type=there, metavar="DIR|ZIP", help="the evidence")
 
 
-def roots(one: argparse.ArgumentParser, *, required: bool = False) -> None:
+def roots(one: argparse.ArgumentParser) -> None:
     told = "root certificates of time-stamp authorities that you trust, in PEM"
-    one.add_argument("--root", type=file, required=required, metavar="FILE.pem", help=told)
+    one.add_argument("--root", type=file, metavar="FILE.pem", help=told)
 
 
 def alpha(one: argparse.ArgumentParser) -> None:
-    one.add_argument(
-        "--alpha", type=probability, default=ALPHA, metavar="P", help=f"a match is a p of at most this ({ALPHA})"
-    )
-
-
-def as_json(one: argparse.ArgumentParser) -> None:
-    one.add_argument("--json", action="store_true", help="print JSON, for programs")
+    told = f"a match is a p of at most this ({ALPHA}), and of the seal's own bar"
+    one.add_argument("--alpha", type=probability, default=ALPHA, metavar="P", help=told)
 
 
 def file(text: str) -> Path:
     """A file that is there."""
-    if not Path(text).is_file():
-        raise argparse.ArgumentTypeError(f"{text} is a folder" if Path(text).is_dir() else f"no such file: {text}")
+    if not os.path.isfile(text):  # which raises for no name, however long, and for no folder, however closed
+        raise argparse.ArgumentTypeError(f"{text} is a folder" if os.path.isdir(text) else f"no such file: {text}")
     return Path(text)
 
 
 def there(text: str) -> Path:
     """A file or a folder that is there."""
-    return Path(text) if Path(text).is_dir() else file(text)
+    return Path(text) if os.path.isdir(text) else file(text)
 
 
 def new(text: str) -> Path:
@@ -295,9 +270,10 @@ example:
 
 def run_seal(given: argparse.Namespace) -> int:
     paths = [given.out, *(beside(given.out, f".reserve-{place}.seal") for place in range(1, given.reserve + 1))]
-    for path in [*paths, *(commitment_of(path) for path in paths)]:
-        if os.path.lexists(path):
-            raise ClearStampError("there is something already, and nothing is overwritten", got=path)
+    made = [*paths, *(each for path in paths for each in statement_paths(commitment_of(path)))]
+    check_new(made)
+    if {path.resolve() for path in made} & {given.sign.resolve(), Path(f"{given.sign}.pub").resolve()}:
+        raise ClearStampError("the key would lie where the seal goes", got=given.sign)
     signer = Signer.load(given.sign) if given.sign.exists() else None
     seals = [
         Seal.make(
@@ -316,24 +292,21 @@ def run_seal(given: argparse.Namespace) -> int:
         signer = Signer.make()
         public = signer.save(given.sign)
         say(f"made the key {given.sign} (SECRET: it signs in your name) and {public}, which you give to others")
-    for seal, path in zip(seals, paths, strict=True):
-        seal.save(path)
-        commit(seal, signer).save(commitment_of(path))
     choices = seals[0].choices
     best, bar = choices.floor * len(choices.attempts), choices.alpha
     size, what = {"bits": (choices.bits, "bits"), "order": (len(choices.pictures), "pictures in their order")}.get(
         choices.test, (choices.letters, f"letters of {len(choices.alphabet)}")
     )
-    lines = [f"test {choices.test}: {size} {what}   best p {best:.1e}   floor ok (bar {bar:.1e})"]
-    made = []
+    lines = [f"test {choices.test}: {size} {what}   best p {chance.told(best):.1e}   floor ok (bar {bar:.1e})"]
+    facts: dict[str, Any] = {"test": choices.test, "of": size, "best_p": f"{chance.told(best, 6):.5e}"}
+    facts |= {"bar": f"{bar:.5e}", "seals": []}
     for seal, path in zip(seals, paths, strict=True):
-        statement = commitment_of(path)
-        lines.append(
-            f"wrote {path} (SECRET: it reads and erases the stamp), {statement} ({shortened(seal.commitment)})"
-        )
+        statement, short = commitment_of(path), f"{seal.commitment[:6]}...{seal.commitment[-2:]}"
+        seal.save(path)
+        commit(seal, signer).save(statement)
+        lines.append(f"wrote {path} (SECRET: it reads and erases the stamp), {statement} ({short})")
         lines.append(f"NOT DATED YET: clearstamp date {statement} --tsa URL")
-        made.append({"seal": str(path), "statement": str(statement), "commitment": seal.commitment})
-    facts = {"test": choices.test, "of": size, "best_p": f"{best:.5e}", "bar": f"{bar:.5e}", "seals": made}
+        facts["seals"].append({"seal": str(path), "statement": str(statement), "commitment": seal.commitment})
     return told(given, lines, facts)
 
 
@@ -355,15 +328,18 @@ def run_date(given: argparse.Namespace) -> int:
         raise ClearStampError("it is dated already, and nothing is overwritten", got=token_path)
     if given.tsa is None and given.token is None:
         write_atomically(request_path, time_stamp_request(content))
-        print(
-            f"wrote {request_path}: send it to a time-stamp authority, as by\n"
-            f"  curl -H 'Content-Type: application/timestamp-query' --data-binary @{request_path} URL > answer.tsr\n"
-            f"NOT DATED YET: clearstamp date {path} --token answer.tsr"
-        )
-        return MATCH
+        lines = [
+            f"wrote {request_path}: send it to a time-stamp authority, as by",
+            f"  curl -H 'Content-Type: application/timestamp-query' --data-binary @{request_path} URL > answer.tsr",
+            f"NOT DATED YET: clearstamp date {path} --token answer.tsr",
+        ]
+        return told(given, lines, {"request": str(request_path)})
     token = fetch_token(content, given.tsa) if given.token is None else given.token.read_bytes()
     if hashlib.sha256(content).digest() not in token:
-        raise ClearStampError("the token is one of another file", got=given.token, expected=f"one of {path}")
+        expected = f"one with the SHA-256 of {path}"
+        raise ClearStampError("the token is one of another file, or hash", got=given.token, expected=expected)
+    if request_path.is_file() and token == request_path.read_bytes():
+        raise ClearStampError("this is what was asked, not what an authority answered", got=given.token)
     found = f"NOT CHECKED: --root, the certificate of an authority that you trust, tells whether {token_path} holds"
     code = MATCH
     if given.root is not None:
@@ -374,8 +350,7 @@ def run_date(given: argparse.Namespace) -> int:
             found = f"UNCHECKED: {error}; openssl ts -verify -data {path} -in {token_path} -CAfile {given.root}"
             code = UNCHECKED
     write_atomically(token_path, token)
-    print(f"wrote {token_path}\n{found}")
-    return code
+    return told(given, [f"wrote {token_path}", found], {"token": str(token_path), "found": found}, code)
 
 
 DEPOSIT = """
@@ -392,16 +367,17 @@ example:
 
 def run_deposit(given: argparse.Namespace) -> int:
     path = deposit_of(given.seal)
-    if os.path.lexists(path):
-        raise ClearStampError("there is a deposit already, and nothing is overwritten", got=path)
+    check_new(statement_paths(path))
     seal, signer = Seal.load(given.seal), Signer.load(given.sign)
+    if commitment_of(given.seal).is_file():
+        check_own("commitment", Statement.load(commitment_of(given.seal)), seal, signer)
     model = load_suspect(given.model, built(given.arch.fitting(seal.choices), given.model)).model
     verdict = verify(seal.transpose(model), seal)
     made = deposit(seal, model, verdict, signer)
     made.save(path)
     lines = [*str(verdict).splitlines(), f"wrote {path}", f"NOT DATED YET: clearstamp date {path} --tsa URL"]
     facts = {"statement": str(path), "model": json.loads(made.content)["model"], "reading": in_numbers(verdict)}
-    return told(given, lines, facts, verdict.outcome)
+    return told(given, lines, facts, judged(verdict.outcome))
 
 
 INSPECT = """
@@ -489,7 +465,7 @@ def run_examine(given: argparse.Namespace) -> int:
         f"clearstamp verify {given.out} --suspect {given.suspect} --root tsa.pem --owner {given.sign}.pub",
     ]
     facts = {"evidence": str(given.out), "suspect": made.suspect, "verdict": in_numbers(made.verdict)}
-    return told(given, lines, facts, made.verdict.outcome)
+    return told(given, lines, facts, judged(made.verdict.outcome))
 
 
 VERIFY = """
@@ -508,7 +484,9 @@ example:
 def run_verify(given: argparse.Namespace) -> int:
     away = [folder_of(given.evidence), *([] if given.suspect is None else [folder_of(given.suspect)])]
 
-    def known(text: str) -> nn.Module:
+    def architecture(text: str) -> nn.Module:
+        if given.arch is not None:
+            return built(given.arch.fitting(Evidence.read(given.evidence).seal.choices), *away)
         found = Architecture.parse(text)
         if found.own_code:
             raise ClearStampError(
@@ -516,19 +494,18 @@ def run_verify(given: argparse.Namespace) -> int:
             )
         return found.build()
 
-    arch = given.arch
-    with suppress(ClearStampError):  # of evidence that cannot be read, which the checks tell
-        arch = arch and arch.fitting(Evidence.read(given.evidence).seal.choices)
+    for path in (given.owner, given.root):
+        if path is not None and given.evidence.resolve() in path.resolve().parents:
+            raise ClearStampError("what lies in the evidence proves nothing", got=path, remedy="yours, from elsewhere")
     result = verify_evidence(
         given.evidence,
         owner=None if given.owner is None else given.owner.read_bytes(),
         roots=None if given.root is None else given.root.read_bytes(),
         suspect=given.suspect,
-        architecture=known if arch is None else built(arch, *away),
+        architecture=architecture,
         alpha=given.alpha,
     )
-    print(json.dumps(result.as_json(), indent=1) if given.json else result)
-    return result.exit_code
+    return told(given, str(result).splitlines(), result.as_json(), result.exit_code)
 
 
 BLIND = """
@@ -549,15 +526,18 @@ def run_blind(given: argparse.Namespace) -> int:
         raise ClearStampError(
             "nothing is added to evidence", got=given.out, remedy="a folder of its own for the reader"
         )
-    if os.path.lexists(form_path):
-        raise ClearStampError("there is something already, and nothing is overwritten", got=form_path)
+    check_new([form_path])
+    if given.out.name == ANSWERS:
+        raise ClearStampError("the form for the answers has that name", got=given.out, remedy="another for the sheet")
     held = Evidence.read(given.evidence)
     page, form = blind(held.seal, held.pictures)
     write_atomically(given.out, page.encode())
     write_atomically(form_path, form.encode())
-    print(f"wrote {given.out}, {form_path}")
-    print(f"for each reader both, and nothing else; then: clearstamp grade {given.evidence} {ANSWERS}")
-    return MATCH
+    lines = [
+        f"wrote {given.out}, {form_path}",
+        f"for each reader both, and nothing else; then: clearstamp grade {given.evidence} {form_path}",
+    ]
+    return told(given, lines, {"sheet": str(given.out), "form": str(form_path)})
 
 
 GRADE = """
@@ -585,25 +565,33 @@ def run_grade(given: argparse.Namespace) -> int:
         alpha=given.alpha,
     )
     facts = {
-        "readers": [{"reader": name, "right": right, "p": f"{p:.5e}"} for name, right, p in found.readers],
+        "readers": [
+            {"reader": name, "right": right, "p": f"{chance.told(p, 6):.5e}"} for name, right, p in found.readers
+        ],
         "of": found.of,
         "what": found.what,
         "asked": found.asked,
         "tries": found.tries,
-        "p": f"{found.p:.5e}",
+        "p": f"{chance.told(found.p, 6):.5e}",
         "outcome": found.outcome.value,
     }
-    return told(given, str(found).splitlines(), facts, found.outcome)
+    return told(given, str(found).splitlines(), facts, judged(found.outcome))
 
 
 # ------------------------------------------------------------------------------------------------------- what is told
 
 
-def told(
-    given: argparse.Namespace, lines: Sequence[str], facts: Mapping[str, Any], outcome: Outcome = Outcome.MATCH
-) -> int:
-    """Print what was found, for people or for programs; the exit code."""
-    print(json.dumps(facts, indent=1) if given.json else shown("\n".join(lines)))
+def told(given: argparse.Namespace, lines: Sequence[str], facts: Mapping[str, Any], code: int = MATCH) -> int:
+    """Print what was found, in lines for people or as facts for programs; the exit code."""
+    if given.json:
+        print(json.dumps({"exit_code": code, **facts}, indent=1))
+    elif lines:
+        print(shown("\n".join(lines)))
+    return code
+
+
+def judged(outcome: Outcome) -> int:
+    """The exit code of a verdict."""
     return MATCH if outcome is Outcome.MATCH else NO_MATCH
 
 
@@ -625,10 +613,6 @@ def shown(text: str) -> str:
     return "\n".join(map(plain, text.split("\n")))
 
 
-def shortened(digest: str) -> str:
-    return f"{digest[:6]}...{digest[-2:]}"
-
-
 def beside(path: Path, ending: str) -> Path:
     """The file of another ending that belongs to a seal."""
     return path.with_name(path.name.removesuffix(".seal") + ending)
@@ -640,6 +624,17 @@ def commitment_of(path: Path) -> Path:
 
 def deposit_of(path: Path) -> Path:
     return beside(path, ".deposit.json")
+
+
+def statement_paths(path: Path) -> list[Path]:
+    """A statement's file, and all that may lie beside it."""
+    return [path, *(Path(f"{path}{ending}") for ending in BESIDE.values())]
+
+
+def check_new(paths: Sequence[Path]) -> None:
+    """Raise `ClearStampError` if anything is there already."""
+    if there := [path for path in paths if os.path.lexists(path)]:
+        raise ClearStampError("there is something already, and nothing is overwritten", got=there[0])
 
 
 def folder_of(path: Path) -> Path:

@@ -29,8 +29,7 @@ from clearstamp.evidence.report import README, render
 from clearstamp.evidence.seal import Seal, sha256
 from clearstamp.evidence.signing import Signer, fingerprint, signed_by
 from clearstamp.evidence.statements import Statement, in_numbers, statement_fields, tensor_digest
-from clearstamp.evidence.verdict import reread, verify
-from clearstamp.reading import extract
+from clearstamp.evidence.verdict import best_reading
 from clearstamp.suspects import Suspect, load_suspect
 
 CHECK = Path(__file__).with_name("check.py").read_bytes()
@@ -72,9 +71,10 @@ def examine(
     found = load_suspect(suspect, architecture, choose=choose, partial=partial, head_from=head_from)
     model = found.model.cpu()  # one arithmetic for everybody: float32 on the CPU
     fitting = len(found.report.fitting)
-    back = seal.transpose(model)
-    verdict = verify(back, seal, searched=searched * fitting, grafted=found.report.head is not None)
-    signals = extract(reread(back, seal, verdict.attempt), seal.stamp())
+    grafted = found.report.head is not None
+    verdict, signals = best_reading(seal.transpose(model), seal, searched=searched * fitting, grafted=grafted)
+    if not bool(signals.isfinite().all()):
+        raise EvidenceError("the model reveals numbers that are not finite, which nobody can look at")
     said = {"architecture": named, "source": source, "obtained": obtained, "searched": searched}
     members = {
         **opened_seal(seal),

@@ -5,11 +5,9 @@ import json
 import os
 import re
 import stat
-import struct
 import zipfile
-import zlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -24,7 +22,7 @@ from clearstamp.errors import EvidenceError
 from clearstamp.evidence.readers import Numbers, Pixels, best
 from clearstamp.evidence.seal import Choices, Seal, opened, png, sha256, strict_json
 from clearstamp.evidence.statements import BESIDE, Statement, checked, in_numbers
-from clearstamp.evidence.verdict import Outcome, Verdict, judge
+from clearstamp.evidence.verdict import Verdict, judge
 from clearstamp.files import write_atomically
 from clearstamp.suspects import shards
 
@@ -82,6 +80,10 @@ SUSPECT = {
 """The fields of each of these files, and the types of their values."""
 
 
+class UnreadableError(EvidenceError):
+    """Evidence that the system does not let one read, which says nothing about what is in it."""
+
+
 @dataclass(frozen=True, repr=False, eq=False)
 class Evidence:
     """An evidence folder in memory: the bytes of every member by its name, so that nothing changes once it is checked.
@@ -95,20 +97,26 @@ class Evidence:
     def read(cls, path: str | Path) -> Self:
         """A folder or a zip, whole. Raises `EvidenceError` for links, names that cannot be, and more than is read.
 
+        Raises `UnreadableError`, which is one, where the system refuses.
+
         Nothing is said about who made it: that is for `verify_evidence`. Of a zip the members alone count: other
         bytes between them change nothing.
         """
         path = Path(path)
         members: dict[str, bytes] = {}
-        left = LARGEST
-        for name, content in folder_members(path) if path.is_dir() else zip_members(path):
-            left -= len(content)
-            if left < 0 or len(members) >= MOST:
-                expected = f"at most {MOST} files of {LARGEST >> 20} MiB together"
-                raise EvidenceError("more than evidence has", expected=expected, where=path)
-            if name.casefold() in map(str.casefold, members):
-                raise EvidenceError("two files of one name", got=ascii(name), where=path)
-            members[name] = content
+        left, taken = LARGEST, set[str]()
+        try:
+            for name, content in folder_members(path) if path.is_dir() else zip_members(path):
+                left -= len(content)
+                if left < 0 or len(members) >= MOST:
+                    expected = f"at most {MOST} files of {LARGEST >> 20} MiB together"
+                    raise EvidenceError("more than evidence has", expected=expected, where=path)
+                if name.casefold() in taken:
+                    raise EvidenceError("two files of one name", got=ascii(name), where=path)
+                members[name] = content
+                taken.add(name.casefold())
+        except OSError as error:
+            raise UnreadableError("the evidence cannot be read", got=error) from error
         return cls(members)
 
     def write(self, path: str | Path) -> None:
@@ -152,27 +160,22 @@ class Evidence:
             if type(each) is not dict:
                 raise EvidenceError("not the list of a suspect's files", where="suspect.json")
             checked(each, {"name": str, "size": int, "sha256": str}, "suspect.json")
-        if min(found["fitting"], found["searched"]) < 1 or found["attempt"] not in self.seal.choices.attempts:
+        tries = (found["fitting"], found["searched"])
+        if not 1 <= min(tries) <= max(tries) < 10**9 or found["attempt"] not in self.seal.choices.attempts:
             raise EvidenceError("attempts that cannot be", where="suspect.json")
         return found
 
     @cached_property
     def seal(self) -> Seal:
         """The opened seal."""
-        written, data = self.file("seal/choices.json"), self.members.get("secrets/data.bin", b"")
-        choices = Choices.read(written)
-        if 8 * len(data) > choices.bits:  # which would be encoded before anybody sees that they are too many
-            raise EvidenceError(
-                "more data than the pictures hold", got=f"{len(data)} bytes", expected=choices.bits // 8
-            )
+        written = self.file("seal/choices.json")
+        count = len(Choices.read(written).pictures)
         return Seal(
             written,
             self.file("seal/seed.bin"),
             glyphs=self.members.get("secrets/glyphs.png", b""),
-            pictures=tuple(
-                self.file(f"secrets/picture-{place:02d}.png") for place in range(1, len(choices.pictures) + 1)
-            ),
-            data=data,
+            pictures=tuple(self.file(f"secrets/picture-{place:02d}.png") for place in range(1, count + 1)),
+            data=self.members.get("secrets/data.bin", b""),
         )
 
     @cached_property
@@ -197,10 +200,8 @@ class Evidence:
     def verdict(self) -> Verdict:
         """On the pictures as they are in the folder, whatever the manifest says."""
         suspect = self.suspect
-        searched = suspect["searched"] * suspect["fitting"]
-        found = judge(self.seal, self.pictures, attempt=suspect["attempt"], searched=searched)
-        matched = suspect["head"] and found.outcome is not Outcome.NO_MATCH
-        return replace(found, outcome=Outcome.SUPPORTS) if matched else found
+        searched, grafted = suspect["searched"] * suspect["fitting"], bool(suspect["head"])
+        return judge(self.seal, self.pictures, attempt=suspect["attempt"], searched=searched, grafted=grafted)
 
     @property
     def commitment(self) -> Statement:
@@ -301,12 +302,9 @@ def file_content(entry: os.DirEntry[str]) -> bytes:
     """The bytes of a plain file, of which no more is read than evidence may have."""
     if not entry.is_file(follow_symlinks=False):
         raise EvidenceError("neither a plain file nor a folder of evidence", got=ascii(entry.name))
-    try:
-        file = os.open(entry.path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
-        with os.fdopen(file, "rb") as opened_file:
-            return opened_file.read(LARGEST + 1)
-    except OSError as error:
-        raise EvidenceError("a file cannot be read", got=ascii(entry.name)) from error
+    file = os.open(entry.path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+    with os.fdopen(file, "rb") as opened_file:
+        return opened_file.read(LARGEST + 1)
 
 
 def zip_members(path: Path) -> Iterator[tuple[str, bytes]]:
@@ -314,23 +312,21 @@ def zip_members(path: Path) -> Iterator[tuple[str, bytes]]:
 
     Raises `EvidenceError` for what the same names could hide, for links, encryption, and anything that does not unpack.
     """
-    try:
-        with zipfile.ZipFile(path) as archive:
+    with open(path, "rb") as opened_file:
+        try:
+            archive = zipfile.ZipFile(opened_file)
             entries = [entry for entry in archive.infolist() if not plain_folder(entry)]
-            around = f"{Path(path).stem}/"
-            inside = all(entry.filename.startswith(around) for entry in entries)
+            around = re.match(r"\w[^/\\:]*/", os.path.commonprefix([entry.filename for entry in entries]))
             for entry in entries:
                 kind = stat.S_IFMT(entry.external_attr >> 16)
                 if kind not in (0, stat.S_IFREG) or entry.flag_bits & 1 or entry.orig_filename != entry.filename:
                     raise EvidenceError("neither a plain file nor a folder of evidence", got=ascii(entry.filename))
                 with archive.open(entry) as file:
-                    yield entry.filename.removeprefix(around if inside else ""), file.read(LARGEST + 1)
-    except DAMAGED as error:
-        raise EvidenceError("neither a folder nor a whole zip", got=type(error).__name__, where=path) from error
-
-
-DAMAGED = (OSError, zipfile.BadZipFile, zlib.error, EOFError, struct.error, NotImplementedError, RuntimeError)
-"""What `zipfile` raises for a file that is not whole, or that it does not unpack."""
+                    yield entry.filename.removeprefix(around[0] if around else ""), file.read(LARGEST + 1)
+        except EvidenceError:
+            raise
+        except Exception as error:  # of a damaged zip the library raises whatever its parsers meet
+            raise EvidenceError("neither a folder nor a whole zip", got=type(error).__name__, where=path) from error
 
 
 def plain_folder(entry: zipfile.ZipInfo) -> bool:

@@ -23,7 +23,6 @@ import numpy as np
 
 from clearstamp.errors import EvidenceError
 from clearstamp.evidence import chance
-from clearstamp.evidence.draws import blocks
 from clearstamp.evidence.readers import Numbers, Pixels
 from clearstamp.evidence.seal import BAR, Choices, Seal, png, sha256, strict_json
 from clearstamp.evidence.verdict import NOT_INNOCENCE, Outcome, outcome
@@ -73,9 +72,12 @@ class Grade:
     outcome: Outcome
 
     def __str__(self) -> str:
-        lines = [f"{name}: {right} of {self.of} {self.what} right, p = {p:.1e}" for name, right, p in self.readers]
+        lines = [
+            f"{name}: {right} of {self.of} {self.what} right, p = {chance.told(p):.1e}"
+            for name, right, p in self.readers
+        ]
         lines.append(f"asked {self.asked}; {self.tries} tries counted: p is multiplied by both")
-        lines.append(f"{self.outcome.value}   p = {self.p:.1e}")
+        lines.append(f"{self.outcome.value}   p = {chance.told(self.p):.1e}")
         return "\n".join([*lines, NOT_INNOCENCE])
 
 
@@ -115,7 +117,7 @@ def blind(seal: Seal, pictures: Pixels) -> tuple[str, str]:
         rows, columns = choices.rows, choices.columns
     else:
         about, rows, columns = PICTURES, 1, 1
-        known = [(str(place), picture) for place, picture in enumerate(owned(seal), start=1)]
+        known = [(str(place), picture) for place, picture in enumerate(seal.owned, start=1)]
     blank, longest = " ".join([UNREAD * columns] * rows), max(len(name) for name, _ in known)
     read = {str(number): blank for number in range(1, len(shown) + 1)}
     form = {"type": ANSWERS, "sheet": sheet_digest(shown), "reader": "", "read": read}
@@ -132,14 +134,6 @@ def blind(seal: Seal, pictures: Pixels) -> tuple[str, str]:
         last=len(shown),
     )
     return page, answers
-
-
-def owned(seal: Seal) -> Pixels:
-    """The owner's pictures in the owner's order, as they were sealed, ``[n, C, H, W]``."""
-    drawn, secrets = seal.draws.order(len(seal.pictures)), seal.secrets()[seal.choices.codes :]
-    found = np.empty_like(secrets)
-    found[drawn] = secrets
-    return found
 
 
 def read_answers(written: bytes, seal: Seal, pictures: Pixels) -> Answers:
@@ -186,7 +180,7 @@ def grade(
     """How often chance reads as well as the best of some people.
 
     `asked` is how many were asked, at least as many as answered. `tries` and `grafted` are those of the verdict on the
-    pictures, since they were chosen by it. A match needs a p of at most `alpha`, whatever the owner's own bar.
+    pictures, since they were chosen by it. A match needs a p of at most `alpha`, and of the seal's own bar.
 
     Raises `EvidenceError` for fewer asked than answered, and for somebody who answered twice.
     """
@@ -207,7 +201,7 @@ def grade(
         asked=asked,
         tries=tries,
         p=p,
-        outcome=outcome(p, alpha, grafted=grafted),
+        outcome=outcome(p, min(alpha, seal.choices.alpha), grafted=grafted),
     )
 
 
@@ -223,9 +217,7 @@ def orders(seal: Seal, places: Numbers, read: Numbers) -> tuple[int, int, Decima
     answers = np.full(len(drawn), -1)
     answers[places - seal.choices.codes] = read[:, 0]
     scores = (answers[:, None] == np.arange(len(drawn))).astype(np.int64)
-    parts = [slice(*block) for block in blocks(len(drawn))]
-    p = chance.together([chance.orders(scores[part, part], drawn[part] - part.start) for part in parts])
-    return int((answers == drawn).sum()), len(drawn), p
+    return int((answers == drawn).sum()), len(drawn), chance.orders(scores, drawn)
 
 
 # ---------------------------------------------------------------------------------------------------------- the sheet

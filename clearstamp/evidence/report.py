@@ -2,8 +2,11 @@
 
 import base64
 import html
-from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
+import re
+from decimal import Decimal
+from unicodedata import category
 
+from clearstamp.evidence import chance
 from clearstamp.evidence.folder import Evidence, key_names, spelled
 from clearstamp.evidence.readers import best
 from clearstamp.evidence.seal import sha256
@@ -21,7 +24,7 @@ COMMANDS = (
     ("", "sha256sum SHA256SUMS"),
     (
         "When the seal existed. tsa.pem is the root certificate of a time-stamp authority that you trust.",
-        "openssl ts -verify -data seal/commitment.json -in seal/commitment.json.tsr -CAfile tsa.pem",
+        "openssl ts -verify -data seal/commitment.json -in seal/commitment.json.tsr -CAfile ../tsa.pem",
     ),
     (
         "The draws and p, from seed and pictures. Needs numpy and Pillow; first read its hundred lines.",
@@ -29,7 +32,7 @@ COMMANDS = (
     ),
     (
         "All of it, and the pictures read again out of the suspect's file. Needs the library.",
-        "clearstamp verify . --suspect FILE --root tsa.pem --owner owner.pub",
+        "clearstamp verify . --suspect ../FILE --root ../tsa.pem --owner ../owner.pub",
     ),
 )
 """What a verifier runs in the folder, and why."""
@@ -43,7 +46,7 @@ MEANING = {
 
 NOT_SHOWN = (
     "Who trained first, unless a dated deposit of the trained model says so.",
-    "How the suspect's file was obtained. Source and date are the examiner's word.",
+    "How the suspect's file was obtained, and that it is what the accused gave out: this is the examiner's word.",
     "Whether the use was allowed: a licensed copy matches too.",
     "Which of two holders of a seed acted.",
     "Models that cannot be read from a file, or that were distilled, or from which the stamp was erased with its keys.",
@@ -53,14 +56,15 @@ NOT_SHOWN = (
 
 ASSUMED = (
     "The numbers rest on SHA-256, SHAKE-256 and scrypt behaving as random functions, and on a seed that nobody else "
-    "had. A forger needs about 1 / p seeds, dated or not: what that costs was not measured. Without a time-stamp that "
-    "you checked, nothing here is dated."
+    "had. A forger needs about 1 / p seeds, dated or not: what that costs was not measured, nor how stamps do whose "
+    "keys enter at an inner layer, nor what seals in reserve show of each other. What was measured are small networks "
+    "for small pictures. Without a time-stamp that you checked, nothing here is dated."
 )
 
 README = f"""EVIDENCE
 
 report.html is for reading. It was written by whoever signed this folder: believe what you check, not what it says.
-Checks, in this folder and without a network:
+Checks, in this folder and without a network. What you have from elsewhere lies beside the folder, not in it:
 
 {"".join(f"{why and chr(10) + why + chr(10)}  {command}{chr(10)}" for why, command in COMMANDS).lstrip()}
 Not shown by any of this:
@@ -103,9 +107,14 @@ pre { background: var(--shade); border: 1px solid var(--line); border-radius: .4
 """
 
 
+UNSEEN = ("Cc", "Cf", "Co", "Cs", "Zl", "Zp", "Zs")
+"""Categories of Unicode that act, or show nothing. Letters that a Python does not know yet are letters: all write the
+same report."""
+
+
 def plain(text: str) -> str:
     """Text that others wrote, so that a terminal shows it and does nothing else."""
-    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+    return "".join(ascii(letter)[1:-1] if category(letter) in UNSEEN and letter != " " else letter for letter in text)
 
 
 def escape(text: str) -> str:
@@ -118,9 +127,7 @@ def render(evidence: Evidence) -> bytes:
     verdict, suspect = evidence.verdict, evidence.suspect
     outcome = verdict.outcome.value
     names = ", ".join(each["name"] for each in suspect["files"])
-    bar = (
-        "" if outcome == Outcome.MATCH else f'<span class="soft">(a match from 2<sup>−{verdict.bar}</sup> down)</span>'
-    )
+    bar = f'<span class="soft">(a match from 2<sup>−{verdict.bar}</sup> down)</span>'
     body = f"""
 <h1>Does {escape(names)} carry a sealed stamp?</h1>
 <section class="verdict {outcome.split()[0]}">
@@ -142,7 +149,8 @@ that key. {counted(evidence)} Mean correlation of pictures and secrets: {verdict
 {"".join(f"<dt>{escape(name)}</dt><dd>{value}</dd>{chr(10)}" for name, value in facts(evidence))}</dl>
 
 <h2>Checks to be made</h2>
-<p>This page was written by whoever signed the folder, and checks nothing. In the folder, without a network:</p>
+<p>This page was written by whoever signed the folder, and checks nothing. In the folder, without a network, and with
+what you have from elsewhere beside it:</p>
 {"".join(f"{why and f'<p>{escape(why)}</p>'}<pre>{escape(command)}</pre>{chr(10)}" for why, command in COMMANDS)}
 <h2>What this does not show</h2>
 <ul>
@@ -163,29 +171,23 @@ that key. {counted(evidence)} Mean correlation of pictures and secrets: {verdict
 
 def power(p: Decimal) -> str:
     """p with two digits, rounded up, as a power of ten."""
-    found = Context(prec=2, rounding=ROUND_CEILING).plus(p)
+    found = chance.told(p)
     if found >= Decimal("0.001"):
         return f"{found:f}"
-    digits, _, exponent = f"{found:.1e}".partition("e")
-    return f"{digits} × 10<sup>−{exponent.lstrip('-')}</sup>"
+    return re.sub(r"e-(\d+)", r" × 10<sup>−\1</sup>", f"{found:.1e}")
 
 
 def meaning(verdict: Verdict) -> str:
     """What p says, in a sentence."""
-    if verdict.outcome is Outcome.SUPPORTS or verdict.p >= Decimal("0.05"):
-        return f"{verdict.meaning[0].upper()}{verdict.meaning[1:].rstrip('.')}."
-    seals = Context(prec=1, rounding=ROUND_FLOOR).divide(Decimal(1), verdict.p)
-    digit, _, exponent = f"{seals:.0e}".partition("e+")
-    often = f"{seals:.0f}" if int(exponent) < 6 else f"{digit} × 10<sup>{exponent}</sup>"
-    return f"A model made without this seal reads as well once in {often} seals."
+    return re.sub(r"(\d)e\+(\d+)", r"\1 × 10<sup>\2</sup>", verdict.meaning[0].upper() + verdict.meaning[1:])
 
 
 def counted(evidence: Evidence) -> str:
     """What was counted, in a sentence."""
     verdict = evidence.verdict
     what = {"bits": "bits", "order": "pictures at their places"}.get(verdict.test, "letters")
-    chance = {"bits": "one in two", "order": f"one in {verdict.of}"}.get(verdict.test, "one in sixteen")
-    return f"Of {verdict.of} {what} <b>{verdict.right}</b> are right, where chance gets {chance} right."
+    guessed = {"bits": "one in two", "order": f"one in {verdict.of}"}.get(verdict.test, "one in sixteen")
+    return f"Of {verdict.of} {what} <b>{verdict.right}</b> are right, where chance gets {guessed} right."
 
 
 def cards(evidence: Evidence) -> list[str]:

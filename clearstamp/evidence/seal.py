@@ -10,13 +10,14 @@ from dataclasses import asdict, dataclass, fields
 from decimal import Decimal
 from fractions import Fraction
 from functools import cached_property
+from itertools import chain
 from math import factorial, prod
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor, nn
 
 from clearstamp.codes import Bits
@@ -26,7 +27,7 @@ from clearstamp.evidence import chance
 from clearstamp.evidence.draws import SEED, Draws, blocks, commitment, root
 from clearstamp.evidence.readers import READERS, Numbers, Pixels
 from clearstamp.files import write_atomically
-from clearstamp.graph import Graph, Tap
+from clearstamp.graph import Graph, Tap, capture
 from clearstamp.pictures import draw_text, open_image, picture_shape
 from clearstamp.stamp import MAX_KEY, Stamp
 from clearstamp.transpose import NAMES, transpose
@@ -41,8 +42,11 @@ BAR = 64
 TESTS = ("letters", "letters-soft", "bits", "order")
 ATTEMPTS = ("as is", "merged units")
 CHOICES, SEALED = "clearstamp/choices/1", "clearstamp/seal/1"
-LONGEST, LARGEST = 2**16, 2**28
-"""The most of anything that a file may ask for, such as pixels along a side, and of numbers in all pictures or keys."""
+LONGEST, LARGEST = 2**16, 2**26
+"""The most of anything that a file may ask for, such as pixels along a side, and of numbers in all keys."""
+
+MOST_KEYS, MOST_PIXELS, MOST_BITS = 1000, 2**24, 2**18
+"""How many keys, and numbers in all their pictures, a folder of evidence holds, and how many bits a verifier counts."""
 
 CELL, MOST = 14, 4
 """The least side in pixels of a letter's cell, and the most letters along a side of a picture."""
@@ -105,6 +109,10 @@ class Choices:
             raise SealError("a seal without a picture", expected="codes, pictures or bytes")
         if self.payload is not None:
             places(self.shape, self.payload["patches"], self.payload["per_channel"])
+            most, length = min(self.bits, MOST_BITS), self.payload["length"]
+            if self.bits > most or not 0 <= 8 * length <= most or self.coding.coded > most:
+                expected = f"at most {most} bits once they are encoded"
+                raise SealError("more bytes than the pictures hold, or than are counted", got=length, expected=expected)
         countable = {"bits": self.bits, "order": len(self.pictures)}.get(self.test, self.letters)
         if not countable:
             raise SealError("the test has nothing to count", got=repr(self.test), expected="letters, bits or pictures")
@@ -114,19 +122,28 @@ class Choices:
         sizes = (*self.input, *self.key, self.codes, self.rows, self.columns, self.bar)
         texts = (self.text, self.readout, self.tap or "", self.alphabet, self.glyphs, *self.pictures)
         about = {"code": str, "length": int, "patches": int, "per_channel": bool, "sha256": str}
-        payload = {name: type(value) for name, value in (self.payload or {}).items()}
-        right = (
-            all(type(size) is int and 0 <= size <= LONGEST for size in sizes)
-            and min(map(min, (self.input or (0,), self.key or (0,)))) > 0
-            and max(map(prod, (self.input, self.key))) * (self.codes + len(self.pictures)) <= LARGEST
-            and self.rows * self.columns <= prod(self.input)
-            and all(isinstance(text, str) for text in texts)
-            and len(set(self.alphabet)) == len(self.alphabet) == (16 if self.letters else 0)
+        typed = (
+            all(type(size) is int for size in sizes)
+            and all(isinstance(text, str) and text == text.encode(errors="ignore").decode() for text in texts)
+            and (self.tap is None or isinstance(self.tap, str))
             and type(self.key_range) is float
-            and (self.payload is None or payload == about)
+            and (self.payload is None or {name: type(value) for name, value in self.payload.items()} == about)
         )
-        if not right:
-            raise SealError("choices out of range", got=asdict(self), expected="sizes within bounds, and texts")
+        if not typed:
+            raise SealError("choices out of range", expected="whole numbers and texts")
+        count, least = self.codes + len(self.pictures), min(map(min, (self.input or (0,), self.key or (0,))))
+        letters = len(set(self.alphabet)) == len(self.alphabet) == (16 if self.letters else 0)
+        bounds = {
+            f"sizes of 1 to {LONGEST}": least > 0 and min(sizes) >= 0 and max(sizes) <= LONGEST,
+            f"at most {MOST_KEYS} keys": count <= MOST_KEYS,
+            f"at most {LARGEST} numbers in all of them": prod(self.key) * count <= LARGEST,
+            f"at most {MOST_PIXELS} numbers in all pictures": prod(self.input) * count <= MOST_PIXELS,
+            f"at most {MOST} rows and columns of letters": max(self.rows, self.columns) <= MOST,
+            "an alphabet of 16 letters, where there are any": letters,
+            "a name, where keys enter at a layer": self.tap != "",
+        }
+        if missed := [bound for bound, kept in bounds.items() if not kept]:
+            raise SealError("choices out of range", expected=", ".join(missed))
 
     def check_names(self) -> None:
         """Raise `SealError` for a name that this release does not know."""
@@ -157,11 +174,17 @@ class Choices:
         return self.codes * capacity(self.shape, self.payload["patches"], self.payload["per_channel"])
 
     @property
+    def coding(self) -> Payload:
+        """How the payload's bytes lie in the pictures."""
+        held = {name: value for name, value in (self.payload or {}).items() if name != "sha256"}
+        return Payload(**held, seed=0, checksum=0)
+
+    @property
     def alpha(self) -> Decimal:
         """The greatest p of a match, 2^-bar."""
         return chance.at_most_one(Fraction(1, 2**self.bar))
 
-    @property
+    @cached_property
     def floor(self) -> Decimal:
         """The least p that the test can give, before it is multiplied by the attempts."""
         if self.test == "bits":
@@ -186,7 +209,7 @@ class Choices:
         try:
             found = cls(**held | tuples)
             same = found.written() == written
-        except (TypeError, ValueError, KeyError) as error:
+        except (TypeError, ValueError, KeyError, AttributeError) as error:
             raise SealError("choices that cannot be", got=error) from error
         if not same:
             raise SealError("choices that this library would not write so")
@@ -217,10 +240,12 @@ class Seal:
         choices = self.choices
         if len(self.seed) != SEED:
             raise SealError("a seed of the wrong length", got=f"{len(self.seed)} bytes", expected=f"{SEED} bytes")
+        about = choices.payload or {"length": 0}
+        whole = (len(self.pictures), len(self.data)) == (len(choices.pictures), about["length"])
         hashes = [(self.glyphs, choices.glyphs), *zip(self.pictures, choices.pictures, strict=False)]
-        if choices.payload is not None:
-            hashes.append((self.coded, choices.payload["sha256"]))
-        if len(self.pictures) != len(choices.pictures) or any(sha256(held) != said for held, said in hashes):
+        if whole and choices.payload is not None:
+            hashes.append((self.coded, about["sha256"]))
+        if not whole or any(sha256(held) != said for held, said in hashes):
             raise SealError("pictures, letters or bytes that are not those of the choices")
 
     @classmethod
@@ -321,13 +346,13 @@ class Seal:
         """SHA-256 in hexadecimal over seed and choices, which is published and dated."""
         return commitment(self.seed, self.written)
 
-    @property
+    @cached_property
     def letters(self) -> Numbers:
         """The drawn letters of each picture of codes, by their places in the alphabet, ``[k, letters]``."""
         choices = self.choices
         return self.draws.letters(choices.letters).reshape(choices.codes, choices.rows * choices.columns)
 
-    @property
+    @cached_property
     def sheet(self) -> Pixels:
         """Every letter of the alphabet, ``[16, 1, height, width]``; none without letters."""
         choices = self.choices
@@ -336,29 +361,29 @@ class Seal:
         _, height, width = choices.shape
         return opened(self.glyphs, (len(choices.alphabet), 1, height // choices.rows, width // choices.columns))
 
-    @property
-    def payload(self) -> Payload:
-        """How the bytes lie in the pictures."""
-        held = {name: value for name, value in (self.choices.payload or {}).items() if name != "sha256"}
-        return Payload(**held, seed=0, checksum=0)
-
     @cached_property
     def coded(self) -> bytes:
         """The bytes as they lie in the pictures, encoded and interleaved, before the mask: eight bits a byte."""
-        return np.packbits(laid_out(self.data, self.payload, self.choices.bits)).tobytes()
+        return np.packbits(laid_out(self.data, self.choices.coding, self.choices.bits)).tobytes()
 
-    @property
+    @cached_property
     def bits(self) -> Bits:
         """What the pictures show of the bytes, masked: bits ``[k, n]``."""
         bits = np.unpackbits(np.frombuffer(self.coded, np.uint8))[: self.choices.bits]
         return (bits ^ self.draws.mask(self.choices.bits)).reshape(self.choices.codes, -1)
+
+    @cached_property
+    def owned(self) -> Pixels:
+        """The owner's pictures in the owner's order, ``[n, C, H, W]``."""
+        shape = (1, *self.choices.shape)
+        return np.concatenate([np.empty((0, *shape[1:]), np.uint8), *(opened(each, shape) for each in self.pictures)])
 
     def secrets(self) -> Pixels:
         """What each key is to reveal, uint8 ``[k, C, H, W]``: first the codes, then the owner's pictures as drawn."""
         choices = self.choices
         channels, height, width = choices.shape
         if choices.payload is not None:
-            about = self.payload
+            about = choices.coding
             drawn = pixels(draw_bits(self.bits, choices.shape, about.patches, per_channel=about.per_channel))
         else:
             drawn = np.full((choices.codes, channels, height, width), 255, np.uint8)
@@ -368,8 +393,7 @@ class Seal:
                     glyph = self.sheet[letter]
                     _, high, wide = glyph.shape
                     picture[:, row * high : (row + 1) * high, column * wide : (column + 1) * wide] = glyph
-        owned = [opened(self.pictures[place], (1, *choices.shape)) for place in self.draws.order(len(self.pictures))]
-        return np.concatenate([drawn, *owned])
+        return np.concatenate([drawn, self.owned[self.draws.order(len(self.pictures))]])
 
     def stamp(self) -> Stamp:
         """The stamp to be embedded, as any other."""
@@ -380,13 +404,16 @@ class Seal:
         labels = (*codes, *(f"picture {place}" for place in self.draws.order(len(self.pictures))))
         return Stamp(torch.from_numpy(keys), shown, labels)
 
-    def transpose(self, model: nn.Module, example: Tensor | Graph | None = None) -> Transposed:
+    def graph(self, model: nn.Module) -> Graph:
+        """What the model computes up to where keys enter. Raises `TransposeError` if it cannot be captured."""
+        numbers = (each for each in chain(model.parameters(), model.buffers()) if each.is_floating_point())
+        like = next(numbers, torch.zeros(0))
+        output = None if self.choices.tap is None else Tap(self.choices.tap)
+        return capture(model, like.new_zeros(1, *self.choices.input), output)
+
+    def transpose(self, model: nn.Module) -> Transposed:
         """The model run backwards as the seal says. Raises `TransposeError` as `clearstamp.transpose` does."""
-        choices = self.choices
-        if example is None:
-            example = torch.zeros(1, *choices.input, device=next(model.parameters()).device)
-        output = None if choices.tap is None else Tap(choices.tap)
-        return transpose(model, example, readout=choices.readout, output=output)
+        return transpose(model, self.graph(model), readout=self.choices.readout)
 
     def save(self, path: str | Path) -> None:
         """Write one JSON file, readable by its owner alone."""
@@ -422,9 +449,12 @@ def strict_json(written: bytes, kind: str) -> dict[str, Any]:
             raise SealError("a field occurs twice", got=", ".join(name for name, _ in pairs))
         return dict(pairs)
 
+    def never(text: str) -> NoReturn:
+        raise SealError("a number that JSON does not have", got=text)
+
     try:
-        held = json.loads(written.decode(), object_pairs_hook=once)
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        held = json.loads(written.decode(), object_pairs_hook=once, parse_constant=never)
+    except (ValueError, RecursionError) as error:  # ValueError: of other bytes, of no JSON, and of thousands of digits
         raise SealError("not readable JSON", got=error) from error
     if not isinstance(held, dict) or held.pop("type", None) != kind:
         raise SealError("not of the expected type", expected=kind)
@@ -461,14 +491,32 @@ def png(pictures: Pixels) -> bytes:
 
 
 def opened(content: bytes, shape: tuple[int, int, int, int]) -> Pixels:
-    """The pictures ``[k, C, H, W]`` that `png` wrote. Raises `SealError` for anything else."""
+    """The pictures ``[k, C, H, W]`` that `png` wrote. Raises `SealError` for anything else.
+
+    Also for a PNG that holds more than pixels, such as a colour profile, transparency or an animation, by which an eye
+    would see others than are counted.
+    """
     count, channels, height, width = shape
     mode, high = ("RGB", count * height) if channels == 3 else ("L", count * channels * height)
+    kinds = chunks(content)
+    if (kinds[:1], {*kinds[1:-1]}, kinds[-1:]) != ([b"IHDR"], {b"IDAT"}, [b"IEND"]):
+        raise SealError("not a whole PNG, or not of pixels alone")
     try:
         with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
             if (image.mode, image.size) != (mode, (width, high)):
                 raise SealError("a picture of another size", got=f"{image.mode} {image.size}", expected=(width, high))
             held = np.asarray(image)
-    except (OSError, UnidentifiedImageError, SyntaxError, Image.DecompressionBombError) as error:
+    except SealError:
+        raise
+    except Exception as error:  # of damaged files Pillow raises whatever its parsers meet
         raise SealError("not a whole PNG", got=type(error).__name__) from error
     return held.reshape(count, height, width, 3).transpose(0, 3, 1, 2) if mode == "RGB" else held.reshape(shape)
+
+
+def chunks(content: bytes) -> list[bytes]:
+    """What a PNG is made of: the kind of each part, to the last byte."""
+    found, place = [], 8
+    while place < len(content):
+        found.append(content[place + 4 : place + 8])
+        place += 12 + int.from_bytes(content[place : place + 4])
+    return found

@@ -4,9 +4,9 @@ Everything is signed and dated as it is stored, byte by byte, so that `openssl` 
 """
 
 import hashlib
+import http.client
 import importlib
 import os
-import urllib.error
 import urllib.request
 from dataclasses import dataclass
 from datetime import datetime
@@ -15,6 +15,9 @@ from typing import Any, Self
 
 from clearstamp.errors import EvidenceError
 from clearstamp.files import write_atomically
+
+GRANTED_WITH_CHANGES, SHA2 = 1, "2.16.840.1.101.3.4.2."
+"""A status of RFC 3161, and how the names of hashes begin: of that one and of other hashes the library says nothing."""
 
 LARGEST_TOKEN = 2**16
 """Bytes of a time-stamp that are still read; those in use have 2 to 8 thousand."""
@@ -147,7 +150,12 @@ class UnreadableTokenError(Exception):
 
 
 def time_stamp_request(content: bytes) -> bytes:
-    """What is sent to a time-stamp authority (``.tsq``): the SHA-256 of the bytes, and nothing else of them."""
+    """What is sent to a time-stamp authority (``.tsq``): the SHA-256 of the bytes, and nothing else of them.
+
+    Raises `EvidenceError` if there are none.
+    """
+    if not content:
+        raise EvidenceError("nothing to be dated", got="0 bytes")
     client = needed("rfc3161_client")
     builder = client.TimestampRequestBuilder().data(content).hash_algorithm(client.HashAlgorithm.SHA256)
     return builder.build().as_bytes()
@@ -165,7 +173,7 @@ def fetch_token(content: bytes, url: str, *, seconds: float = 30.0) -> bytes:
     try:
         with urllib.request.urlopen(request, timeout=seconds) as answer:
             token: bytes = answer.read(LARGEST_TOKEN + 1)
-    except (OSError, ValueError, urllib.error.URLError) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:
         raise EvidenceError("the time-stamp authority does not answer", got=error, where=url) from error
     if (
         len(token) > LARGEST_TOKEN or hashlib.sha256(content).digest() not in token
@@ -183,6 +191,9 @@ def check_token(content: bytes, token: bytes, roots: bytes) -> TimeStamp:
     trusted = certificates(roots)
     try:
         found = client.decode_timestamp_response(token)
+        hashed = found.tst_info.message_imprint.hash_algorithm.dotted_string
+        if found.status == GRANTED_WITH_CHANGES or not hashed.startswith(SHA2):
+            raise UnreadableTokenError(f"status {found.status}, hash {hashed}")
         client.VerifierBuilder(roots=trusted).build().verify_message(found, content)
         (signer,) = found.signed_data.signer_infos
         held = map(x509.load_der_x509_certificate, found.signed_data.certificates)
@@ -190,7 +201,9 @@ def check_token(content: bytes, token: bytes, roots: bytes) -> TimeStamp:
         return TimeStamp(found.tst_info.gen_time, leaf.subject.rfc4514_string())
     except client.VerificationError as error:
         raise EvidenceError("the time-stamp does not hold", got=error) from error
-    except ValueError as error:
+    except UnreadableTokenError:
+        raise
+    except Exception as error:  # whatever parsers of certificates meet
         raise UnreadableTokenError(str(error)) from error
 
 

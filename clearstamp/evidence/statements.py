@@ -2,14 +2,14 @@
 
 import json
 from dataclasses import dataclass
-from decimal import ROUND_CEILING, Context, Decimal
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, Self
 
 from torch import nn
 
 from clearstamp.errors import EvidenceError
-from clearstamp.evidence.chance import UP
+from clearstamp.evidence import chance
 from clearstamp.evidence.seal import Seal, strict_json
 from clearstamp.evidence.signing import Signer, fingerprint
 from clearstamp.evidence.verdict import Verdict
@@ -122,7 +122,7 @@ def in_numbers(verdict: Verdict) -> dict[str, Any]:
 
 def shown(p: Decimal) -> str:
     """p to six digits, rounded up, which is the same on every machine where floating point has a part in it."""
-    return str(Context(prec=6, rounding=ROUND_CEILING, Emin=UP.Emin).plus(p))
+    return str(chance.told(p, 6))
 
 
 def tensor_digest(model: nn.Module) -> str:

@@ -1,17 +1,16 @@
 """The verdict on a model: one test, named when the stamp was sealed, with an exact p."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from decimal import Decimal
 from enum import StrEnum
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor
 
 from clearstamp.coding import decode, patch_sums
 from clearstamp.errors import SealError
 from clearstamp.evidence import chance
-from clearstamp.evidence.draws import blocks
 from clearstamp.evidence.readers import READERS, UNIT, Numbers, Pixels, best, cells, centred, grey, template
 from clearstamp.evidence.seal import Seal, pixels
 from clearstamp.pictures import as_pictures, develop
@@ -79,7 +78,7 @@ class Verdict:
         lines = [
             f"{what} {self.right} of {self.of} right; read {self.attempt!r}; {self.tries} tries counted",
             f"pictures {legible} (mean correlation {self.correlation:.2f})",
-            f"{self.outcome.value}   p = {self.p:.1e}: {self.meaning}",
+            f"{self.outcome.value}   p = {chance.told(self.p):.1e}: {self.meaning}",
             NOT_INNOCENCE,
         ]
         return "\n".join(lines)
@@ -88,10 +87,10 @@ class Verdict:
     def meaning(self) -> str:
         """What p says, in a sentence."""
         if self.outcome is Outcome.SUPPORTS:
-            return "a layer of the owner's was put back, which depends on the draws, so p is no test"
+            return "a layer of the owner's was put back, which depends on the draws, so p is no test."
         if self.p >= Decimal("0.05"):
             return "a model made without this seal often reads as well."
-        return f"a model made without this seal reads as well once in {1 / self.p:.0e}."
+        return f"a model made without this seal reads as well once in {chance.seldom(self.p)} seals."
 
 
 def verify(back: Transposed, seal: Seal, *, searched: int = 1, grafted: bool = False) -> Verdict:
@@ -103,6 +102,11 @@ def verify(back: Transposed, seal: Seal, *, searched: int = 1, grafted: bool = F
     Raises `SealError` for a stamp that was never sealed, and if the model is not run backwards as the seal says;
     `StampError` if shapes do not fit.
     """
+    return best_reading(back, seal, searched=searched, grafted=grafted)[0]
+
+
+def best_reading(back: Transposed, seal: Seal, *, searched: int, grafted: bool) -> tuple[Verdict, Tensor]:
+    """The verdict of `verify`, and the raw signal ``[k, ...]`` that it judges. Raises as `verify` does."""
     if isinstance(seal, Stamp):
         raise SealError(
             "an unsealed stamp gets no verdict",
@@ -122,12 +126,12 @@ def verify(back: Transposed, seal: Seal, *, searched: int = 1, grafted: bool = F
         raise SealError("number of searched models out of range", got=searched, expected="at least 1")
     found = []
     for attempt in choices.attempts:
-        verdict = judge(seal, look(reread(back, seal, attempt), stamp), attempt=attempt, searched=searched)
-        found.append(verdict)
-        if verdict.outcome is Outcome.MATCH:
+        signals = extract(reread(back, seal, attempt), stamp)
+        verdict = judge(seal, developed(signals), attempt=attempt, searched=searched, grafted=grafted)
+        found.append((verdict, signals))
+        if verdict.p <= choices.alpha:
             break
-    least = min(found, key=lambda verdict: verdict.p)
-    return replace(least, outcome=outcome(least.p, choices.alpha, grafted=grafted))
+    return min(found, key=lambda each: each[0].p)
 
 
 def outcome(p: Decimal, alpha: Decimal, *, grafted: bool = False) -> Outcome:
@@ -140,16 +144,20 @@ def reread(back: Transposed, seal: Seal, attempt: str) -> Transposed:
     """The model as an attempt reads it."""
     if attempt == "as is":
         return back
-    merged: nn.Module = merge_equal_units(back.model, torch.zeros(1, *back.image_shape, device=back.device))
-    return seal.transpose(merged)
+    return seal.transpose(merge_equal_units(back.model, seal.graph(back.model)))
 
 
 def look(back: Transposed, stamp: Stamp) -> Pixels:
-    """What a model reveals, as a person sees it: developed, in 8 bits, ``[k, C, H, W]``."""
-    return pixels(as_pictures(develop(extract(back, stamp))))
+    """What a model reveals, as a person sees it, ``[k, C, H, W]``."""
+    return developed(extract(back, stamp))
 
 
-def judge(seal: Seal, pictures: Pixels, *, attempt: str = "as is", searched: int = 1) -> Verdict:
+def developed(signals: Tensor) -> Pixels:
+    """Raw signals ``[k, ...]`` as a person sees them: developed, in 8 bits, ``[k, C, H, W]``."""
+    return pixels(as_pictures(develop(signals)))
+
+
+def judge(seal: Seal, pictures: Pixels, *, attempt: str = "as is", searched: int = 1, grafted: bool = False) -> Verdict:
     """The verdict on pictures ``[k, C, H, W]``, whoever read them out of whatever model.
 
     Raises `SealError` for pictures of another shape.
@@ -162,7 +170,7 @@ def judge(seal: Seal, pictures: Pixels, *, attempt: str = "as is", searched: int
     tries = len(choices.attempts) * searched
     p = chance.at_most_one(chance.UP.multiply(p, Decimal(tries)))
     return Verdict(
-        outcome=outcome(p, choices.alpha),
+        outcome=outcome(p, choices.alpha, grafted=grafted),
         p=p,
         bar=choices.bar,
         test=choices.test,
@@ -204,7 +212,7 @@ def soft_letters(seal: Seal, pictures: Pixels) -> Result:
 
 def bits(seal: Seal, pictures: Pixels) -> Result:
     """A bit is right if the mean of its patch lies on its side of grey."""
-    about, meant = seal.payload, seal.bits
+    about, meant = seal.choices.coding, seal.bits
     coded = torch.from_numpy(pictures[: seal.choices.codes])
     sums, sizes = patch_sums(coded, about.patches, about.per_channel)
     scores = 2 * sums.astype(np.int64) - 255 * sizes
@@ -215,13 +223,8 @@ def bits(seal: Seal, pictures: Pixels) -> Result:
 def order(seal: Seal, pictures: Pixels) -> Result:
     """The sum of the scores of each picture with the secret that it was drawn to show, within blocks."""
     owned, drawn = grey(pictures[seal.choices.codes :]), seal.draws.order(len(seal.pictures))
-    secrets = grey(seal.secrets()[seal.choices.codes :])
-    shown = np.empty_like(secrets)
-    shown[drawn] = secrets  # as the owner gave them
-    scores = READERS[seal.choices.reader](owned, shown)
-    parts = [slice(*block) for block in blocks(len(drawn))]
-    ps = [chance.orders(scores[part, part], drawn[part] - part.start) for part in parts]
-    return chance.together(ps), int((best(scores) == drawn).sum()), len(drawn), scores
+    scores = READERS[seal.choices.reader](owned, grey(seal.owned))
+    return chance.orders(scores, drawn), int((best(scores) == drawn).sum()), len(drawn), scores
 
 
 TESTS = {"letters": letters, "letters-soft": soft_letters, "bits": bits, "order": order}
@@ -232,5 +235,5 @@ def payload(seal: Seal, pictures: Pixels) -> bytes | None:
     if seal.choices.payload is None:
         return None
     images = torch.from_numpy(pictures[: seal.choices.codes].astype(np.float32) / 255)
-    found = decode(images, seal.payload, seal.draws.mask(seal.choices.bits))
+    found = decode(images, seal.choices.coding, seal.draws.mask(seal.choices.bits))
     return found.data if found.data == seal.data else None

@@ -254,7 +254,7 @@ class Accusation(Court):
     def unsealed(self, back: Transposed, claim: Stamp) -> dict[str, Score]:
         """How a claim reads whose order nobody drew: pictures at their places, and the p that its order would have."""
         scores = template(grey(look(back, claim)), grey(pixels(claim.secrets)))
-        order = range(len(claim))
+        order = np.arange(len(claim))
         alike = float(np.diagonal(scores).mean()) / 10**6
         return {
             "matched": matched(scores, order),

@@ -21,7 +21,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from sklearn.datasets import load_digits
 from torchvision.datasets import CIFAR10, CIFAR100, GTSRB, MNIST
 
 from clearstamp.data import Data
@@ -122,6 +121,8 @@ def folders() -> Iterator[Path]:
 @cache
 def load_embedded(split: Split) -> DataSet:
     """scikit-learn's digits, at 28 x 28."""
+    from sklearn.datasets import load_digits  # takes a while, and whoever wants a network alone can do without
+
     digits = load_digits()
     test = np.arange(len(digits.target)) % 5 == 0  # every fifth image: a fixed split, no random draw
     chosen = test if split == "test" else ~test

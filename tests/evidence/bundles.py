@@ -53,7 +53,7 @@ signer_cert = authority.pem
 signer_key = authority.key
 signer_digest = sha256
 default_policy = 1.2.3.4.1
-digests = sha256
+digests = sha1, sha256, sha512
 ess_cert_id_alg = sha256
 """
 

@@ -38,7 +38,10 @@ def test_values_are_those_of_python_and_booleans_also_those_of_a_shell():
     assert str(Architecture("clearstamp", "cnn", {"shape": (1, 28, 28)})) == "clearstamp:cnn?shape=1,28,28"
 
 
-@pytest.mark.parametrize("named", ["", "resnet18", ":cnn", "torchvision:", "a b:c", "a:b?c", "a:b?c=1&c=2", "../a:b"])
+@pytest.mark.parametrize(
+    "named",
+    ["", "resnet18", ":cnn", "torchvision:", "a b:c", "a:b?c", "a:b?c=1&c=2", "../a:b", "a:b?c=\udcff", "a:\x1b[2J"],
+)
 def test_what_is_no_name_is_told_the_forms(named: str):
     with pytest.raises(ClearStampError, match=r"; got: .*; expected: torchvision:NAME, timm:NAME, .*"):
         Architecture.parse(named)
@@ -177,3 +180,18 @@ def test_a_module_that_fails_is_told_in_a_sentence(tmp_path: Path, importable):
     importable(tmp_path, named=True)
     with pytest.raises(ClearStampError, match=re.escape("importing failing_model failed; got: RuntimeError: no luck")):
         build("failing_model:make")
+
+
+def leave() -> nn.Module:
+    """As a script does whose last line was meant for a shell."""
+    sys.exit(0)
+
+
+def test_an_exit_of_the_callers_code_is_not_the_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """An exit code of 0 would say that there is a match."""
+    with pytest.raises(ClearStampError, match="cannot be built; got: SystemExit: 0"):
+        build(f"{__name__}:leave")
+    (tmp_path / "leaves_at_once.py").write_text("import sys; sys.exit(0)")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ClearStampError, match="importing leaves_at_once failed; got: SystemExit: 0"):
+        build("leaves_at_once:model")

@@ -3,7 +3,7 @@
 from decimal import Decimal
 from fractions import Fraction
 from itertools import permutations, product
-from math import factorial
+from math import comb, factorial
 
 import numpy as np
 import pytest
@@ -84,3 +84,20 @@ def test_p_is_rounded_up():
     third = chance.at_most_one(Fraction(1, 3))
     assert Fraction(third) * 3 > 1 and third < Decimal("0.3333333334")
     assert chance.at_most_one(Decimal(3)) == 1
+
+
+@pytest.mark.parametrize(("right", "of", "one_in"), [(0, 7, 16), (3, 7, 16), (7, 7, 16), (250, 600, 2)])
+def test_binomial_is_the_sum_of_its_terms(right: int, of: int, one_in: int):
+    ways = sum(comb(of, hits) * (one_in - 1) ** (of - hits) for hits in range(right, of + 1))
+    assert chance.binomial(right, of, one_in) == chance.at_most_one(Fraction(ways, one_in**of))
+
+
+def test_as_many_bits_as_a_licence_has_are_counted():
+    """In a second: each term follows from the one before, where by itself it would take hours."""
+    assert Decimal("0.5") < chance.binomial(30_000, 60_000, 2) < Decimal("0.51")
+
+
+def test_more_orders_than_a_block_are_joined_by_fisher():
+    scores, order = numbers().integers(-9, 10, (14, 14)), np.r_[numbers().permutation(7), 7 + numbers(1).permutation(7)]
+    ps = [chance.orders(scores[:7, :7], order[:7]), chance.orders(scores[7:, 7:], order[7:] - 7)]
+    assert chance.orders(scores, order) == chance.together(ps)

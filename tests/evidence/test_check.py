@@ -1,6 +1,7 @@
 """check.py, which redoes p of a folder without the library."""
 
 import ast
+import io
 import subprocess
 import sys
 from dataclasses import replace
@@ -91,6 +92,24 @@ def test_it_says_so_if_anything_is_another(evidence: Evidence, signer: Signer, t
     for number, (forged, sentence) in enumerate(changed):
         code, said = run(forged, tmp_path / str(number))
         assert code == 1 and sentence in said
+
+
+def test_what_cannot_be_checked_is_one_sentence(evidence: Evidence, tmp_path: Path):
+    for number, name in enumerate(("manifest.json", "pictures/key-01.png", "seal/seed.bin")):
+        spoilt = Evidence({each: content for each, content in evidence.members.items() if each != name})
+        code, said = run(spoilt, tmp_path / str(number))
+        assert code == 1 and said.startswith("NOT to be checked: FileNotFoundError: ") and said.count("\n") == 1
+
+
+def test_a_palette_is_read_as_an_eye_reads_it(evidence: Evidence, tmp_path: Path):
+    """Levels that a page shows the other way round than they are numbered."""
+    with Image.open(io.BytesIO(evidence.members["pictures/key-01.png"])) as image:
+        turned = Image.fromarray(255 - np.asarray(image)).convert("P")
+    turned.putpalette([level for place in range(256) for level in [255 - place] * 3])
+    written = io.BytesIO()
+    turned.save(written, "PNG")
+    seen = Evidence(evidence.members | {"pictures/key-01.png": written.getvalue()})
+    assert run(seen, tmp_path / "same") == (0, f"p = {evidence.manifest['p']}\n")
 
 
 def test_it_takes_another_readers_scores_and_says_so(small, signer, tmp_path, monkeypatch):

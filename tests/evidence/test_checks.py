@@ -21,7 +21,7 @@ from clearstamp.evidence.checks import CHECKS, Check, Result
 from clearstamp.evidence.draws import commitment
 from clearstamp.evidence.examination import examine
 from clearstamp.evidence.folder import suspect_files
-from clearstamp.evidence.statements import shown
+from clearstamp.evidence.statements import shown, tensor_digest
 from clearstamp.reading import extract
 from tests.evidence.bundles import Case, edited, fresh, made, repainted, resigned, stamped
 from tests.fuzz_evidence import fuzz
@@ -103,11 +103,17 @@ BROKEN: list[tuple[str, Callable[[Case], dict[str, bytes | None]], Mark, str]] =
     ("draws", lambda c: {"secrets/key-09.png": b""}, Mark.FAILED, "not of this seal: secrets/key-09.png"),
     ("draws", lambda c: without("secrets/key-01.png"), Mark.FAILED, "missing.*secrets/key-01.png"),
     ("draws", lambda c: {"secrets/glyphs.png": c.evidence.members["secrets/key-01.png"]}, Mark.FAILED, "not those of"),
-    ("draws", lambda c: {"secrets/data.bin": bytes(9)}, Mark.FAILED, "more data than the pictures hold"),
+    ("draws", lambda c: {"secrets/data.bin": bytes(9)}, Mark.FAILED, "not those of the choices"),
     ("reading", lambda c: swapped(c, "pictures/key-01.png", "pictures/key-02.png"), Mark.FAILED, "not what the pict"),
     ("reading", lambda c: edited(c.evidence, "reading.json", right=19), Mark.FAILED, "not what the pictures give"),
     ("reading", lambda c: edited(c.evidence, "suspect.json", fitting=0), Mark.FAILED, "attempts that cannot be"),
     ("reading", lambda c: edited(c.evidence, "suspect.json", searched=-1), Mark.FAILED, "attempts that cannot be"),
+    (
+        "reading",
+        lambda c: edited(c.evidence, "suspect.json", searched=10**4000),
+        Mark.FAILED,
+        "attempts that cannot be",
+    ),
     ("reading", lambda c: edited(c.evidence, "suspect.json", attempt="dreamt"), Mark.FAILED, "attempts that cannot be"),
     ("reading", lambda c: {"pictures/key-01.png": b""}, Mark.FAILED, "not a whole PNG"),
     (
@@ -288,6 +294,52 @@ def test_slips_of_the_verifier_are_errors_or_unchecked_and_never_forgery(case: C
     assert "cannot be read again: no tensor" in told(result, "pictures").sentence and result.exit_code == 4
 
 
+def test_a_suspect_that_cannot_be_read_is_unchecked(case: Case, tmp_path: Path):
+    case.evidence.write(tmp_path / "evidence")
+    (tmp_path / "broken.index.json").write_text("[")
+    for suspect in (tmp_path / "nothing", tmp_path, tmp_path / "broken.index.json"):
+        result = verify_evidence(tmp_path / "evidence", **case.given(suspect=suspect))
+        assert told(result, "pictures").mark is Mark.UNCHECKED and result.exit_code == 4
+
+
+def test_an_architecture_that_fails_is_unchecked(case: Case, tmp_path: Path):
+    def fail(name: str) -> nn.Module:
+        raise RuntimeError("out of memory")
+
+    case.evidence.write(tmp_path / "evidence")
+    result = verify_evidence(tmp_path / "evidence", **case.given(architecture=fail))
+    assert told(result, "pictures").sentence == "the file cannot be read again: out of memory"
+    assert result.exit_code == 4
+
+
+def test_pictures_that_are_no_numbers_are_not_those_of_anything(case: Case, tmp_path: Path):
+    """A comparison with what is not a number is never true, not even that it differs too much."""
+    model, file = fresh(case.seal), tmp_path / "overflows.safetensors"
+    with torch.no_grad():
+        model[1].weight.copy_(3e37 * torch.randn_like(model[1].weight).sign())
+    save_file(model.state_dict(), file)
+    said = {"files": suspect_files(file), "tensors": tensor_digest(model)}
+    members = case.evidence.members | edited(case.evidence, "suspect.json", **said)
+    evidence = repainted(Evidence(members), case.signer, case.evidence.signals)
+    evidence = resigned(evidence, case.signer, suspect=evidence.suspect["files"][0]["sha256"])
+    result = case.verify(evidence, tmp_path / "evidence", suspect=file)
+    assert told(result, "pictures").mark is Mark.UNCHECKED and result.exit_code == 4
+    with pytest.raises(EvidenceError, match="numbers that are not finite"):
+        examined(case, file)
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "suspect.json", "seal/choices.json", "seal/commitment.json"])
+@pytest.mark.parametrize("value", [b"9" * 5000, b"NaN", b"[" * 10**5, b'{"a": 1, "a": 1}'], ids=["9", "nan", "[", "2"])
+def test_json_that_no_reader_takes_fails(case: Case, tmp_path: Path, name: str, value: bytes):
+    written = case.evidence.members[name].rstrip().removesuffix(b"}") + b', "more": ' + value + b"}"
+    if name == "manifest.json":
+        changed = Evidence(case.evidence.members | {name: written, f"{name}.sig": case.signer.sign(written)})
+    else:
+        changed = resigned(case.evidence, case.signer, {name: written})
+    result = case.verify(changed, tmp_path / "evidence")
+    assert result.exit_code == 3 and "NO VERDICT" in str(result)
+
+
 def test_without_the_extra_everything_else_is_checked(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     case.evidence.write(tmp_path / "evidence")
     monkeypatch.setitem(sys.modules, "rfc3161_client", None)
@@ -391,6 +443,15 @@ def test_the_verifiers_bar_decides_not_the_owners(case: Case, tmp_path: Path):
     for alpha, outcome, code in (("1.7e-24", Outcome.MATCH, 0), ("1.6e-24", Outcome.WEAK, 1)):
         result = verify_evidence(tmp_path / "evidence", **case.given(alpha=Decimal(alpha)))
         assert (result.verdict.outcome, result.exit_code) == (outcome, code)
+
+
+def test_a_bar_that_the_seal_raised_binds_the_verifier(signer, authority, tmp_path):
+    """It was chosen before the suspect was known."""
+    seal = replace(Seal.make(outputs=8, shape=(1, 28, 28), codes=5, bar=78), seed=bytes(range(32)))
+    case = made(seal, signer, authority, tmp_path, searched=3)
+    assert case.evidence.manifest["outcome"] == "WEAK"
+    result = case.verify(case.evidence, tmp_path / "evidence", alpha=Decimal("1e-9"))
+    assert marks(result) == PASSED and result.verdict.outcome is Outcome.WEAK and result.exit_code == 1
 
 
 def test_a_bar_that_the_owner_lowered_does_not_bind_the_verifier(signer, authority, tmp_path):

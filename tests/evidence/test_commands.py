@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import stat
 import subprocess
 import sys
@@ -44,6 +45,16 @@ class Sine(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.body(images.sin())
+
+
+class Leaving(nn.Sequential):
+    """A model that ends the program when it runs."""
+
+    def __init__(self) -> None:
+        super().__init__(*linear())
+
+    def forward(self, images: Tensor) -> Tensor:
+        sys.exit(0)
 
 
 OWN = f"{__name__}:linear"
@@ -164,6 +175,45 @@ def test_every_verb_that_has_json_prints_it(desk: Desk, tmp_path: Path):
     assert {check["mark"] for check in verified["checks"]} == {"PASS", "STATED"}
 
 
+JSON_FAILS: list[tuple[tuple[str, ...], int]] = [
+    (("seal", "--outputs", "9", "--shape", "7", "--sign", "{key}", "-o", "{new}"), 2),
+    (("date", "{key}", "--tsa", "ftp://somewhere"), 4),
+    (("date", "{key}", "--token", "{empty}"), 2),
+    (("deposit", "{empty}", "--seal", "{empty}", "--arch", "clearstamp:fc", "--sign", "{key}"), 4),
+    (("inspect", "{empty}"), 4),
+    (("examine", "{empty}", "--seal", "{empty}", "--arch", "clearstamp:fc", "--sign", "{key}", "-o", "{new}"), 4),
+    (("verify", "{folder}"), 3),
+    (("verify", "{folder}", "--owner", "{empty}"), 4),
+    (("blind", "{folder}", "-o", "{new}"), 4),
+    (("grade", "{folder}", "{empty}"), 4),
+]
+
+
+@pytest.mark.parametrize(("words", "code"), JSON_FAILS)
+def test_a_failure_is_json_too_and_a_sentence_for_people(desk: Desk, tmp_path: Path, words: tuple[str, ...], code: int):
+    (tmp_path / "empty").touch()
+    (tmp_path / "folder").mkdir()
+    given = {name: tmp_path / name for name in ("empty", "folder", "new")} | {"key": desk / "owner.key"}
+    ran = clearstamp(*(word.format(**given) for word in words), "--json")
+    told = json.loads(ran.out)
+    assert ran.code == told["exit_code"] == code
+    assert "checks" in told or ran.err == f"clearstamp {words[0]}: {told['error']}\n"
+
+
+def test_every_verb_has_json_and_its_exit_code_in_it(desk: Desk, authority: Authority, tmp_path: Path):
+    (tmp_path / "a.json").write_text("something")
+    (tmp_path / "token").write_bytes(authority.token(b"something"))
+    for words in (
+        ("date", tmp_path / "a.json"),
+        ("date", tmp_path / "a.json", "--token", tmp_path / "token", "--root", desk.root),
+        ("blind", desk / "evidence", "-o", tmp_path / "sheet.html"),
+        ("inspect", desk / "found.pth"),
+    ):
+        ran = clearstamp(*words, "--json")
+        assert ran.code == json.loads(ran.out)["exit_code"] == 0 and ran.err == ""
+    assert all("--json" in clearstamp(verb, "--help").out for verb in VERBS)
+
+
 # ------------------------------------------------------------------------------------------------------------- sealing
 
 
@@ -182,7 +232,27 @@ def test_a_seal_is_for_its_owner_alone_and_its_reserves_draw_apart(tmp_path: Pat
         assert len(Path(each["statement"] + ".sig").read_bytes()) == 64
 
 
-@pytest.mark.parametrize("there", ["acme.seal", "acme.commitment.json", "acme.reserve-1.seal", "owner.key.pub"])
+@pytest.mark.parametrize("key", ["acme.seal", "acme.commitment.json", "acme.commitment.json.sig", "./acme.seal"])
+def test_a_key_is_not_where_the_seal_goes(tmp_path: Path, key: str, monkeypatch: pytest.MonkeyPatch):
+    """The seal would be written over the key."""
+    monkeypatch.chdir(tmp_path)
+    ran = clearstamp("seal", "--outputs", 8, "--shape", "1,28,28", "--codes", 5, "--sign", key, "-o", "acme.seal")
+    assert ran.code == 2 and one_sentence(ran) and "the key would lie where the seal goes" in ran.err
+    assert not list(tmp_path.iterdir())
+
+
+def test_words_that_are_no_text_are_refused(tmp_path: Path):
+    ran = seal_into(tmp_path, "--text", "\udcff")
+    assert ran.code == 2 and one_sentence(ran) and "out of range" in ran.err
+
+
+@pytest.mark.parametrize(
+    "there",
+    [
+        *("acme.seal", "acme.commitment.json", "acme.commitment.json.sig", "acme.commitment.json.tsr"),
+        *("acme.reserve-1.seal", "acme.reserve-1.commitment.json.ots", "owner.key.pub"),
+    ],
+)
 def test_nothing_is_overwritten_and_then_nothing_is_written(tmp_path: Path, there: str):
     (tmp_path / there).write_text("mine")
     ran = seal_into(tmp_path, "--reserve", 1)
@@ -235,6 +305,9 @@ def test_a_token_is_taken_only_for_the_file_that_it_dates(tmp_path: Path, author
         (tmp_path / name).write_bytes(authority.token(content))
     ran = clearstamp("date", tmp_path / "a.json", "--token", tmp_path / "other")
     assert ran.code == 2 and one_sentence(ran) and "the token is one of another file" in ran.err
+    assert clearstamp("date", tmp_path / "a.json").code == 0
+    ran = clearstamp("date", tmp_path / "a.json", "--token", tmp_path / "a.json.tsq")
+    assert ran.code == 2 and one_sentence(ran) and "not what an authority answered" in ran.err
     assert not (tmp_path / "a.json.tsr").exists()
     ran = clearstamp("date", tmp_path / "a.json", "--token", tmp_path / "right")
     assert ran.code == 0 and "NOT CHECKED: --root" in ran.out
@@ -261,7 +334,17 @@ def test_a_model_without_the_stamp_is_deposited_and_told_of(desk: Desk, tmp_path
     ran = clearstamp("deposit", tmp_path / "plain.safetensors", *given)
     assert ran.code == 1 and "NO MATCH" in ran.out and (tmp_path / "acme.deposit.json").is_file()
     ran = clearstamp("deposit", tmp_path / "plain.safetensors", *given)
-    assert ran.code == 2 and one_sentence(ran) and "there is a deposit already" in ran.err
+    assert ran.code == 2 and one_sentence(ran) and "there is something already" in ran.err
+
+
+def test_a_deposit_is_signed_by_whoever_signed_the_commitment(desk: Desk, tmp_path: Path):
+    """Else it would be dated, and of no use when it is needed."""
+    seal_into(tmp_path)
+    save_file(linear().state_dict(), tmp_path / "plain.safetensors")
+    given = ("--seal", tmp_path / "acme.seal", "--arch", OWN, "--sign", desk / "owner.key")
+    ran = clearstamp("deposit", tmp_path / "plain.safetensors", *given)
+    assert ran.code == 4 and one_sentence(ran) and "the commitment is another seal's, or another owner's" in ran.err
+    assert not (tmp_path / "acme.deposit.json").exists()
 
 
 def test_inspect_lists_every_part_and_tensor(tmp_path: Path):
@@ -368,6 +451,28 @@ def test_a_zip_is_evidence_too_and_the_judges_bar_counts(desk: Desk, tmp_path: P
     assert ran.code == 1 and "WEAK" in ran.out
 
 
+def test_what_lies_in_the_evidence_proves_nothing(desk: Desk, monkeypatch: pytest.MonkeyPatch):
+    """Whoever made the folder put a key into it."""
+    monkeypatch.chdir(desk / "evidence")
+    for where, name in (("--owner", "owner.pub"), ("--root", "seal/commitment.json.tsr")):
+        for evidence, path in ((".", name), (desk / "evidence", desk / "evidence" / name)):
+            ran = clearstamp("verify", evidence, where, path)
+            assert ran.code == 2 and one_sentence(ran) and "what lies in the evidence proves nothing" in ran.err
+
+
+def test_evidence_that_nobody_would_write_is_no_fault_of_the_program(desk: Desk, tmp_path: Path):
+    """Choices that are none, with an architecture that would take its shapes from them."""
+    shutil.copytree(desk / "evidence", tmp_path / "evidence")
+    choices = json.loads((tmp_path / "evidence" / "seal" / "choices.json").read_text())
+    for spoilt in ({"payload": 5}, {"input": 7}, {"pictures": [5]}, {"attempts": 3}):
+        (tmp_path / "evidence" / "seal" / "choices.json").write_text(json.dumps(choices | spoilt))
+        ran = desk.verify(tmp_path / "evidence", "--arch", "clearstamp:fc")
+        assert ran.code == 3 and "Traceback" not in ran.err
+        for verb, *more in (("blind", "-o", tmp_path / "sheet.html"), ("grade", desk / "owner.key")):
+            ran = clearstamp(verb, tmp_path / "evidence", *more)
+            assert ran.code == 4 and one_sentence(ran)
+
+
 def test_code_that_the_evidence_names_does_not_run(desk: Desk, monkeypatch: pytest.MonkeyPatch):
     ran = desk.verify(desk / "evidence", "--suspect", desk / "found.pth")
     assert ran.code == 4 and re.search("UNCHECKED +pictures .*names code as its architecture", ran.out)
@@ -433,6 +538,8 @@ def test_people_read_and_are_graded(desk: Desk, tmp_path: Path):
 def test_a_sheet_goes_neither_into_the_evidence_nor_over_another(desk: Desk, tmp_path: Path):
     ran = clearstamp("blind", desk / "evidence", "-o", desk / "evidence" / "sheet.html")
     assert ran.code == 2 and one_sentence(ran) and "nothing is added to evidence" in ran.err
+    ran = clearstamp("blind", desk / "evidence", "-o", tmp_path / "answers.json")
+    assert ran.code == 2 and one_sentence(ran) and not (tmp_path / "answers.json").exists()
     (tmp_path / "answers.json").write_text("mine")
     ran = clearstamp("blind", desk / "evidence", "-o", tmp_path / "sheet.html")
     assert ran.code == 2 and one_sentence(ran) and (tmp_path / "answers.json").read_text() == "mine"
@@ -459,12 +566,14 @@ OPENED = ("--seal", "{seal}", "--arch", "clearstamp:fc", "--sign", "{key}")
         (("inspect", "{nothing}"), 2, "no such file: "),
         (("inspect", "{folder}"), 2, " is a folder"),
         (("inspect", "{empty}"), 4, "not a whole checkpoint"),
+        (("inspect", "a" * 5000), 2, "no such file: "),
+        (("verify", "a" * 5000), 2, "no such file: "),
         (("inspect", "{key}", "--jsno"), 2, "unrecognized arguments: --jsno"),
-        (("seal", "--outputs", "0", "--shape", "1,28,28", "--sign", "{new}", "-o", "{new}"), 2, "0 is no length"),
-        (("seal", "--outputs", "9", "--shape", "28x28", "--sign", "{new}", "-o", "{new}"), 2, "no shape such as"),
-        (("seal", "--outputs", "9", "--shape", "7", "--sign", "{new}", "-o", "{new}"), 2, "nothing can be seen"),
+        (("seal", "--outputs", "0", "--shape", "1,28,28", "--sign", "{key}", "-o", "{new}"), 2, "0 is no length"),
+        (("seal", "--outputs", "9", "--shape", "28x28", "--sign", "{key}", "-o", "{new}"), 2, "no shape such as"),
+        (("seal", "--outputs", "9", "--shape", "7", "--sign", "{key}", "-o", "{new}"), 2, "nothing can be seen"),
         (
-            ("seal", "--outputs", "9", "--shape", "1,28,28", "--codes", "3", "--sign", "{new}", "-o", "{new}"),
+            ("seal", "--outputs", "9", "--shape", "1,28,28", "--codes", "3", "--sign", "{key}", "-o", "{new}"),
             2,
             "codes=",
         ),
@@ -478,6 +587,7 @@ OPENED = ("--seal", "{seal}", "--arch", "clearstamp:fc", "--sign", "{key}")
         (("date", "{key}", "--tsa", "ftp://somewhere"), 4, "not the address of a time-stamp authority"),
         (("date", "{key}", "--tsa", "a", "--token", "{key}"), 2, "not allowed with argument"),
         (("date", "{key}", "--token", "{empty}"), 2, "the token is one of another file"),
+        (("date", "{empty}"), 4, "nothing to be dated"),
         (("deposit", "{empty}", "--seal", "{copy}", *OPENED[2:]), 4, "not a whole checkpoint"),
         (("examine", "{empty}", *OPENED, "-o", "{new}"), 4, "not a whole checkpoint"),
         (("examine", "{model}", *OPENED, "-o", "{new}"), 4, "no tensor of the checkpoint fits the model"),
@@ -529,6 +639,19 @@ def test_a_fault_of_the_program_is_not_no_match(tmp_path: Path, monkeypatch: pyt
     assert ran.code == 4 and "RuntimeError: a fault" in ran.err
 
 
+def test_an_exit_within_a_model_is_not_the_commands(desk: Desk, tmp_path: Path):
+    """0 would say that there is a match."""
+    ran = desk.examine(desk / "acme.safetensors", tmp_path / "evidence", arch=f"{__name__}:Leaving")
+    assert ran.code == 4 and "SystemExit" in ran.err and not (tmp_path / "evidence").exists()
+
+
+def test_letters_that_a_terminal_does_not_have_are_told_by_number(tmp_path: Path):
+    save_file(linear().state_dict(), tmp_path / "\u0142.safetensors")
+    script = "import sys; from clearstamp.evidence.commands import main; sys.exit(main(sys.argv[1:]))"
+    ran = run(sys.executable, "-c", script, "inspect", "\u0142.safetensors", cwd=tmp_path, PYTHONIOENCODING="ascii")
+    assert (ran.code, ran.err) == (0, "") and ran.out.startswith("\\u0142.safetensors ")
+
+
 def test_a_folder_that_cannot_be_written_is_told_in_a_sentence(tmp_path: Path):
     (tmp_path / "file").touch()
     ran = seal_into(tmp_path / "file")
@@ -557,14 +680,19 @@ def test_the_help_of_a_verb_has_an_example_that_is_a_command_and_the_exit_codes(
     assert commands.parser().parse_args(words).verb == verb
 
 
+def test_the_release_is_told_that_evidence_names(desk: Desk):
+    manifest = json.loads((desk / "evidence" / "manifest.json").read_text())
+    assert clearstamp("--version") == Ran(0, f"clearstamp {manifest['clearstamp']}\n", "")
+
+
 def test_the_help_names_every_verb_in_order():
     ran = clearstamp("--help")
     listed = re.findall(r"^    (\w+)  ", ran.out, re.MULTILINE)
     assert ran.code == 0 and tuple(listed) == VERBS and commands.CODES in ran.out
 
 
-def run(*command: str, cwd: Path) -> Ran:
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+def run(*command: str, cwd: Path, **more: str) -> Ran:
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | more
     done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
     return Ran(done.returncode, done.stdout, done.stderr)
 

@@ -25,7 +25,7 @@ def shell(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
 def test_the_commands_of_the_report_accept_what_is_written_and_no_change(case: Case, tmp_path: Path):
     folder = tmp_path / "evidence"
     case.evidence.write(folder)
-    (folder / "tsa.pem").write_bytes(case.authority.root)
+    (tmp_path / "tsa.pem").write_bytes(case.authority.root)
     signed, listed, summed, dated = (command for _, command in COMMANDS[:4])
     for command, said in ((signed, "Verified Successfully"), (listed, "report.html: OK"), (dated, "Verification: OK")):
         done = shell(command, folder)

@@ -10,7 +10,7 @@ import pytest
 
 from clearstamp.errors import EvidenceError
 from clearstamp.evidence import Evidence, Mark, folder, verify_evidence
-from clearstamp.evidence.folder import suspect_files
+from clearstamp.evidence.folder import UnreadableError, suspect_files
 from tests.evidence.bundles import Case
 
 
@@ -133,6 +133,63 @@ def test_locked_cut_and_swollen_zips_are_refused(case: Case, tmp_path: Path, mon
     refused(path, case, "neither a plain file")
     monkeypatch.setattr(folder, "LARGEST", 2**20)
     refused(zipped(path, Evidence({"report.html": bytes(2**24)})), case, "more than evidence has")
+
+
+def test_a_zip_may_have_any_name_and_a_folder_around_all_of_it(case: Case, tmp_path: Path):
+    around = Evidence({f"exhibit A/{name}": content for name, content in case.evidence.members.items()})
+    assert Evidence.read(zipped(tmp_path / "renamed.zip", around)).members == case.evidence.members
+    for outer in ("..", ".", "", "C:", "a\\b"):
+        outside = Evidence({f"{outer}/{name}": content for name, content in case.evidence.members.items()})
+        assert verify_evidence(zipped(tmp_path / "outside.zip", outside), **case.given()).exit_code == 3
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA, zipfile.ZIP_DEFLATED])
+def test_whatever_a_damaged_zip_raises_is_one_error(case: Case, tmp_path: Path, method: int):
+    path = tmp_path / "evidence.zip"
+    with zipfile.ZipFile(path, "w", method) as archive:
+        archive.writestr("manifest.json", case.evidence.members["manifest.json"])
+    whole = path.read_bytes()
+    for at in range(44, len(whole)):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 0xFF]) + whole[at + 1 :])
+        try:
+            Evidence.read(path)
+        except EvidenceError:
+            continue
+
+
+def test_a_name_in_a_zip_that_is_no_text_is_refused(case: Case, tmp_path: Path):
+    path = zipped(tmp_path / "evidence.zip", case.evidence, ("\u00e9.txt", b"x"))
+    path.write_bytes(path.read_bytes().replace("\u00e9".encode(), b"\xff\xff"))
+    refused(path, case, "neither a folder nor a whole zip; got: UnicodeDecodeError")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
+def test_a_file_that_the_system_does_not_let_one_read_is_unchecked(case: Case, there: Path, tmp_path: Path):
+    archive = zipped(tmp_path / "evidence.zip", case.evidence)
+    for path, given in ((there / "report.html", there), (there / "seal", there), (archive, archive)):
+        mode = path.stat().st_mode
+        path.chmod(0)
+        unreadable(given, case)
+        path.chmod(mode)
+
+
+def test_what_the_system_refuses_is_unchecked(case: Case, there: Path, monkeypatch: pytest.MonkeyPatch):
+    """As a folder that is closed, or a disk that fails."""
+
+    def fail(*_: object) -> None:
+        raise PermissionError(13, "Permission denied", "seal")
+
+    for name in ("open", "scandir"):
+        with monkeypatch.context() as patched:
+            patched.setattr(folder.os, name, fail)
+            unreadable(there, case)
+
+
+def unreadable(path: Path, case: Case) -> None:
+    with pytest.raises(UnreadableError, match="the evidence cannot be read; got: .*Permission denied"):
+        Evidence.read(path)
+    result = verify_evidence(path, **case.given())
+    assert [check.mark for check in result.checks] == [Mark.UNCHECKED] and result.exit_code == 4
 
 
 def test_the_files_of_a_suspect_are_an_index_and_its_shards(tmp_path: Path):

@@ -90,6 +90,19 @@ def test_p_is_rounded_up_and_the_seeds_it_costs_down(evidence: Evidence):
     assert "no test" in meaning(replace(evidence.verdict, outcome=Outcome.SUPPORTS))
 
 
+def test_every_python_writes_the_same_report():
+    """Letters of a younger Unicode than a Python's are letters to it as well."""
+    assert plain("a\U0003ffff b") == "a\U0003ffff b"
+    assert plain("a\u00a0b\u2028c\ue000\ud800") == "a\\xa0b\\u2028c\\ue000\\ud800"
+
+
+def test_a_terminal_is_told_the_same_p_as_the_page(evidence: Evidence):
+    for p, seen, page, often in (("1.61e-24", "1.7e-24", "1.7 ×", "6e+23"), ("1.01e-30", "1.1e-30", "1.1 ×", "9e+29")):
+        verdict = replace(evidence.verdict, p=Decimal(p))
+        assert f"p = {seen}: a model made without this seal reads as well once in {often} seals." in str(verdict)
+        assert power(verdict.p).startswith(page)
+
+
 @pytest.mark.parametrize(("text", "shown"), [("plain ü", "plain ü"), ("\x1b[2J", "\\x1b[2J"), ("a\nb", "a\\nb")])
 def test_a_terminal_shows_text_and_does_nothing_else(text: str, shown: str):
     assert plain(text) == shown

@@ -1,7 +1,9 @@
 """Seals: what they draw, what they refuse, and their file."""
 
+import io
 import json
 import stat
+import zlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -52,7 +54,7 @@ def test_codes_stand_beside_the_owners_pictures(photographs: list[Path]):
 
 
 def test_bits_are_masked_by_the_draws(coded: Seal):
-    stamp, about = coded.stamp(), coded.payload
+    stamp, about = coded.stamp(), coded.choices.coding
     shown = read_bits(stamp.secrets, about.patches, per_channel=True)
     laid = np.unpackbits(np.frombuffer(coded.coded, np.uint8))[: coded.choices.bits]
     assert np.array_equal(shown.reshape(-1) ^ laid, coded.draws.mask(coded.choices.bits))
@@ -115,7 +117,10 @@ def test_attempts_count_against_the_floor():
         ({"attempts": ()}, "unknown attempt"),
         ({"key_range": 0.0}, "key range"),
         ({"readout": "sideways"}, "unknown readout"),
-        ({"outputs": 0}, "out of range"),
+        ({"outputs": 0}, "out of range; expected: sizes of 1 to 65536$"),
+        ({"outputs": 10**5}, "out of range; expected: sizes of 1 to 65536$"),
+        ({"codes": 1001}, "out of range; expected: at most 1000 keys$"),
+        ({"tap": ""}, "out of range; expected: a name, where keys enter at a layer$"),
         ({"codes": -1}, "out of range"),
         ({"codes": 0}, "without a picture"),
         ({"images": "logo.png"}, "one path instead of a list"),
@@ -218,3 +223,104 @@ def test_letters_are_told_apart():
     glyphs = 1 - sheet(14, 14).reshape(16, -1) / 255
     alike = np.corrcoef(glyphs) - np.eye(16)
     assert 0.69 < alike.max() < 0.71
+
+
+def with_more(written: bytes, kind: bytes, content: bytes, *, behind: bool = False) -> bytes:
+    """A PNG with one more chunk in it, or behind it."""
+    chunk = len(content).to_bytes(4) + kind + content + zlib.crc32(kind + content).to_bytes(4)
+    return written + chunk if behind else written[:33] + chunk + written[33:]
+
+
+@pytest.mark.parametrize(
+    ("kind", "content"),
+    [(b"tRNS", bytes(2)), (b"gAMA", bytes([0, 0, 1, 0])), (b"acTL", bytes(8)), (b"cICP", bytes(4)), (b"tEXt", b"a\0b")],
+)
+def test_a_png_that_shows_others_than_are_counted_is_refused(kind: bytes, content: bytes):
+    """Transparency, levels, animation, colours: what a page shows is not the pixels alone then."""
+    pixels = np.random.default_rng(0).integers(0, 256, (1, 1, 9, 8), np.uint8)
+    whole = png(pixels)
+    for changed in (with_more(whole, kind, content), with_more(whole, kind, content, behind=True), whole + b"more"):
+        with pytest.raises(SealError, match="not a whole PNG, or not of pixels alone"):
+            opened(changed, pixels.shape)
+
+
+@pytest.mark.parametrize("mode", ["1", "P", "RGBA", "LA", "I;16"])
+def test_a_png_of_another_mode_is_refused(mode: str):
+    written = io.BytesIO()
+    Image.new("L", (8, 8)).convert("I" if mode == "I;16" else mode).convert(mode).save(written, "PNG")
+    with pytest.raises(SealError, match="PNG|another size"):
+        opened(written.getvalue(), (1, 1, 8, 8))
+
+
+def test_whatever_pillow_meets_in_a_damaged_png_is_one_error():
+    """A header that is cut short, and a length that is none."""
+    for content in (b"", b"\x89PNG\r\n\x1a\n", png(np.zeros((1, 9, 8), np.uint8)).replace(b"IHDR", b"IDAT")):
+        with pytest.raises(SealError, match="not a whole PNG"):
+            opened(content, (1, 1, 9, 8))
+    whole = png(np.zeros((1, 9, 8), np.uint8))
+    short = whole[:8] + (4).to_bytes(4) + b"IHDR" + bytes(8) + whole[33:]
+    with pytest.raises(SealError, match="not a whole PNG"):
+        opened(short, (1, 1, 9, 8))
+
+
+@pytest.mark.parametrize(
+    ("written", "problem"),
+    [
+        (b'{"type": "x", "a": ' + b"9" * 5000 + b"}", "not readable JSON; got: .*digits"),
+        (b'{"type": "x", "a": NaN}', "a number that JSON does not have; got: NaN"),
+        (b'{"type": "x", "a": -Infinity}', "a number that JSON does not have; got: -Infinity"),
+        (b'{"type": "x", "a": ' + b"[" * 10**5, "not readable JSON"),
+        (b"\xff", "not readable JSON"),
+    ],
+    ids=["digits", "nan", "infinity", "deep", "bytes"],
+)
+def test_numbers_and_nesting_that_no_reader_takes_are_refused(written: bytes, problem: str):
+    with pytest.raises(SealError, match=problem):
+        strict_json(written, "x")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"payload": 5},
+        {"payload": []},
+        {"tap": 0},
+        {"tap": ""},
+        {"tap": []},
+        {"codes": 1001},
+        {"input": [1, 4096, 4096], "codes": 2},
+        {"rows": 5},
+        {"key": [2**13, 2**13], "codes": 11},
+        {"text": "\ud800"},
+    ],
+    ids=str,
+)
+def test_choices_of_other_types_and_sizes_are_refused(change: dict, letters: Seal):
+    written = json.dumps(json.loads(letters.written) | change, indent=1).encode() + b"\n"
+    with pytest.raises(SealError, match="choices that cannot be|out of range"):
+        Choices.read(written)
+
+
+def test_a_text_that_is_none_is_refused_at_sealing():
+    """As a shell hands on bytes that are no letters."""
+    with pytest.raises(SealError, match="out of range"):
+        Seal.make(outputs=10, shape=(1, 28, 28), text="\udcff")
+
+
+def test_more_bits_than_are_counted_are_refused():
+    """Else a verifier would count for days."""
+    with pytest.raises(SealError, match="or than are counted; got: 32769; expected: at most 262144 bits"):
+        Seal.make(outputs=2, shape=(1, 512, 512), data=bytes(32769), code="none", patches=512)
+
+
+@pytest.mark.parametrize("length", [-1, 10**9, 2**40])
+def test_a_payload_longer_than_its_pictures_is_refused_before_it_is_encoded(length: int, coded: Seal):
+    """It would take the memory that it asks for."""
+    with pytest.raises(SealError, match="more bytes than the pictures hold"):
+        replace(coded.choices, payload=coded.choices.payload | {"length": length})
+
+
+def test_bytes_that_are_not_the_payload_are_refused(coded: Seal, letters: Seal):
+    for seal, data in ((coded, b"licence 8"), (coded, b""), (coded, bytes(10**6)), (letters, b"x")):
+        with pytest.raises(SealError, match="not those of the choices"):
+            replace(seal, data=data)

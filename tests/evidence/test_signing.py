@@ -109,6 +109,34 @@ def test_a_time_stamp_that_only_openssl_reads_is_not_called_false(authority: Aut
         check_token(b"words", token, authority.root)
 
 
+@pytest.mark.parametrize(("kind", "right"), [("sha1", False), ("sha256", True), ("sha512", True)])
+def test_a_time_stamp_of_a_hash_that_only_openssl_takes_is_not_called_false(
+    authority: Authority, kind: str, right: bool
+):
+    (authority.folder / "words").write_bytes(b"words")
+    openssl(f"ts -query -data words -{kind} -cert -out {kind}.tsq", authority.folder)
+    token = authority.reply((authority.folder / f"{kind}.tsq").read_bytes())
+    if right:
+        assert check_token(b"words", token, authority.root).authority == "CN=Authority"
+    else:
+        with pytest.raises(UnreadableTokenError, match="status 0, hash 1.3.14.3.2.26"):
+            check_token(b"words", token, authority.root)
+
+
+def test_a_time_stamp_that_was_granted_with_changes_is_not_called_false(authority: Authority):
+    """As openssl takes it; the status is one of its first bytes, and not signed."""
+    token = authority.token(b"words")
+    at = token.index(b"\x02\x01\x00")
+    changed = token[:at] + b"\x02\x01\x01" + token[at + 3 :]
+    with pytest.raises(UnreadableTokenError, match="status 1"):
+        check_token(b"words", changed, authority.root)
+
+
+def test_nothing_is_not_dated():
+    with pytest.raises(EvidenceError, match="nothing to be dated; got: 0 bytes"):
+        time_stamp_request(b"")
+
+
 @contextmanager
 def served(answer: bytes) -> Iterator[tuple[str, list[bytes]]]:
     """The address of a server that gives one answer to everything, and what it was sent."""
@@ -142,7 +170,8 @@ def test_a_token_is_fetched_and_no_more_is_told_than_a_hash(authority: Authority
     for answer in (b"", authority.token(b"other"), token + bytes(2**17)):
         with served(answer) as (url, _), pytest.raises(EvidenceError, match="no time-stamp of these bytes"):
             fetch_token(b"words", url)
-    with pytest.raises(EvidenceError, match="does not answer"):
-        fetch_token(b"words", "http://127.0.0.1:1")
+    for address in ("http://127.0.0.1:1", "http://127.0.0.1:port", "http://", "http://a b/"):
+        with pytest.raises(EvidenceError, match="does not answer"):
+            fetch_token(b"words", address)
     with pytest.raises(EvidenceError, match="not the address of a time-stamp authority"):
         fetch_token(b"words", "file:///etc/passwd")

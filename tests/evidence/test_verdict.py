@@ -12,7 +12,7 @@ import clearstamp as cs
 from clearstamp.attacks import DummyUnits
 from clearstamp.errors import SealError
 from clearstamp.evidence import Outcome, Seal, chance, judge, verify
-from clearstamp.evidence.verdict import NOT_INNOCENCE, look
+from clearstamp.evidence.verdict import NOT_INNOCENCE, look, reread
 
 
 def spoilt(pictures: np.ndarray, share: float) -> np.ndarray:
@@ -169,16 +169,14 @@ def test_the_pictures_of_a_verdict_are_those_that_a_person_sees(tiny: tuple[Seal
 def test_merging_is_tried_where_reading_as_is_fails(tiny: tuple[Seal, cs.Transposed], monkeypatch: pytest.MonkeyPatch):
     seal, back = tiny
     read: list[str] = []
-    blank = np.zeros_like(seal.secrets())
+    secrets = seal.stamp().secrets
 
     def reread(back: cs.Transposed, seal: Seal, attempt: str) -> cs.Transposed:
         read.append(attempt)
         return back
 
     monkeypatch.setattr("clearstamp.evidence.verdict.reread", reread)
-    monkeypatch.setattr(
-        "clearstamp.evidence.verdict.look", lambda *_: seal.secrets() if read[-1] == "merged units" else blank
-    )
+    monkeypatch.setattr("clearstamp.evidence.verdict.extract", lambda *_: secrets * (read[-1] == "merged units"))
     verdict = verify(back, seal)
     assert read == ["as is", "merged units"] and verdict.attempt == "merged units" and verdict.tries == 2
 
@@ -225,3 +223,40 @@ def test_frozen_values_of_the_owners_choice_are_refused():
     with pytest.raises(SealError, match="frozen values"):
         verify(painted, seal)
     assert verify(seal.transpose(model), seal).outcome is Outcome.NO_MATCH
+
+
+class Named(nn.Module):
+    """A model that gives a dictionary, as those for segmentation do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Flatten(), nn.Linear(784, 32), nn.ReLU(), nn.Linear(32, 12))
+        self.head = nn.Sequential(nn.ReLU(), nn.Linear(12, 3))
+
+    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"out": self.head(self.body(images)), "features": images}
+
+
+def test_merging_reads_at_the_tap_and_leaves_its_units_alone():
+    """Whatever the model's own output is; of two equal units at the tap both have their own number of each key."""
+    seal, model = Seal.make(outputs=12, shape=(1, 28, 28), tap="body"), Named()
+    with torch.no_grad():
+        for layer in (model.body[1], model.body[3]):
+            layer.weight[1], layer.bias[1] = layer.weight[0], layer.bias[0]
+    merged = reread(seal.transpose(model), seal, "merged units")
+    assert merged.key_shape == (12,) and len(merged.model.body[1].weight) == 31
+    assert verify(seal.transpose(model), seal).tries == 2
+
+
+def test_a_model_of_buffers_alone_is_read(tiny: tuple[Seal, cs.Transposed]):
+    class Fixed(nn.Module):
+        def __init__(self, weight: torch.Tensor):
+            super().__init__()
+            self.register_buffer("count", torch.tensor(7))
+            self.register_buffer("weight", weight)
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return images.flatten(1) @ self.weight.T
+
+    seal, back = tiny
+    assert verify(seal.transpose(Fixed(back.model[1].weight.detach())), seal).outcome is Outcome.MATCH
