@@ -100,7 +100,8 @@ class Gradient(Transposed):
         self._probabilities = False
         self._trainable = False
         self._drawn: tuple[Tensor, int, Tensor] | None = None
-        self._try_out()
+        with torch.autocast(self.device.type, enabled=False):
+            self._try_out()
 
     def images(self, keys: Tensor, dropout: float | None) -> Tensor:
         if not self._trainable and torch.is_grad_enabled() and self._weights():

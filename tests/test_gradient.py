@@ -165,6 +165,13 @@ def test_the_model_stays_as_it_is_and_its_weights_are_read_anew():
     torch.testing.assert_close(back(KEYS), 2 * before)
 
 
+def test_nothing_is_taken_in_a_lower_precision_under_autocast():
+    model = convolutional()
+    images = transpose(model, EXAMPLE, readout="gradient")(KEYS)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(transpose(model, EXAMPLE, readout="gradient")(KEYS), images)
+
+
 def test_noise_on_weights_reaches_the_images():
     model = convolutional()
     stamp = cs.Stamp(KEYS, torch.rand(3, *SHAPE), ("a", "b", "c"))
