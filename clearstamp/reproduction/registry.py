@@ -120,6 +120,15 @@ def lasting(profile: Profile) -> Attacks:
     }
 
 
+def stronger(profile: Profile) -> Attacks:
+    """Erasures by who has the training data, looked at on the way."""
+    return {
+        f"{keys} keys, LR {lr:g}": Erasure(keys=keys, count=None, steps=repairing(profile), looks=5, lr=lr, repair=True)
+        for keys in ("known", "random")
+        for lr in (1e-4, 1e-3)
+    }
+
+
 def repairing(profile: Profile) -> int:
     """Steps of an erasure that repairs the main task at the same time."""
     return {"tiny": 5, "quick": 20}.get(profile.name, 125)
@@ -305,11 +314,6 @@ def adaptive_adversary(profile: Profile) -> Groups:
         "overwriting": Overwriting(steps=7, looks=7),
     }
     rates: Attacks = {f"LR {lr:g}": Erasure(steps=11, looks=11, lr=lr) for lr in (2e-3, 4e-3, 8e-3)}
-    stronger: Attacks = {
-        f"{keys} keys, LR {lr:g}": Erasure(keys=keys, count=None, steps=repairing(profile), looks=5, lr=lr, repair=True)
-        for keys in ("known", "random")
-        for lr in (1e-4, 1e-3)
-    }
     batch_norm = [LifeCycle(name=f"batch-norm-{r}", model="cnn-bn", readout=r) for r in BOTH_READOUTS]
     factors: Attacks = {f"factor {2**n}": Rescaling(factor=float(2**n)) for n in range(9)}
     extraction: Attacks = {"distillation": Distillation(epochs=profile.epochs)}
@@ -317,7 +321,7 @@ def adaptive_adversary(profile: Profile) -> Groups:
     return {
         "erasure": Group(campaigns("erasure", erasing, MARKED)),
         "rates": Group(campaigns("rates", rates, PUBLISHED[:1])),
-        "stronger": Group(campaigns("stronger", stronger, MARKED)),
+        "stronger": Group(campaigns("stronger", stronger(profile), MARKED)),
         "preserving": Group(campaigns("preserving", PRESERVING | CANCELLING, MARKED)),
         "batch norm": Group(
             campaigns("preserving-norm", {"batch-norm rescaling": BatchNormRescaling()}, batch_norm), FIRST
@@ -511,12 +515,13 @@ def exact_readout(profile: Profile) -> Groups:
     keys = {"tiny": 1, "quick": 2}.get(profile.name, 4)
     if profile.name == "tiny":
         interfaces = {name: interfaces[name] for name in ("logits", "probabilities, top 3")}
-    attacks = PRESERVING | CANCELLING | lasting(profile)
+    attacks = {name: attack for name, attack in lasting(profile).items() if not isinstance(attack, Erasure)}
     return {
         "unmarked": Group([UNMARKED]),
         "lives": Group([DEFAULT, EXACT]),
-        "attacked": Group(campaigns("exact", attacks, [EXACT])),
-        "beside": Group(campaigns("preserving", PRESERVING | CANCELLING, [DEFAULT])),
+        "preserving": Group(campaigns("preserving", PRESERVING | CANCELLING, [DEFAULT, EXACT])),
+        "lasting": Group(campaigns("lasting", attacks, [EXACT])),
+        "stronger": Group(campaigns("stronger", stronger(profile), [DEFAULT, EXACT])),
         "queries": Group([Interviewed(name="queries-gradient", on=EXACT, interfaces=interfaces, keys=keys)]),
         "networks": Group([Unruled(name="networks-gradient")], FIRST),
     }
