@@ -159,7 +159,7 @@ class Gradient(Transposed):
             raise TransposeError("the model's output has not one row of numbers per image", got=list(answers.shape))
         self.key_shape, self.dtype = tuple(answers.shape[1:]), answers.dtype
         self._probabilities = sums_to_one(answers)
-        keys = torch.linspace(-1, 2, answers.numel()).reshape(answers.shape).to(answers)
+        keys = varied(answers)
         try:
             both = self._pictures(probes, keys, None, False)
             alone = self._pictures(probes[:1], keys[:1], None, False)
@@ -181,7 +181,7 @@ class Gradient(Transposed):
         picture = self._pictures(self.probes(keys), keys.requires_grad_(), None, True, copies)
         try:
             if picture.requires_grad:
-                picture.square().sum().backward()
+                (picture * varied(picture)).sum().backward()
         except RuntimeError as error:
             raise TransposeError(
                 "the model cannot be differentiated twice",
@@ -207,6 +207,11 @@ class Thinned(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         value = func(*args, **(kwargs or {}))
         return F.dropout(value, self.rate) if getattr(func, "__name__", "") in ACTIVATIONS else value
+
+
+def varied(like: Tensor) -> Tensor:
+    """Numbers from -1 to 2, no two of them equal."""
+    return torch.linspace(-1, 2, like.numel()).reshape(like.shape).to(like)
 
 
 def sums_to_one(answers: Tensor) -> bool:

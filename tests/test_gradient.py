@@ -238,6 +238,13 @@ def test_pictures_that_no_weight_changes_are_refused_in_training():
         back(KEYS)
 
 
+def test_a_picture_that_is_still_blank_can_be_trained():
+    model = convolutional()
+    nn.init.zeros_(model[1].weight)
+    images = transpose(model, EXAMPLE, readout="gradient")(KEYS)
+    assert not images.any() and torch.autograd.grad(images.sum(), model[1].weight)[0].any()
+
+
 @pytest.mark.parametrize(
     ("model", "message"),
     [
