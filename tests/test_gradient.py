@@ -241,6 +241,7 @@ def test_pictures_that_no_weight_changes_are_refused_in_training():
 def test_a_picture_that_is_still_blank_can_be_trained():
     model = convolutional()
     nn.init.zeros_(model[1].weight)
+    nn.init.ones_(model[1].bias)
     images = transpose(model, EXAMPLE, readout="gradient")(KEYS)
     assert not images.any() and torch.autograd.grad(images.sum(), model[1].weight)[0].any()
 
