@@ -46,7 +46,9 @@ class Interface:
 
         @torch.no_grad()
         def ask(images: Tensor) -> Tensor:
-            answers = model(images.to(next(model.parameters()).device))
+            device = next(model.parameters()).device
+            with torch.autocast(device.type, enabled=False):
+                answers = model(images.to(device))
             answers = answers.double().softmax(1) if self.probabilities else answers
             if self.noise:
                 answers = answers + self.noise * torch.randn_like(answers)

@@ -44,6 +44,14 @@ def test_an_interface_rounds_and_hides(interface: Interface, expected: list[floa
     torch.testing.assert_close(told, torch.tensor([expected]).to(told), atol=1e-6, rtol=0)
 
 
+def test_an_interface_answers_in_full_precision():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
+    images = torch.rand(2, 1, 8, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        told = Interface().shown(model)(images)
+    torch.testing.assert_close(told, model(images).detach(), atol=0, rtol=0)
+
+
 def test_an_interface_may_be_noisy():
     ask = Interface(noise=0.1).shown(Answers())
     assert not torch.equal(ask(torch.zeros(1, 1, 8, 8)), ask(torch.zeros(1, 1, 8, 8)))
