@@ -8,6 +8,7 @@ embeds it with `embed`, or step by step with `transpose`, `harden` and `fit` wit
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
+from clearstamp.canonical import canonical_form
 from clearstamp.data import Data
 from clearstamp.errors import ClearStampError
 from clearstamp.evidence import Seal, Verdict, verify
@@ -21,7 +22,6 @@ from clearstamp.stamp import PAPER_KEY, Stamp
 from clearstamp.suspects import Suspect, load_suspect
 from clearstamp.training import accuracy, embed, fit, harden
 from clearstamp.transpose import Transposed, freeze, public_probe, transpose
-from clearstamp.units import merge_equal_units
 
 if TYPE_CHECKING:
     from clearstamp.explorer import explore
@@ -46,6 +46,7 @@ __all__ = [
     "Transposed",
     "Verdict",
     "accuracy",
+    "canonical_form",
     "correlation",
     "develop",
     "embed",
@@ -55,7 +56,6 @@ __all__ = [
     "freeze",
     "harden",
     "load_suspect",
-    "merge_equal_units",
     "public_probe",
     "read",
     "read_bytes",

@@ -6,8 +6,8 @@ from enum import StrEnum
 
 import numpy as np
 import torch
-from torch import nn
 
+from clearstamp.canonical import merged
 from clearstamp.coding import decode, patch_sums
 from clearstamp.errors import SealError
 from clearstamp.evidence import chance
@@ -18,7 +18,6 @@ from clearstamp.pictures import as_pictures, develop
 from clearstamp.reading import extract
 from clearstamp.stamp import Stamp
 from clearstamp.transpose import Transposed
-from clearstamp.units import merge_equal_units
 
 WEAK = Decimal("1e-6")
 """A p of at most this is worth saying, and no match: a forger needs about 1 / p seeds."""
@@ -140,8 +139,7 @@ def reread(back: Transposed, seal: Seal, attempt: str) -> Transposed:
     """The model as an attempt reads it."""
     if attempt == "as is":
         return back
-    merged: nn.Module = merge_equal_units(back.model, torch.zeros(1, *back.image_shape, device=back.device))
-    return seal.transpose(merged)
+    return seal.transpose(merged(back.model, torch.zeros(1, *back.image_shape, device=back.device)))
 
 
 def look(back: Transposed, stamp: Stamp) -> Pixels:
