@@ -238,7 +238,7 @@ class Channels:
                     self.rigid += tree_leaves(value)
                 return value.expand(self.shape(argument)).contiguous() if isinstance(value, Tensor) else value
             if argument in self.graph.constants:
-                return self.graph.constants[argument]
+                return self.graph.constants[argument].cpu()
             if isinstance(argument, fx.Node):
                 return torch.full(self.shape(argument), FIXED)
             return self.graph.resized(argument, 1)

@@ -316,6 +316,15 @@ def test_channel_pruning_silences_whole_units_and_spares_the_logits(model, stamp
     assert torch.equal(layers[-1].weight, model[-1].weight)
 
 
+def test_channel_pruning_silences_units_of_streams_in_every_layer_that_writes_them():
+    resnet = randomise(networks.build("resnet18-narrow", (3, 12, 12), 4, seed=0))
+    stamp = Stamp.from_texts(["A"], outputs=4, shape=(3, 12, 12), seed=0)
+    Pruning(amount=0.5, scope="channels").run(Scene(resnet, None, stamp))
+    for layer in resnet.modules():
+        if isinstance(layer, nn.Conv2d):
+            assert (layer.weight.flatten(1) == 0).all(1).sum() == len(layer.weight) // 2
+
+
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels last"])
 @pytest.mark.parametrize("digits", [1, 6], ids=["ties", "no ties"])
 @pytest.mark.parametrize("scope", ["global", "layer", "channels"])
