@@ -140,7 +140,8 @@ class DummyUnits(Rewriting):
     """Add the share `share` of hidden units that have no effect.
 
     ``outgoing="zero"``: no layer reads them. ``outgoing="cancelling"``: pairs of equal units, read with opposite signs.
-    Their incoming weights and biases are normal, of `strength` times the spread of the layer's own.
+    Their incoming weights and biases are normal, of `strength` times the spread of the layer's own. What cancels leaves
+    rounding errors behind, which grow with the strength and from layer to layer: deep networks want a strength of 1.
     """
 
     share: float = 0.25
