@@ -36,9 +36,16 @@ def canonical_form(
 ) -> nn.Module:
     """A copy of the model that computes the same, in a form that rewriting its units does not change.
 
-    It is `merged` first. Then what goes into each unit is brought to length 1 where what leaves it can be multiplied
-    instead, and the units of each layer are put into one order, by their weights. Raises `AttackError` if the model
-    cannot be captured.
+    Units that are equal, or behind a ReLU positive multiples of each other, become one wherever they are read, and
+    units that nobody reads are left out, with all that only they read. Then what goes into each unit is brought to one
+    scale, where what leaves it can make up for that, and the units of each layer are put into one order, by their
+    weights. The picture in the `adjoint` readout stays that of the model before it was rewritten.
+
+    `example` is an input batch, or what `clearstamp.graph.capture` made of one. Given `inputs`, the least and the
+    greatest number of an input, units that cannot fire are left out too, as far as interval arithmetic proves it; an
+    honest model may have some, and show a part of its pictures by them. `tolerance` is the distance of what goes into
+    units, as vectors of length 1, up to which they count as multiples. Raises `AttackError` if the model cannot be
+    captured.
     """
     graph = captured(model, example)
     form = merged(model, graph, tolerance=tolerance, inputs=inputs)
@@ -69,13 +76,9 @@ def merged(
     tolerance: float = 1e-4,
     inputs: tuple[float, float] | None = None,
 ) -> nn.Module:
-    """A copy of the model that computes the same, without units that the weights show to be superfluous.
+    """The first half of `canonical_form`: without superfluous units, and every other weight as it was, to the last bit.
 
-    Units that are equal, or behind a ReLU positive multiples of each other, become one wherever they are read, and
-    units that nobody reads are left out, with all that only they read. Given `inputs`, the least and the greatest
-    number of an input, so are units that cannot fire, as far as interval arithmetic proves it; an honest model may have
-    some, and show a part of its pictures by them. `tolerance` is the distance of what goes into units, as vectors of
-    length 1, up to which they count as multiples. Raises `AttackError` if the model cannot be captured.
+    Raises `AttackError` if the model cannot be captured.
     """
     form = copy.deepcopy(model)
     graph = captured(form, example)
