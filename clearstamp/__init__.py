@@ -8,6 +8,7 @@ embeds it with `embed`, or step by step with `transpose`, `harden` and `fit` wit
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
+from clearstamp.canonical import canonical_form
 from clearstamp.data import Data
 from clearstamp.errors import ClearStampError
 from clearstamp.evidence import Seal, Verdict, verify
@@ -23,7 +24,6 @@ from clearstamp.suspects import Suspect, load_suspect
 from clearstamp.training import accuracy, embed, fit, harden
 from clearstamp.transpose import freeze, transpose
 from clearstamp.transposed import Transposed, public_probe
-from clearstamp.units import merge_equal_units
 
 if TYPE_CHECKING:
     from clearstamp.explorer import explore
@@ -48,6 +48,7 @@ __all__ = [
     "Transposed",
     "Verdict",
     "accuracy",
+    "canonical_form",
     "correlation",
     "develop",
     "embed",
@@ -57,7 +58,6 @@ __all__ = [
     "freeze",
     "harden",
     "load_suspect",
-    "merge_equal_units",
     "public_probe",
     "read",
     "read_by_queries",

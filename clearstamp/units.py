@@ -1,128 +1,242 @@
-"""Hidden units: the layers that write and read them, and how a model is rewritten unit by unit.
+"""Units: which weights of a model make and read each, and how a model is rewritten unit by unit.
 
 Attackers use this to change a model without changing what it computes, and judges use it to undo that.
 """
 
-import copy
-from dataclasses import dataclass, field
-from math import prod
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
+from clearstamp.channels import FIXED, WEIGHTED, Channels, Convolution, Layer, Use, kind
 from clearstamp.errors import AttackError, TransposeError
-from clearstamp.graph import Graph, arguments, capture, operation
+from clearstamp.graph import Graph, arguments, capture, unwrapped
 
-Layer = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
-WEIGHTED = ("linear", "conv1d", "conv2d", "conv3d")
-HOMOGENEOUS = (
-    *("relu", "leaky_relu", "prelu", "dropout", "feature_dropout", "clone", "contiguous", "alias"),
-    *(f"{kind}_pool{axes}d" for kind in ("max", "avg", "adaptive_avg") for axes in (1, 2, 3)),
-)
-"""They act on each unit separately and scale with it: f(d x) = d f(x) for d > 0."""
-ELEMENTWISE = ("gelu", "silu", "tanh", "sigmoid", "elu", "softplus", "hardswish")
-"""They act on each unit separately."""
-FLATTEN = ("flatten", "view", "reshape")
+RESIZED = Layer | nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.PReLU
+"""Modules that know their own size, which a rewriting corrects."""
 
 
-@dataclass
-class Hidden:
-    """The units between two layers: `writer`'s rows compute them, `reader`'s columns use them.
+Kind = tuple[bool, tuple[tuple[int, int | None], ...]]
+"""What units of one space have in common: are they rigid, and the number of each of their uses, with that of its gauge.
+"""
 
-    `norms` are the batch norms on the way, `width` the reader's columns per unit (more than 1 after a flatten), and
-    `homogeneous` says whether everything on the way scales with a unit.
+
+@dataclass(eq=False)
+class Place:
+    """Where the units of a space stand in a module's tensors.
+
+    Attributes:
+        use: which tensors, along which axis, and what rescaling a unit does there.
+        index: the positions of each unit along that axis, ``[units, width]``; the width is above 1 after a flatten.
+        gauge: which of a space's gauges rescales these numbers; None if they cannot be rescaled.
     """
 
-    writer: Layer
-    reader: Layer
-    norms: list[nn.Module] = field(default_factory=list)
-    width: int = 1
-    homogeneous: bool = True
+    use: Use
+    index: Tensor
+    gauge: int | None
 
     @property
-    def units(self) -> int:
-        return len(self.writer.weight)
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """The tensors by their names; of a grouped convolution, the group's part of each."""
+        for name in self.use.names:
+            yield name, getattr(self.use.owner, name).detach()[self.use.rows]
 
-    @property
-    def rows(self) -> list[tuple[nn.Module, str, Tensor]]:
-        """Every tensor whose first axis runs over the units, with its owner and its name."""
-        owners = (self.writer, *self.norms)
-        named = ((o, n, t) for o in owners for n, t in (*o.named_parameters(), *o.named_buffers()))
-        return [(owner, name, tensor.detach()) for owner, name, tensor in named if tensor.dim()]
+    def at(self, tensor: Tensor, units: Tensor | slice = slice(None)) -> Tensor:
+        """What a tensor has for some units, one after another along its axis."""
+        positions = self.index[units].flatten().to(tensor.device)
+        chosen: Any = (*[slice(None)] * (self.use.axis % tensor.dim()), positions)
+        return tensor[chosen]
+
+    def put(self, tensor: Tensor, values: Tensor) -> None:
+        """Give a tensor other numbers for all units, in place."""
+        tensor.index_copy_(self.use.axis, self.index.flatten().to(tensor.device), values)
 
     @property
     def columns(self) -> Tensor:
-        """A copy of the reader's weight, ``[outputs, units, rest]``."""
-        return self.reader.weight.detach().reshape(len(self.reader.weight), self.units, -1).clone()
+        """A copy of what a layer reads the units with, ``[outputs, units, rest]``."""
+        (_, weight), *_ = self.tensors
+        alone = torch.equal(self.index.flatten(), torch.arange(weight.shape[1]))
+        return (weight if alone else self.at(weight)).reshape(len(weight), len(self.index), -1).clone()
 
     @columns.setter
     def columns(self, value: Tensor) -> None:
-        self.reader.weight.data.copy_(value.reshape(self.reader.weight.shape))
+        (_, weight), *_ = self.tensors
+        self.put(weight, value.reshape(len(weight), -1, *weight.shape[2:]))
+
+    @property
+    def eps(self) -> float:
+        """Of a norm's statistics: what is added to the variance."""
+        return float(self.use.owner.eps)  # type: ignore[arg-type]
+
+    @property
+    def spread(self) -> Tensor:
+        """Of a norm's statistics: the variance that it divides each unit by the root of, ``[units]``."""
+        return self.at(dict(self.tensors)["running_var"]) + self.eps
+
+    def same_axis(self, other: "Place") -> bool:
+        """Whether another place is along the same axis of the same tensors."""
+        a, b = self.use, other.use
+        return a.owner is b.owner and a.axis == b.axis and a.names[0] == b.names[0]
 
 
-def hidden_layers(model: nn.Module, example: Tensor | Graph) -> list[Hidden]:
-    """The hidden units of a model, in the order of its layers; those that an addition or a gate reads are left out.
+@dataclass(eq=False)
+class Space:
+    """Units that stand side by side in the same tensors, such as the channels of a residual stream.
+
+    Attributes:
+        places: where they stand, in the order of the graph.
+        rigid: whether their number has to stay: the code names it, or they are normalised together.
+    """
+
+    places: list[Place]
+    rigid: bool
+
+    @property
+    def units(self) -> int:
+        return len(self.places[0].index)
+
+    @property
+    def moved(self) -> list[Place]:
+        """The places whose numbers go with a unit, each number in one of them."""
+        return [place for place in self.places if place.use.moved]
+
+    @property
+    def readers(self) -> list[Place]:
+        """The places of the columns that read the units."""
+        return [place for place in self.places if place.use.reads]
+
+    @property
+    def writers(self) -> list[Layer]:
+        """The layers whose rows write the units."""
+        return [place.use.owner for place in self.places if place.use.writes and isinstance(place.use.owner, Layer)]
+
+    @property
+    def gauges(self) -> list[int]:
+        """What can be rescaled without changing the function: each stands for one number a unit."""
+        return sorted({place.gauge for place in self.places if place.gauge is not None})
+
+    def scaled(self, gauge: int) -> list[Place]:
+        """The places that a gauge rescales."""
+        return [place for place in self.places if place.gauge == gauge]
+
+    def scale(self, gauge: int, factors: Tensor) -> None:
+        """Multiply what makes the units by `factors` ``[units]``, and divide what reads them."""
+        for place in self.scaled(gauge):
+            for name, tensor in place.tensors:
+                shape = [1] * tensor.dim()
+                shape[place.use.axis] = -1
+                own = place.at(tensor)
+                by = factors.to(tensor).repeat_interleave(place.index.shape[1]).reshape(shape)
+                if place.use.power == -1:
+                    own = own / by
+                elif name == "running_var":
+                    own = by**2 * place.spread - place.eps
+                elif place.use.power != 0:
+                    own = own * by
+                place.put(tensor, own)
+
+    def permute(self, order: Tensor) -> None:
+        """Put the units into another order."""
+        for place in self.moved:
+            for _, tensor in place.tensors:
+                place.put(tensor, place.at(tensor, order))
+
+
+def find_spaces(model: nn.Module, example: Tensor | Graph) -> list[Space]:
+    """The units of a model that can be rewritten, in the order in which they are first written.
 
     Here and below, `example` is an input batch, or what `clearstamp.graph.capture` made of one.
     """
-    graph = captured(model, example)
-    uses = [owner(model, graph, node) for node in graph.nodes if kind(node) in WEIGHTED]
-    found = []
-    for node in graph.nodes:
-        layer = owner(model, graph, node) if kind(node) in WEIGHTED else None
-        if is_layer(layer) and uses.count(layer) == 1:
-            hidden = follow(node, model, graph)
-            if hidden is not None and uses.count(hidden.reader) == 1:
-                found.append(hidden)
-    return found
+    return gather(Channels(model, captured(model, example)))
 
 
-def follow(node: fx.Node, model: nn.Module, graph: Graph) -> Hidden | None:
-    """The units that `node` writes, if they stay separate on their way to a single other layer."""
-    writer: Any = owner(model, graph, node)
-    hidden = Hidden(writer=writer, reader=writer)
-    while len(node.users) == 1:
-        before = node.meta["val"].shape
-        node = next(iter(node.users))
-        if kind(node) in WEIGHTED:
-            reader: Any = owner(model, graph, node)
-            fits = is_layer(reader) and reader.weight.shape[1] == hidden.units * hidden.width
-            hidden.reader = reader
-            return hidden if fits else None
-        if kind(node) == "batch_norm":
-            norm = owner(model, graph, node)
-            if norm is None:
-                return None
-            hidden.norms.append(norm)
-        elif kind(node) in FLATTEN:
-            if node.meta["val"].shape != (before[0], prod(before[1:])):
-                return None
-            hidden.width *= prod(before[2:])
-        elif kind(node) in ELEMENTWISE:
-            hidden.homogeneous = False
-        elif kind(node) not in HOMOGENEOUS:
-            return None
-    return None
+def gather(channels: Channels) -> list[Space]:
+    """The units of a model whose channels were followed."""
+    unit, scale = channels.units(), channels.scales()
+    rigid = set(unit[torch.cat([slots.flatten() for slots in channels.rigid])].tolist()) if channels.rigid else set()
+    seen: dict[int, list[tuple[int, int, int]]] = defaultdict(list)
+    for number, use in enumerate(channels.uses):
+        for position, slot in enumerate(use.slots.tolist()):
+            seen[int(unit[slot])].append((number, position, int(scale[slot])))
+    alike: dict[Kind, list[list[int]]] = defaultdict(list)
+    for root, places in seen.items():
+        if root > FIXED:
+            gauges = {scale: gauge for gauge, scale in enumerate(dict.fromkeys(s for *_, s in places if s != FIXED))}
+            key = tuple((number, gauges.get(scale)) for number, _, scale in places)
+            alike[root in rigid, key].append([position for _, position, _ in places])
+    return [gathered(channels.uses, kind, torch.tensor(positions)) for kind, positions in alike.items()]
 
 
-def is_layer(layer: object) -> bool:
-    """Whether it is a linear layer, or a convolution in which every output reads every input."""
-    return isinstance(layer, Layer) and getattr(layer, "groups", 1) == 1
+def gathered(uses: list[Use], kind: Kind, positions: Tensor) -> Space:
+    """The space of units of one kind, with their positions ``[units, places]``."""
+    rigid, where = kind
+    columns: dict[tuple[int, int | None], list[int]] = defaultdict(list)
+    for column, each in enumerate(where):
+        columns[each].append(column)
+    places = [Place(uses[n], positions[:, at], gauge) for (n, gauge), at in columns.items()]
+    blocks = all(
+        torch.equal(place.index.flatten(), place.index[0, 0] + torch.arange(place.index.numel()))
+        and isinstance(place.use.owner, RESIZED)
+        for place in places
+    )
+    return Space(places, rigid or not blocks)
 
 
-def kind(node: fx.Node) -> str:
-    """The plain name of an operation."""
-    return operation(node).removeprefix("aten::")
+def widen(all_spaces: list[Space], space: Space, fill: Callable[[Place, Tensor], Tensor]) -> None:
+    """Add units to a space, behind those that are there.
+
+    `fill` gives what each tensor of each place has for them: rows, or columns ``[outputs, units, rest]``.
+    """
+    for place in space.moved:
+        end, width = int(place.index.max()) + 1, place.index.shape[1]
+        for name, tensor in place.tensors:
+            new = fill(place, tensor)
+            shape, axis = tensor.shape, place.use.axis
+            added = new.shape[axis] * (width if place.use.reads else 1)
+            if place.use.reads:
+                tensor, new = (each.reshape(len(each), size, -1) for each, size in ((tensor, shape[1]), (new, added)))
+            parts = [tensor.narrow(axis, 0, end), new, tensor.narrow(axis, end, shape[axis] - end)]
+            wider = torch.cat([part for part in parts if part.numel()], axis)
+            if place.use.reads:
+                wider = wider.reshape(*wider.shape[:2], *shape[2:])
+            replace_tensor(place.use.owner, name, wider)
+        for other in (other for each in all_spaces for other in each.places if other.same_axis(place)):
+            other.index = torch.where(other.index >= end, other.index + added, other.index)
+            if other in space.places:
+                other.index = torch.cat([other.index, torch.arange(end, end + added).reshape(-1, width)])
 
 
-def owner(model: nn.Module, graph: Graph, node: fx.Node) -> nn.Module | None:
-    """The module whose weight, or running mean, an operation takes as it is; None if it computes it."""
-    given = arguments(node)
-    for argument in (given.get("weight"), given.get("running_mean")):
-        if argument in graph.weights:
-            return model.get_submodule(graph.weights[argument].rpartition(".")[0])
-    return None
+def narrow(all_spaces: list[Space], kept: list[Tensor]) -> None:
+    """Cut all units out of their spaces but those that are `kept`, a mask ``[units]`` for each space."""
+    gone: dict[tuple[nn.Module, str, int], list[Tensor]] = defaultdict(list)
+    for space, keep in zip(all_spaces, kept, strict=True):
+        for place in space.moved:
+            for name in place.use.names:
+                gone[place.use.owner, name, place.use.axis].append(place.index[~keep].flatten())
+    for (owner, name, axis), positions in gone.items():
+        tensor = getattr(owner, name).detach()
+        stays = torch.ones(tensor.shape[axis], dtype=torch.bool).index_fill_(0, torch.cat(positions), False)
+        if not stays.all():
+            replace_tensor(owner, name, tensor.index_select(axis, stays.nonzero().flatten().to(tensor.device)))
+
+
+def replace_tensor(owner: Any, name: str, value: Tensor) -> None:
+    """Give a module a parameter or buffer of another size, and correct the size that it tells of itself."""
+    old = getattr(owner, name)
+    setattr(owner, name, nn.Parameter(value, old.requires_grad) if isinstance(old, nn.Parameter) else value)
+    if isinstance(owner, nn.Linear):
+        owner.out_features, owner.in_features = owner.weight.shape
+    elif isinstance(owner, Convolution):
+        if owner.groups > 1:
+            owner.groups = len(owner.weight)
+        owner.out_channels, owner.in_channels = len(owner.weight), owner.weight.shape[1] * owner.groups
+    elif isinstance(owner, nn.PReLU):
+        owner.num_parameters = len(value)
+    elif isinstance(owner, RESIZED):
+        owner.num_features = len(value)
 
 
 def captured(model: nn.Module, example: Tensor | Graph) -> Graph:
@@ -135,9 +249,10 @@ def captured(model: nn.Module, example: Tensor | Graph) -> Graph:
 
 def layers(model: nn.Module, example: Tensor | Graph) -> list[Layer]:
     """Every linear and convolutional layer, in the order in which they first run."""
-    graph = captured(model, example)
-    ran = dict.fromkeys(owner(model, graph, node) for node in graph.nodes if kind(node) in WEIGHTED)
-    return [layer for layer in ran if isinstance(layer, Layer)]
+    graph, model = captured(model, example), unwrapped(model)
+    weights = [arguments(node).get("weight") for node in graph.nodes if kind(node) in WEIGHTED]
+    owners = [model.get_submodule(graph.weights[node].rpartition(".")[0]) for node in weights if node in graph.weights]
+    return [layer for layer in dict.fromkeys(owners) if isinstance(layer, Layer)]
 
 
 def last_layer(model: nn.Module, example: Tensor | Graph) -> Layer:
@@ -146,51 +261,6 @@ def last_layer(model: nn.Module, example: Tensor | Graph) -> Layer:
     if not found:
         raise AttackError("the model has no linear or convolutional layer")
     return found[-1]
-
-
-def rebuild(hidden: Hidden, rows: list[Tensor], columns: Tensor) -> None:
-    """Give both layers other units in place: `rows` in the order of ``hidden.rows``, and the reader's `columns`."""
-    for (owner, name, _), row in zip(hidden.rows, rows, strict=True):
-        setattr(owner, name, nn.Parameter(row) if name in owner._parameters else row)
-    weight = hidden.reader.weight
-    hidden.reader.weight = nn.Parameter(columns.reshape(len(weight), -1, *weight.shape[2:]))
-    for owner in (hidden.writer, *hidden.norms):
-        resize(owner, ("out_features", "out_channels", "num_features"), len(rows[0]))
-    resize(hidden.reader, ("in_features", "in_channels"), hidden.reader.weight.shape[1])
-
-
-def resize(layer: nn.Module, names: tuple[str, ...], size: int) -> None:
-    """Correct the size that a layer tells of itself."""
-    for name in names:
-        if hasattr(layer, name):
-            setattr(layer, name, size)
-
-
-def merge_equal_units(model: nn.Module, example: Tensor | Graph, *, tolerance: float = 1e-4) -> nn.Module:
-    """A copy of the model that computes the same, with equal hidden units merged into one.
-
-    Units are equal if their incoming weights and biases are; between ReLU layers without a norm, also if one is a
-    positive multiple of the other. An attacker who adds units that cancel, or splits units into parts of either sign,
-    changes what a ReLU lets through when the network is run backwards; this undoes it. `tolerance` is the distance of
-    the incoming weights, as vectors of length 1, up to which units count as equal. Raises `AttackError` if the model
-    cannot be traced.
-    """
-    merged = copy.deepcopy(model)
-    for hidden in hidden_layers(merged, example):
-        rows = [tensor for _, _, tensor in hidden.rows]
-        incoming = torch.cat([row.reshape(hidden.units, -1) for row in rows], 1).double()
-        lengths = incoming.norm(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
-        directions, scales = incoming / lengths, lengths.squeeze(1)
-        near = torch.cdist(directions, directions, compute_mode="donot_use_mm_for_euclid_dist") <= tolerance
-        if not hidden.homogeneous or hidden.norms:
-            near &= (scales - scales.unsqueeze(1)).abs() <= tolerance * scales
-        first = near.int().argmax(1)
-        kept, place = first.unique(return_inverse=True)
-        if len(kept) < hidden.units:
-            columns = hidden.columns * (scales / scales[first]).to(hidden.columns).reshape(1, -1, 1)
-            sums = torch.zeros_like(columns[:, : len(kept)]).index_add_(1, place, columns)
-            rebuild(hidden, [row[kept] for row in rows], sums)
-    return merged
 
 
 def replace_module(model: nn.Module, old: nn.Module, new: nn.Module) -> None:

@@ -5,10 +5,14 @@ from clearstamp.attacks.base import ATTACKS, Attack, Judge, Look, Outcome, Scene
 from clearstamp.attacks.forgery import FalseClaim, Forgery
 from clearstamp.attacks.preserving import (
     BatchNormRescaling,
+    Composed,
     DummyUnits,
     LogitShift,
+    MimicUnits,
+    NormInputRescaling,
     Permutation,
     Rescaling,
+    SilentUnits,
     SplitUnits,
 )
 from clearstamp.attacks.training import Averaging, Distillation, FineTuning, Transfer
@@ -20,6 +24,7 @@ __all__ = [
     "Averaging",
     "BatchNormRescaling",
     "Cast",
+    "Composed",
     "Distillation",
     "DummyUnits",
     "Erasure",
@@ -30,7 +35,9 @@ __all__ = [
     "Judge",
     "LogitShift",
     "Look",
+    "MimicUnits",
     "Noise",
+    "NormInputRescaling",
     "Outcome",
     "Overwriting",
     "Permutation",
@@ -38,6 +45,7 @@ __all__ = [
     "Quantization",
     "Rescaling",
     "Scene",
+    "SilentUnits",
     "SplitUnits",
     "Transfer",
 ]

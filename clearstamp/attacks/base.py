@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
+from clearstamp.canonical import merged
 from clearstamp.data import Batches, LabelledImages
 from clearstamp.errors import AttackError
 from clearstamp.graph import Graph
@@ -21,7 +22,7 @@ from clearstamp.stamp import Stamp
 from clearstamp.training import accuracy
 from clearstamp.transpose import transpose
 from clearstamp.transposed import Transposed
-from clearstamp.units import captured, merge_equal_units
+from clearstamp.units import captured
 
 
 @dataclass(frozen=True)
@@ -162,7 +163,8 @@ class Scene:
 class Judge:
     """An observer who keeps accuracy on the `test` images and the stamp, as its owner reads it, on a `trace`.
 
-    With `merge` the owner merges equal units first. `seconds` counts the time that all this took.
+    With `merge` the owner merges units first, as `clearstamp.canonical.merged` does. `seconds` counts the time that all
+    this took.
     """
 
     test: LabelledImages
@@ -182,7 +184,7 @@ class Judge:
         evidence = scene.evidence(scene.model)
         stamp = scene.stamp if scene.claim is None else scene.claim
         if self.merge:
-            evidence = merge_equal_units(evidence, scene.graph(evidence))
+            evidence = merged(evidence, scene.graph(evidence))
         graph = scene.graph(evidence)
         if self.back is None or self.back.model is not evidence or self.graph is not graph:
             self.graph = graph
@@ -207,13 +209,16 @@ def form(model: nn.Module) -> object:
 class Attack(ABC):
     """One manipulation of a marked model. Its fields are its hyper-parameters, by default those of the paper.
 
-    A subclass implements `run`, and is found in `ATTACKS` by its name.
+    A subclass implements `run`, and is found in `ATTACKS` by its name as soon as nothing of it is abstract.
     """
 
     name: ClassVar[str]
 
     def __init_subclass__(cls) -> None:
-        if "run" in vars(cls):
+        open_ends = {name for base in cls.__bases__ for name in getattr(base, "__abstractmethods__", ())} | vars(
+            cls
+        ).keys()
+        if not any(getattr(getattr(cls, name), "__isabstractmethod__", False) for name in open_ends):
             cls.name = re.sub(r"(?<!^)(?=[A-Z])", "-", cls.__name__).lower()
             ATTACKS[cls.name] = cls
 
@@ -246,7 +251,7 @@ class Attack(ABC):
         """Attack a copy of `model`; the model itself stays as it is.
 
         `data` are the attacker's images, `test` those on which accuracy is measured (`data` for None). With `merge` the
-        owner reads the stamp from the model that `merge_equal_units` makes of the suspect. For the next attack on the
+        owner reads the stamp from what `clearstamp.canonical.merged` makes of the suspect. For the next attack on the
         same model, `before` saves measuring it again, and `graph`, from `clearstamp.graph.capture`, capturing it.
         Raises `AttackError` for data that do not fit, and if the attack does not fit the model.
         """

@@ -8,7 +8,7 @@ import torch
 from clearstamp.attacks.base import Attack, Scene, check
 from clearstamp.attacks.training import train
 from clearstamp.training import adam
-from clearstamp.units import hidden_layers, layers
+from clearstamp.units import find_spaces, layers
 
 Scope = Literal["global", "layer", "channels"]
 
@@ -67,10 +67,10 @@ def prune(scene: Scene, amount: float, scope: Scope) -> None:
 
 def prune_channels(scene: Scene, amount: float) -> None:
     """Set the weights and biases of the channels of least L2 norm to zero."""
-    hidden = hidden_layers(scene.model, scene.graph())
-    check(bool(hidden), "no hidden channels can be pruned", "none", "layers in sequence")
-    for group in hidden:
-        weight, bias = group.writer.weight.data, group.writer.bias
+    writers = [writer for space in find_spaces(scene.model, scene.graph()) for writer in space.writers]
+    check(bool(writers), "no hidden channels can be pruned", "none", "layers in sequence")
+    for layer in dict.fromkeys(writers):
+        weight, bias = layer.weight.data, layer.bias
         norms = torch.linalg.vector_norm(weight.contiguous(), dim=tuple(range(1, weight.dim())))
         most = norms.topk(len(norms) - round(amount * len(norms))).indices
         kept = torch.zeros_like(norms).index_fill_(0, most, 1)

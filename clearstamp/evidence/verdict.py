@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from clearstamp.canonical import merged
 from clearstamp.coding import decode, patch_sums
 from clearstamp.errors import SealError
 from clearstamp.evidence import chance
@@ -17,7 +18,6 @@ from clearstamp.pictures import as_pictures, develop
 from clearstamp.reading import extract
 from clearstamp.stamp import Stamp
 from clearstamp.transposed import Transposed
-from clearstamp.units import merge_equal_units
 
 WEAK = Decimal("1e-6")
 """A p of at most this is worth saying, and no match: a forger needs about 1 / p seeds."""
@@ -144,7 +144,7 @@ def reread(back: Transposed, seal: Seal, attempt: str) -> Transposed:
     """The model as an attempt reads it."""
     if attempt == "as is":
         return back
-    return seal.transpose(merge_equal_units(back.model, seal.graph(back.model)))
+    return seal.transpose(merged(back.model, seal.graph(back.model)))
 
 
 def look(back: Transposed, stamp: Stamp) -> Pixels:

@@ -89,6 +89,13 @@ EVERY_ATTACK: dict[str, Attack] = {
     "overwriting": attacks.Overwriting(steps=3, lr=1e-3),
 }
 
+REWRITING: dict[str, Attack] = {
+    "norm input": attacks.NormInputRescaling(),
+    "mimics": attacks.MimicUnits(),
+    "silent": attacks.SilentUnits(),
+    "composed": attacks.Composed(share=0.2),
+}
+
 ACCUSING: dict[str, Attack] = {
     "false claim": attacks.FalseClaim(surrogates=2, candidates=40),
     **{f"forgery, {by}": attacks.Forgery(by=by, steps=5) for by in ("keys", "head", "copy")},
@@ -126,6 +133,7 @@ TWINS = [
     Twin(Campaign(name="campaign-merge", on=ON["adjoint"], attacks={"split": EVERY_ATTACK["split units"]}, merge=True)),
     Twin(Campaign(name="campaign-unseen", on=ON["paper"], attacks={"tuned": EVERY_ATTACK["fine-tuning"]}, unseen=True)),
     Twin(Campaign(name="campaign-batch-norm", on=NORMED, attacks={"rescaling": attacks.BatchNormRescaling()})),
+    Twin(Campaign(name="campaign-rewriting", on=NORMED, attacks=REWRITING, merge=True)),
     Twin(Campaign(name="campaign-accusing", on=ON["adjoint"], attacks=ACCUSING)),
     Twin(SEALED),
     Twin(Examination(name="examination", on=SEALED, attacks={"split": EVERY_ATTACK["split units"]})),
