@@ -10,11 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import clearstamp as cs
+from clearstamp.attacks import Composed
 from clearstamp.errors import TransposeError
 from clearstamp.gradient import block_counts, centred, drawn_probes
 from clearstamp.graph import Tap, capture
 from clearstamp.losses import StampLoss
 from clearstamp.transpose import transpose
+from clearstamp.units import find_spaces
 
 SHAPE = (1, 12, 12)
 EXAMPLE = torch.zeros(1, *SHAPE)
@@ -276,3 +278,15 @@ def test_a_functional_activation_is_thinned_too():
     torch.manual_seed(1)
     thinned = torch.stack([back(KEYS, dropout=0.5) for _ in range(400)]).mean(0)
     assert (thinned - back(KEYS)).abs().mean() < 0.1 * back(KEYS).abs().mean(), "dropout keeps the mean"
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_no_rewriting_touches_the_pictures(seed: int):
+    model = convolutional().double()
+    keys = KEYS.double()
+    before = transpose(model, EXAMPLE.double(), readout="gradient")(keys)
+    torch.manual_seed(seed)
+    Composed(depth=10, share=0.3).rewrite(find_spaces(model, EXAMPLE.double()))
+    after = transpose(model, EXAMPLE.double(), readout="gradient")(keys)
+    assert sum(p.numel() for p in model.parameters()) > sum(p.numel() for p in convolutional().parameters())
+    torch.testing.assert_close(after, before, rtol=1e-7, atol=1e-7)
