@@ -342,9 +342,9 @@ def prices(profile: Profile) -> list[Price]:
         "noise": {"readout": "adjoint", **OURS, "noise": 0.015, "every": 1},
         "gradient": {"readout": "gradient", **EXACTLY},
     }
-    few: dict[str, Any] = {"rates": (1e-3, 1e-2), "anew_rates": (1e-3,)}
+    few: dict[str, Any] = {"shares": (1.0,), "rates": (1e-3,), "anew_rates": (1e-3,)}
     if profile.name == "tiny":
-        few |= {"shares": (1.0,), "attackers": ("trains on", "all keys"), "rates": (1e-2,)}
+        few |= {"attackers": ("trains on", "all keys"), "rates": (1e-2,)}
     chosen = {"tiny": ("gradient",), "quick": ("default", "gradient")}.get(profile.name, tuple(embeddings))
     return [
         Price(
