@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from clearstamp.losses import StampLoss
+from clearstamp.method import Joint
 from clearstamp.queries import read_by_queries
 from clearstamp.reading import read
 from clearstamp.reproduction.experiments import Experiment, Findings, Settings
@@ -143,11 +144,12 @@ class RowsInTurn(nn.Module):
 
 
 def segmenter() -> nn.Module:
-    """A small U-shaped network without its bridges: pictures ``[b, 1, 24, 24]`` to a class for every pixel, of two."""
+    """A U-shaped network without its bridges: pictures ``[b, 1, 24, 24]`` to a class for every pixel, of two."""
     return nn.Sequential(
-        *(nn.Conv2d(1, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(32, 64, 3, padding=1), nn.ReLU()),
-        *(nn.Upsample(scale_factor=2, mode="bilinear"), nn.Conv2d(64, 32, 3, padding=1), nn.ReLU()),
-        nn.Conv2d(32, 2, 1),
+        *(nn.Conv2d(1, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.Conv2d(32, 64, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.Conv2d(64, 128, 5, padding=2), nn.ReLU(), nn.Upsample(scale_factor=4, mode="bilinear")),
+        *(nn.Conv2d(128, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 2, 1)),
     )
 
 
@@ -195,11 +197,11 @@ TASKS = {
 class Unruled(Experiment):
     """Each of `TASKS` hardened with four keys, trained jointly on images that a seed draws, and read after both."""
 
-    steps: int = 1500
+    steps: int = 1000
     images: int = 4096
-    epochs: int = 4
+    epochs: int = 6
     lr: float = 1e-3
-    every: int = 3
+    every: int = 1
 
     def conduct(self, settings: Settings, seed: int) -> Findings:
         share = {"paper": 1, "quick": 8}.get(settings.profile, 64)
@@ -215,7 +217,8 @@ class Unruled(Experiment):
                 if moment == "trained":
                     batches = DataLoader(TensorDataset(inputs, labels), 64, shuffle=True)
                     loss = StampLoss(back, stamp, dropout=0.0)
-                    fit(model, batches, epochs=self.epochs, lr=self.lr / 10, stamp_loss=loss, progress=False)
+                    about: dict[str, Any] = {"lr": self.lr, "stamp_loss": loss, "schedule": Joint(every=self.every)}
+                    fit(model, batches, epochs=self.epochs, progress=False, **about)
                 with torch.no_grad():
                     right = (model.eval()(test[0]).argmax(1) == test[1]).double().mean().item()
                 reading = read(back, stamp)
