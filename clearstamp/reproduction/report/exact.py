@@ -50,7 +50,7 @@ def queries_slider(record: Record, *, along: bool = True) -> Slider:
         for s in chosen
     ]
     name = "queries" if along else "interface"
-    alt = "the stamp read by queries alone, " + (f"from {first}" if along else "whatever is told")
+    alt = "The stamp read by queries alone, " + (f"from {first}" if along else "whatever is told")
     return Slider(frames, labels, name, alt, [record], STAMP_ROWS, start=len(frames) - 1 if along else 0)
 
 
@@ -77,4 +77,4 @@ def networks_slider(record: Record) -> Slider:
         secrets = as_pictures(record.arrays[f"{stage.network}, secrets"])
         frames.append(montage(torch.cat([secrets, images, develop(images)]), columns=len(secrets)))
         labels.append(f"{stage.label}: developed SSIM {stage.scores['developed_ssim']:.3f}")
-    return Slider(frames, labels, "network", "stamps in networks without a rule", [record], STAMP_ROWS)
+    return Slider(frames, labels, "network", "Stamps in networks without a rule", [record], STAMP_ROWS)

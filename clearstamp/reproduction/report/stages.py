@@ -10,7 +10,7 @@ from clearstamp.reproduction.court import Examination, Sealed
 from clearstamp.reproduction.lifecycle import LifeCycle, Trial
 from clearstamp.reproduction.profiles import STAND_IN, profile
 from clearstamp.reproduction.records import Record
-from clearstamp.reproduction.registry import OURS, PAPER
+from clearstamp.reproduction.registry import EXACT, EXACTLY, OURS, PAPER
 
 STAGES = {
     "hardened": "after hardening",
@@ -85,7 +85,7 @@ WORDS: dict[str, Callable[[Any], str]] = {
 
 
 def in_words(record: Record) -> str:
-    """How the model of a record was marked: as published, by default or how else, and what is particular to it."""
+    """How the model of a record was marked: as published, by default, for the exact readout, or how else."""
     given: Mapping[str, Any] = record.parameters.get("on", record.parameters)
     if "keys" not in given or "readout" not in given or "secrets" not in given:
         return record.experiment
@@ -101,6 +101,9 @@ def in_words(record: Record) -> str:
         parts = []
     elif embedded_as(OURS):
         parts, usual["readout"] = ["default"], "adjoint"
+    elif given["readout"] == EXACT.readout and embedded_as(EXACTLY):
+        parts = ["exact"]
+        usual |= {"readout": EXACT.readout, "noise": EXACT.noise}
     elif embedded_as(PAPER):
         parts = ["published"]
     elif given["until"] == "hardened":
