@@ -517,7 +517,6 @@ def exact_readout(profile: Profile) -> Groups:
         interfaces = {name: interfaces[name] for name in ("logits", "probabilities, top 3")}
     attacks = {name: attack for name, attack in lasting(profile).items() if not isinstance(attack, Erasure)}
     return {
-        "unmarked": Group([UNMARKED]),
         "lives": Group([DEFAULT, EXACT]),
         "preserving": Group(campaigns("preserving", PRESERVING | CANCELLING, [DEFAULT, EXACT])),
         "lasting": Group(campaigns("lasting", attacks, [EXACT])),
