@@ -15,10 +15,12 @@ from clearstamp.reproduction.campaigns import Campaign
 from clearstamp.reproduction.capacity import Capacity
 from clearstamp.reproduction.court import Accusation, Examination, Forgeries, Level, Sealed
 from clearstamp.reproduction.coverage import Coverage, Hardened
+from clearstamp.reproduction.exact import Interface, Interviewed, Unruled
 from clearstamp.reproduction.experiments import Experiment
 from clearstamp.reproduction.foreign import Foreign, ForeignHardened
 from clearstamp.reproduction.generalizability import CrossData, Row
 from clearstamp.reproduction.lifecycle import Fingerprint, LifeCycle, Trial
+from clearstamp.reproduction.price import Price, SealedTrial
 from clearstamp.reproduction.profiles import Profile
 from clearstamp.reproduction.runtime import Cost
 from clearstamp.zoo.datasets import MNIST_FILES, DataSet, Split, load
@@ -61,6 +63,8 @@ SMALL = {"model": "fc", **FAST}
 ON = {r: LifeCycle(name=f"life-fc-{r}", readout=r, **SMALL) for r in ("paper", "adjoint")}
 UNMARKED = LifeCycle(name="unmarked-fc", keys=0, **{k: v for k, v in SMALL.items() if k != "keys"})
 SEALED = Sealed(name="sealed-fc", model="fc", readout="adjoint", lr=1e-3, batch_size=16)
+EXACT = LifeCycle(name="life-fc-gradient", readout="gradient", noise=0.01, joint=True, **SMALL)
+SEALED_TRIAL = SealedTrial(name="sealed-trial-fc", model="fc", readout="gradient", lr=1e-3, batch_size=16)
 NORMED = LifeCycle(name="life-cnn-bn-adjoint", model="cnn-bn", readout="adjoint", **FAST)
 
 EVERY_ATTACK: dict[str, Attack] = {
@@ -154,6 +158,24 @@ TWINS = [
             f"{kind}/{score}" for kind in ("genuine", "keys", "head", "copy") for score in ("SSIM", "correlation")
         ),
     ),
+    Twin(EXACT, exact=False),
+    Twin(SEALED_TRIAL, scores=("accuracy", "ssim", "developed_ssim"), exact=False),
+    Twin(
+        Price(name="price", on=SEALED_TRIAL, shares=(1.0,), rates=(1e-4,), anew_rates=(1e-3,), most=0.01),
+        scores=("accuracy", "developed_ssim"),
+        exact=False,
+    ),
+    Twin(
+        Interviewed(
+            name="interviewed",
+            on=EXACT,
+            interfaces={"logits": Interface(), "top": Interface(probabilities=True, top=3)},
+            keys=1,
+            shares=(0.1, 1.0),
+        ),
+        exact=False,
+    ),
+    Twin(Unruled(name="unruled"), exact=False),
     Twin(Coverage(name="coverage", networks=("squeezenet1_1",))),
     Twin(Hardened(name="hardened", networks=("shufflenet_v2_x0_5",), steps=3, lr=1e-3)),
     Twin(Foreign(name="foreign", networks=("timm/test_vit", "transformers/Swin"))),
