@@ -1,7 +1,7 @@
 """The exact readout beyond images: networks that no rule knows, and pictures seen through an interface."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -13,8 +13,8 @@ from clearstamp.method import Joint
 from clearstamp.queries import read_by_queries
 from clearstamp.reading import read
 from clearstamp.reproduction.experiments import Experiment, Findings, Settings
-from clearstamp.reproduction.lifecycle import LifeCycle, LifeSettings, text_stamp, trained
-from clearstamp.reproduction.profiles import Profile, load_sets
+from clearstamp.reproduction.lifecycle import LifeSettings, OnModel, text_stamp, trained
+from clearstamp.reproduction.profiles import load_sets
 from clearstamp.reproduction.records import Stage
 from clearstamp.scores import correlation, similarity
 from clearstamp.training import fit, harden
@@ -63,30 +63,15 @@ class Interface:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Interviewed(Experiment):
+class Interviewed(OnModel):
     """The first `keys` pictures of a marked model as its `interfaces` show them, and after how many queries.
 
     Scored are the correlation with the exact picture and the SSIM with the secret.
     """
 
-    on: LifeCycle
-    interfaces: dict[str, Interface]
+    interfaces: dict[str, Interface] = field(hash=False)
     keys: int = 4
     shares: tuple[float, ...] = (0.05, 0.1, 0.2, 0.4, 1.0)
-
-    def parameters(self) -> dict[str, Any]:
-        return super().parameters() | {"on": self.on.parameters()}
-
-    def __hash__(self) -> int:
-        return hash(self.name)
-
-    def needs(self) -> tuple[LifeCycle, ...]:
-        return (self.on,)
-
-    def settings(self, profile: Profile) -> LifeSettings:
-        """Those of the marked model."""
-        needed = self.on.settings(profile)
-        return replace(needed, experiment=self, needs=(needed,))
 
     def conduct(self, settings: LifeSettings, seed: int) -> Findings:
         (needed,) = settings.needs

@@ -183,6 +183,23 @@ class Trial(LifeCycle):
     held_out: ClassVar[bool] = True
 
 
+@dataclass(frozen=True, kw_only=True)
+class OnModel(Experiment):
+    """An experiment on the trained model of one life cycle, with that one's settings."""
+
+    on: LifeCycle
+
+    def parameters(self) -> dict[str, Any]:
+        return super().parameters() | {"on": self.on.parameters()}
+
+    def needs(self) -> tuple[LifeCycle, ...]:
+        return (self.on,)
+
+    def settings(self, profile: Profile) -> LifeSettings:
+        needed = self.on.settings(profile)
+        return replace(needed, experiment=self, needs=(needed,))
+
+
 # --------------------------------------------------------------------------------- a run, from settings and a seed
 
 

@@ -4,7 +4,7 @@ import copy
 import math
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise, product
 from typing import Any, ClassVar, Literal
 
@@ -20,9 +20,9 @@ from clearstamp.losses import StampLoss
 from clearstamp.method import Alternating
 from clearstamp.reading import read
 from clearstamp.reproduction.court import Sealed, looked_at
-from clearstamp.reproduction.experiments import Experiment, Findings, device
-from clearstamp.reproduction.lifecycle import LifeSettings, fresh_model, trained
-from clearstamp.reproduction.profiles import Profile, load_sets
+from clearstamp.reproduction.experiments import Findings, device
+from clearstamp.reproduction.lifecycle import LifeSettings, OnModel, fresh_model, trained
+from clearstamp.reproduction.profiles import load_sets
 from clearstamp.reproduction.records import Score, Stage
 from clearstamp.stamp import Stamp, draw_keys
 from clearstamp.training import accuracy, adam, fit
@@ -40,7 +40,7 @@ class SealedTrial(Sealed):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Price(Experiment):
+class Price(OnModel):
     """The least number of optimizer steps after which a sealed stamp is gone, for each attacker and share of images.
 
     It is gone when the verdict is no match any more and its pictures are not legible, at a loss of accuracy of at most
@@ -59,17 +59,6 @@ class Price(Experiment):
     loss: float = 0.01
     task_lr: float = 1e-4
     most: float = 1.0
-
-    def parameters(self) -> dict[str, Any]:
-        return super().parameters() | {"on": self.on.parameters()}
-
-    def needs(self) -> tuple[SealedTrial, ...]:
-        return (self.on,)
-
-    def settings(self, profile: Profile) -> LifeSettings:
-        """Those of the marked model."""
-        needed = self.on.settings(profile)
-        return replace(needed, experiment=self, needs=(needed,))
 
     def conduct(self, settings: LifeSettings, seed: int) -> Findings:
         hunt = Hunt(self, settings, seed)
