@@ -7,6 +7,7 @@ __all__ = [
     "DataError",
     "EvidenceError",
     "RecordError",
+    "SchemeError",
     "SealError",
     "StampError",
     "SuspectError",
@@ -62,6 +63,10 @@ class AttackError(ClearStampError):
 
 class SuspectError(ClearStampError):
     """A checkpoint that cannot be read safely, or that does not fit the model."""
+
+
+class SchemeError(ClearStampError):
+    """Key material that cannot be drawn, read or used, or a model that it does not fit."""
 
 
 class SealError(ClearStampError):

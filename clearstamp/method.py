@@ -50,6 +50,7 @@ class Method:
         steps: of hardening, at most.
         target: the mean SSIM at which hardening stops; None takes all its steps.
         schedule: when and how constraint training steps on the stamp.
+        noise: on the weights, in constraint training (see `StampLoss`).
     """
 
     readout: str
@@ -57,9 +58,12 @@ class Method:
     steps: int
     target: float | None
     schedule: Schedule
+    noise: float = 0.0
 
 
 RECOMMENDED = Method(readout="adjoint", dropout=0.3, steps=10_000, target=0.95, schedule=Joint())
 """The defaults of this library; the book's chapter on runtime has the table by which they were chosen."""
 PAPER = Method(readout="paper", dropout=0.5, steps=10_000, target=None, schedule=Alternating())
 """The published method. The paper does not give its rate of dropout; 0.5 fits its default network best."""
+EXACT = Method(readout="gradient", dropout=0.0, steps=10_000, target=0.95, schedule=Joint(every=1), noise=0.01)
+"""What suits the exact readout; the book's chapter on it has its records."""

@@ -52,7 +52,12 @@ class Reading:
 
 def read(back: Transposed, stamp: Stamp) -> Reading:
     """Extract a stamp and score it in three ways. Marked, unmarked and wrong-key readings all go through here."""
-    images, secrets = extract(back, stamp), stamp.secrets.cpu()
+    return scored(extract(back, stamp), stamp)
+
+
+def scored(images: Tensor, stamp: Stamp) -> Reading:
+    """What was read out of a model ``[k, C, H, W]``, with its scores."""
+    secrets = stamp.secrets.cpu()
     return Reading(
         images, similarity(images, secrets), similarity(develop(images), secrets), correlation(images, secrets)
     )

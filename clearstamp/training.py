@@ -109,6 +109,7 @@ def fit(
     stamp_loss: Callable[[], Tensor] | None = None,
     schedule: Schedule = RECOMMENDED.schedule,
     optimizer: MakeOptimizer = adam,
+    after_step: Callable[[], None] | None = None,
     on_epoch: Callable[[int], None] | None = None,
     progress: bool = True,
 ) -> Fit:
@@ -117,8 +118,9 @@ def fit(
     `loader` yields inputs ``[b, C, H, W]`` and labels ``[b]``; the task loss is cross-entropy. `schedule` says at which
     batches the stamp has its turn, and how: by default `Joint`, with one optimizer, or `Alternating`, with two, as in
     the paper. The book's chapter on runtime compares them; a training of a few hundred batches wants the stamp more
-    often. The model is in training mode meanwhile and gets its mode back. `on_epoch(epoch)` is called after each epoch,
-    counted from 1. Under `torch.autocast` the task runs in the lower precision, the stamp does not.
+    often. The model is in training mode meanwhile and gets its mode back. `after_step()` is called after each optimizer
+    step, `on_epoch(epoch)` after each epoch, counted from 1. Under `torch.autocast` the task runs in the lower
+    precision, the stamp does not.
 
     Raises `TrainingError` if a loss is not finite: the weights are then those before the bad step.
     """
@@ -139,8 +141,12 @@ def fit(
                 if turn and isinstance(schedule, Joint):
                     loss = loss + schedule.weight * losses.keep("stamp loss", turn())
                 guarded_step(task, loss, losses)
+                if after_step is not None:
+                    after_step()
                 if turn and isinstance(schedule, Alternating):
                     guarded_step(stamping, losses.keep("stamp loss", turn()), losses)
+                    if after_step is not None:
+                        after_step()
             if on_epoch is not None:
                 on_epoch(epoch)
     finally:
@@ -168,7 +174,7 @@ def embed(
     back = transpose(model, example, readout=method.readout, frozen=stamp.frozen)
     common: dict[str, Any] = {"lr": lr, "optimizer": optimizer, "progress": progress}
     harden(back, stamp, steps=method.steps, target=method.target, dropout=method.dropout, **common)
-    stamp_loss = StampLoss(back, stamp, dropout=method.dropout)
+    stamp_loss = StampLoss(back, stamp, dropout=method.dropout, noise=method.noise)
     fit(model, loader, epochs=epochs, stamp_loss=stamp_loss, schedule=method.schedule, **common)
     return back
 

@@ -247,6 +247,35 @@ def captured(model: nn.Module, example: Tensor | Graph) -> Graph:
         raise AttackError("the model cannot be captured", got=str(error)) from error
 
 
+class Graphs:
+    """The graphs of models that take such an `example`: captured once for all models of one form.
+
+    `known` is a pair of a model and its graph. Raises `AttackError` for a model that cannot be captured.
+    """
+
+    def __init__(self, example: Tensor, known: tuple[nn.Module, Graph] | None = None):
+        self.example = example
+        self.found = {} if known is None else {form(known[0]): known[1]}
+
+    def __call__(self, model: nn.Module) -> Graph:
+        seen = form(model)
+        if seen not in self.found:
+            self.found[seen] = captured(model, self.example)
+        return self.found[seen]
+
+
+def form(model: nn.Module) -> object:
+    """All that a capture of a model depends on, but for the code of its modules."""
+    settings = (bool, int, float, str, tuple, list)
+    modules = tuple(
+        (name, type(part), repr([(k, v) for k, v in vars(part).items() if isinstance(v, settings) and k != "training"]))
+        for name, part in model.named_modules()
+    )
+    tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    last = {id(tensor): name for name, tensor in tensors}  # of weights that are tied
+    return modules, tuple((name, last[id(t)], t.shape, t.stride(), t.dtype, t.device) for name, t in tensors)
+
+
 def layers(model: nn.Module, example: Tensor | Graph) -> list[Layer]:
     """Every linear and convolutional layer, in the order in which they first run."""
     graph, model = captured(model, example), unwrapped(model)

@@ -1,12 +1,12 @@
 """The contract of every attack: it works on a copy, and a judge measures before and after."""
 
 import copy
-import re
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
@@ -17,23 +17,30 @@ from clearstamp.data import Batches, LabelledImages
 from clearstamp.errors import AttackError
 from clearstamp.graph import Graph
 from clearstamp.method import RECOMMENDED
-from clearstamp.reading import Reading, read
+from clearstamp.reading import Reading
+from clearstamp.registered import register
+from clearstamp.schemes import ClearStamp, Evidence, Key, Mark
 from clearstamp.stamp import Stamp
 from clearstamp.training import accuracy
-from clearstamp.transpose import transpose
-from clearstamp.transposed import Transposed
-from clearstamp.units import captured
+from clearstamp.units import Graphs
 
 
 @dataclass(frozen=True)
 class Look:
-    """A model at one moment of an attack: its accuracy on the test images, and the stamp as its owner reads it."""
+    """A model at one moment of an attack: its accuracy on the test images, and the mark as its owner reads it."""
 
     label: str
     accuracy: float
-    reading: Reading
+    evidence: Evidence
     step: int | None = None
     """The epochs or optimizer steps so far; None before the attack and at its end."""
+
+    @property
+    def reading(self) -> Reading:
+        """The reading of a stamp. Raises `AttackError` for another mark."""
+        if not isinstance(self.evidence.detail, Reading):
+            raise AttackError("the mark is no stamp", remedy="look at evidence")
+        return self.evidence.detail
 
 
 @dataclass(frozen=True)
@@ -49,7 +56,7 @@ class Outcome:
         seconds: wall time of the attack, without the measurements.
         attacked: the positions in the stamp of the keys that the attacker knew.
         model: what the attacker ends with.
-        claim: the stamp that an accuser says is in the model, which `trace` then reads; else None.
+        claim: the key of the mark that an accuser says is in the model, which `trace` then reads; else None.
     """
 
     attack: str
@@ -60,7 +67,7 @@ class Outcome:
     seconds: float
     attacked: tuple[int, ...]
     model: nn.Module = field(repr=False, compare=False)
-    claim: Stamp | None = field(default=None, repr=False, compare=False)
+    claim: Key | None = field(default=None, repr=False, compare=False)
 
     @property
     def after(self) -> Look:
@@ -77,23 +84,23 @@ class Scene:
     Attributes:
         model: a copy of the marked model; the attacker changes it, or puts another in its place.
         data: the attacker's images; None for an attacker without any.
-        stamp: the owner's stamp. Only attacks that say so know (a part of) it.
-        unmarked: a model without a stamp, for the attacks that need one.
-        readout: the one that the owner reads with.
+        mark: the owner's. Only attacks that say so know (a part of) its key.
+        unmarked: a model without a mark, for the attacks that need one.
         seed: for everything that the attacker draws.
         observer: called with the scene, a label and a step whenever the attack reports how far it has come.
         evidence: makes the model that the owner reads of the attacker's; the very same unless an attack says otherwise.
         relabel: the labels of the attacker's task, where that is another than the owner's.
         steps: optimizer steps so far.
         attacked: the positions of the keys that the attacker knew.
-        claim: the stamp that an accuser says is in the model; it is then read in the place of the owner's.
+        claim: the key of the mark that an accuser says is in the model; it is then read in the place of the owner's.
+        graphs: what models compute that take such images, captured once for all of one form.
     """
 
     def __init__(
         self,
         model: nn.Module,
         data: LabelledImages | None,
-        stamp: Stamp,
+        mark: Mark | Stamp,
         *,
         unmarked: nn.Module | None = None,
         readout: str = RECOMMENDED.readout,
@@ -101,14 +108,14 @@ class Scene:
         observer: Observer | None = None,
         graph: Graph | None = None,
     ):
-        self.model, self.data, self.stamp, self.unmarked = model, data, stamp, unmarked
-        self.readout, self.seed, self.observer = readout, seed, observer
+        self.model, self.data, self.mark, self.unmarked = model, data, as_mark(mark, readout), unmarked
+        self.seed, self.observer = seed, observer
         self.evidence: Callable[[nn.Module], nn.Module] = lambda suspect: suspect
         self.relabel: Callable[[Batches], Batches] = lambda batches: batches
         self.steps = 0
         self.attacked: tuple[int, ...] = ()
-        self._graphs: dict[object, Graph] = {} if graph is None else {form(model): graph}
-        self.claim: Stamp | None = None
+        self.graphs = Graphs(self.example, None if graph is None else (model, graph))
+        self.claim: Key | None = None
 
     @property
     def device(self) -> torch.device:
@@ -118,8 +125,25 @@ class Scene:
     @property
     def shape(self) -> tuple[int, int, int]:
         """``(C, H, W)`` of the model's images."""
-        channels, height, width = self.stamp.secrets.shape[1:]
+        channels, height, width = self.mark.key.shape
         return channels, height, width
+
+    @property
+    def clearstamp(self) -> ClearStamp:
+        """The scheme of the owner's mark, for attacks on stamps. Raises `AttackError` if it is another."""
+        if not isinstance(self.mark.scheme, ClearStamp):
+            raise AttackError("this attack is one on stamps", got=self.mark.scheme.name, expected=ClearStamp.name)
+        return self.mark.scheme
+
+    @cached_property
+    def stamp(self) -> Stamp:
+        """The owner's stamp. Raises `AttackError` if the mark is another."""
+        return self.clearstamp.stamp(self.mark.key)
+
+    @property
+    def readout(self) -> str:
+        """The one that the owner reads the stamp with. Raises `AttackError` if the mark is another."""
+        return self.clearstamp.readout
 
     @property
     def example(self) -> torch.Tensor:
@@ -131,11 +155,7 @@ class Scene:
 
         Raises `AttackError` if it cannot be captured.
         """
-        model = self.model if model is None else model
-        seen = form(model)
-        if seen not in self._graphs:
-            self._graphs[seen] = captured(model, self.example)
-        return self._graphs[seen]
+        return self.graphs(self.model if model is None else model)
 
     def need_data(self) -> LabelledImages:
         """The attacker's images. Raises `AttackError` if the attacker has none."""
@@ -149,6 +169,10 @@ class Scene:
             raise AttackError("this attack needs a model without a stamp", remedy="pass unmarked=")
         return self.unmarked
 
+    def accuse(self, stamp: Stamp) -> None:
+        """Claim that this stamp is in the model, read as the owner reads theirs."""
+        self.claim = self.clearstamp.deposit(stamp)
+
     def fork_rng(self) -> AbstractContextManager[None]:
         """A context that leaves the global random generators as they were."""
         return torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else [])
@@ -161,18 +185,15 @@ class Scene:
 
 @dataclass
 class Judge:
-    """An observer who keeps accuracy on the `test` images and the stamp, as its owner reads it, on a `trace`.
+    """An observer who keeps accuracy on the `test` images and the mark, as its owner reads it, on a `trace`.
 
-    With `merge` the owner merges units first, as `clearstamp.canonical.merged` does. `seconds` counts the time that all
-    this took.
+    `seconds` counts the time that all this took.
     """
 
     test: LabelledImages
-    merge: bool
     trace: list[Look] = field(default_factory=list)
     seconds: float = 0.0
-    back: Transposed | None = field(default=None, repr=False)
-    graph: Graph | None = field(default=None, repr=False)
+    readers: dict[int, Callable[[nn.Module], Evidence]] = field(default_factory=dict, repr=False)
 
     def __call__(self, scene: Scene, label: str, step: int | None = None) -> None:
         began = time.perf_counter()
@@ -181,28 +202,14 @@ class Judge:
 
     def measure(self, scene: Scene, label: str, step: int | None = None) -> Look:
         """The model of a scene as it is now."""
-        evidence = scene.evidence(scene.model)
-        stamp = scene.stamp if scene.claim is None else scene.claim
-        if self.merge:
-            evidence = merged(evidence, scene.graph(evidence))
-        graph = scene.graph(evidence)
-        if self.back is None or self.back.model is not evidence or self.graph is not graph:
-            self.graph = graph
-            self.back = transpose(evidence, graph, readout=scene.readout, frozen=stamp.frozen)
+        suspect = scene.evidence(scene.model)
+        if scene.mark.owner is not None:
+            suspect = scene.mark.owner(suspect, scene.graph(suspect))
+        key = scene.mark.key if scene.claim is None else scene.claim
+        if id(key) not in self.readers:
+            self.readers[id(key)] = key.scheme.reader(key, scene.graphs)
         reached = accuracy(scene.model, scene.relabel(self.test.loader(250)))
-        return Look(label, reached, read(self.back, stamp), step)
-
-
-def form(model: nn.Module) -> object:
-    """All that a capture of a model depends on, but for the code of its modules."""
-    settings = (bool, int, float, str, tuple, list)
-    modules = tuple(
-        (name, type(part), repr([(k, v) for k, v in vars(part).items() if isinstance(v, settings) and k != "training"]))
-        for name, part in model.named_modules()
-    )
-    tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
-    last = {id(tensor): name for name, tensor in tensors}  # of weights that are tied
-    return modules, tuple((name, last[id(t)], t.shape, t.stride(), t.dtype, t.device) for name, t in tensors)
+        return Look(label, reached, self.readers[id(key)](suspect), step)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,12 +222,7 @@ class Attack(ABC):
     name: ClassVar[str]
 
     def __init_subclass__(cls) -> None:
-        open_ends = {name for base in cls.__bases__ for name in getattr(base, "__abstractmethods__", ())} | vars(
-            cls
-        ).keys()
-        if not any(getattr(getattr(cls, name), "__isabstractmethod__", False) for name in open_ends):
-            cls.name = re.sub(r"(?<!^)(?=[A-Z])", "-", cls.__name__).lower()
-            ATTACKS[cls.name] = cls
+        register(cls, ATTACKS)
 
     @property
     def needs_unmarked(self) -> bool:
@@ -238,7 +240,7 @@ class Attack(ABC):
         self,
         model: nn.Module,
         data: LabelledImages,
-        stamp: Stamp,
+        mark: Mark | Stamp,
         *,
         test: LabelledImages | None = None,
         unmarked: nn.Module | None = None,
@@ -250,22 +252,23 @@ class Attack(ABC):
     ) -> Outcome:
         """Attack a copy of `model`; the model itself stays as it is.
 
-        `data` are the attacker's images, `test` those on which accuracy is measured (`data` for None). With `merge` the
-        owner reads the stamp from what `clearstamp.canonical.merged` makes of the suspect. For the next attack on the
-        same model, `before` saves measuring it again, and `graph`, from `clearstamp.graph.capture`, capturing it.
-        Raises `AttackError` for data that do not fit, and if the attack does not fit the model.
+        `data` are the attacker's images, `test` those on which accuracy is measured (`data` for None). `mark` is what
+        the owner embedded, by any scheme; a stamp is read in `readout`, and with `merge` from what
+        `clearstamp.canonical.merged` makes of the suspect. For the next attack on the same model, `before` saves
+        measuring it again, and `graph`, from `clearstamp.graph.capture`, capturing it. Raises `AttackError` for data
+        that do not fit, and if the attack does not fit the model or the mark.
         """
-        test = data if test is None else test
+        test, mark = data if test is None else test, as_mark(mark, readout, merge=merge)
         for images in (data, test):
-            if images.shape != tuple(stamp.secrets.shape[1:]):
+            if images.shape != mark.key.shape:
                 raise AttackError(
                     "the attacker's data do not fit the model",
                     got=f"images {images.shape}",
-                    expected=f"images {tuple(stamp.secrets.shape[1:])}",
+                    expected=f"images {mark.key.shape}",
                 )
-        judge = Judge(test, merge)
-        about: dict[str, Any] = {"unmarked": unmarked, "readout": readout, "seed": seed, "graph": graph}
-        scene = Scene(copy.deepcopy(model), data, stamp, observer=judge, **about)
+        judge = Judge(test)
+        about: dict[str, Any] = {"unmarked": unmarked, "seed": seed, "graph": graph}
+        scene = Scene(copy.deepcopy(model), data, mark, observer=judge, **about)
         with scene.fork_rng():
             before = judge.measure(scene, "before") if before is None else before
             torch.manual_seed(seed)
@@ -296,3 +299,10 @@ def check(allowed: bool, problem: str, got: object, expected: str) -> None:
     """Raise `AttackError` unless `allowed`."""
     if not allowed:
         raise AttackError(problem, got=got, expected=expected)
+
+
+def as_mark(mark: Mark | Stamp, readout: str, *, merge: bool = False) -> Mark:
+    """A mark as it is; of a stamp the mark that is read in a readout, after merging units where `merge` says so."""
+    return (
+        mark if isinstance(mark, Mark) else Mark(ClearStamp(readout=readout).deposit(mark), merged if merge else None)
+    )

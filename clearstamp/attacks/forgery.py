@@ -1,6 +1,6 @@
 """Accusers, who leave a stranger's model as it is and claim that a stamp of theirs is in it.
 
-What they end with is `Scene.claim`, keys and secrets, which the judge then reads like any owner's.
+What they end with is `Scene.claim`, the key of a mark, which the judge then reads like any owner's.
 """
 
 import copy
@@ -11,10 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clearstamp.attacks.base import Attack, Scene, check
+from clearstamp.attacks.base import Attack, Outcome, Scene, check
 from clearstamp.attacks.training import reinitialised
+from clearstamp.errors import AttackError
 from clearstamp.pictures import develop, draw_text
 from clearstamp.reading import extract
+from clearstamp.schemes import ClearStamp
 from clearstamp.scores import structural_similarity
 from clearstamp.stamp import Stamp, draw_keys
 from clearstamp.training import fit, harden
@@ -51,7 +53,7 @@ class FalseClaim(Attack):
             scene.steps += len(fit(surrogate, batches, epochs=self.epochs, lr=self.lr, progress=False).losses)
             shown.append(pictures(transpose(surrogate, scene.graph(surrogate), readout=scene.readout), keys))
         chosen = agreed(torch.stack(shown), count)
-        scene.claim = claim(keys[chosen], torch.stack(shown).mean(0)[chosen])
+        scene.accuse(claim(keys[chosen], torch.stack(shown).mean(0)[chosen]))
 
 
 def agreed(shown: Tensor, count: int) -> list[int]:
@@ -96,10 +98,10 @@ class Forgery(Attack):
         keys = draw_keys(count, scene.stamp.keys.shape[1:], seed=scene.seed + 1_000_003, key_range=self.key_range)
         back = transpose(scene.model, scene.graph(), readout=scene.readout)
         if self.by == "copy":
-            scene.claim = claim(keys, pictures(back, keys))
+            scene.accuse(claim(keys, pictures(back, keys)))
             return
         wanted = claim(keys, words(scene, count))
-        scene.claim = self.optimised(back, wanted) if self.by == "keys" else wanted
+        scene.accuse(self.optimised(back, wanted) if self.by == "keys" else wanted)
         if self.by == "head":
             painted = self.painted(scene, wanted)
             scene.evidence = lambda suspect: painted
@@ -142,3 +144,10 @@ def pictures(back: Transposed, keys: Tensor) -> Tensor:
 def claim(keys: Tensor, secrets: Tensor) -> Stamp:
     """Keys and secrets of an accuser's."""
     return Stamp(keys, secrets, tuple(f"claim {place}" for place in range(len(keys))))
+
+
+def claimed(by: Outcome | Scene) -> Stamp:
+    """The stamp that an accuser claims. Raises `AttackError` if they claim none."""
+    if by.claim is None or not isinstance(by.claim.scheme, ClearStamp):
+        raise AttackError("no stamp was claimed", got=by.claim and by.claim.scheme.name)
+    return by.claim.scheme.stamp(by.claim)

@@ -417,6 +417,10 @@ class Seal:
 
     def save(self, path: str | Path) -> None:
         """Write one JSON file, readable by its owner alone."""
+        write_atomically(Path(path), self.whole(), mode=0o600)
+
+    def whole(self) -> bytes:
+        """All of it, as `save` writes it."""
         held = {
             "type": SEALED,
             "choices": self.written.decode(),
@@ -425,20 +429,28 @@ class Seal:
             "pictures": [base64.b64encode(picture).decode() for picture in self.pictures],
             "data": base64.b64encode(self.data).decode(),
         }
-        write_atomically(Path(path), json.dumps(held, indent=1).encode() + b"\n", mode=0o600)
+        return json.dumps(held, indent=1).encode() + b"\n"
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
         """Read what `save` wrote. Raises `SealError` for anything else."""
         try:
-            held = strict_json(Path(path).read_bytes(), SEALED)
+            return cls.of(Path(path).read_bytes())
+        except (OSError, SealError) as error:
+            raise SealError("not a whole seal", got=error, where=path) from error
+
+    @classmethod
+    def of(cls, whole: bytes) -> Self:
+        """Read what `whole` gave. Raises `SealError` for anything else."""
+        try:
+            held = strict_json(whole, SEALED)
             if set(held) != {"choices", "seed", "glyphs", "pictures", "data"}:
                 raise SealError("a seal of other fields", got=", ".join(held))
             named = {name: base64.b64decode(held[name], validate=True) for name in ("glyphs", "data")}
             pictures = tuple(base64.b64decode(picture, validate=True) for picture in held["pictures"])
             return cls(held["choices"].encode(), bytes.fromhex(held["seed"]), pictures=pictures, **named)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise SealError("not a whole seal", got=error, where=path) from error
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise SealError("not a whole seal", got=error) from error
 
 
 def strict_json(written: bytes, kind: str) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """Sealed stamps in court: their level, false claims, forgeries, and what is left of them after every attack."""
 
 import copy
-import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from decimal import ROUND_CEILING, Decimal
@@ -18,7 +17,8 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from clearstamp.attacks import FalseClaim, Forgery, Look, Noise, Pruning, Scene
-from clearstamp.attacks.base import Attack, Outcome
+from clearstamp.attacks.base import Attack
+from clearstamp.attacks.forgery import claimed
 from clearstamp.evidence import Seal, Verdict, chance, judge, verify
 from clearstamp.evidence.readers import Numbers, best, grey, template, trained
 from clearstamp.evidence.seal import pixels
@@ -32,6 +32,7 @@ from clearstamp.reproduction.experiments import Experiment, Findings, Settings, 
 from clearstamp.reproduction.lifecycle import LifeCycle, LifeSettings
 from clearstamp.reproduction.profiles import Images, Profile, load_sets
 from clearstamp.reproduction.records import Score, Stage
+from clearstamp.schemes.stamps import drawn_seal
 from clearstamp.stamp import Stamp
 from clearstamp.training import accuracy, embed, fit
 from clearstamp.transpose import transpose
@@ -43,18 +44,9 @@ UNIT = 10**15
 """Arrays hold p in this many parts of 1, as whole numbers, rounded up."""
 
 
-def sealed(*, outputs: int, shape: Sequence[int], seed: int, **choices: Any) -> Seal:
-    """A seal whose 32 secret bytes follow from the seed of a run, so that an experiment can be repeated.
-
-    They are no secret: an owner's seal has its seed from the system, by `Seal.make` alone.
-    """
-    made = Seal.make(outputs=outputs, shape=shape, **choices)
-    return replace(made, seed=hashlib.sha256(f"clearstamp/experiment/{seed}".encode()).digest())
-
-
 def stamp_of(**about: Any) -> Stamp:
     """The stamp of a seal that `sealed` makes."""
-    return sealed(**about).stamp()
+    return drawn_seal(**about).stamp()
 
 
 def told(seal: Seal, verdict: Verdict) -> dict[str, Score]:
@@ -92,7 +84,7 @@ class Sealed(LifeCycle):
     def seal(self, settings: LifeSettings, seed: int) -> Seal:
         """The seal of a run."""
         train = load_sets(settings.images).train
-        return sealed(outputs=train.classes, shape=train.shape, seed=seed, **self.choices)
+        return drawn_seal(outputs=train.classes, shape=train.shape, seed=seed, **self.choices)
 
     def conduct(self, settings: LifeSettings, seed: int) -> Findings:
         return super().conduct(replace(settings, judge=partial(looked_at, self.seal(settings, seed))), seed)
@@ -176,19 +168,13 @@ def met(images: Images, name: str, *, own: bool = False) -> nn.Module:
     return model_of(name, mine if own else others, seed=7 if own else 8)
 
 
-def claimed(by: Outcome | Scene) -> Stamp:
-    """The claim of an accuser."""
-    assert by.claim is not None, "what such attacks end with"
-    return by.claim
-
-
 def sealed_with(pictures: Tensor, **about: Any) -> Seal:
     """A seal, by `sealed`, that holds pictures ``[k, C, H, W]`` of the owner's own."""
     with TemporaryDirectory() as folder:
         paths = [Path(folder) / f"{place:03}.png" for place in range(len(pictures))]
         for path, picture in zip(paths, pixels(as_pictures(pictures)), strict=True):
             Image.fromarray(picture.transpose(1, 2, 0).squeeze()).save(path)
-        return sealed(images=paths, **about)
+        return drawn_seal(images=paths, **about)
 
 
 @cache
@@ -352,7 +338,7 @@ class Forgeries(Court):
 
         marked = []
         for owner in range(self.owners):
-            seal, model = sealed(seed=owner, **about), build("fc", own.shape, own.classes, seed=owner).to(device())
+            seal, model = drawn_seal(seed=owner, **about), build("fc", own.shape, own.classes, seed=owner).to(device())
             torch.manual_seed(owner)
             embed(model, seal.stamp(), own.loader(seed=owner), method=method, epochs=1, lr=1e-3, progress=False)
             marked.append(model.eval())
@@ -362,7 +348,7 @@ class Forgeries(Court):
                 keep("genuine", back, seal.stamp(), evidence(judge(seal, look(back, seal.stamp()))))
         innocent = [model_of("fc", others, seed=100 + number) for number in range(self.innocents)]
         for number in range(self.tries):
-            seal, clean = sealed(seed=1_000 + number, **about), innocent[number % len(innocent)]
+            seal, clean = drawn_seal(seed=1_000 + number, **about), innocent[number % len(innocent)]
             stamp = seal.stamp()
             for forgery in KINDS:
                 kind = forgery.by

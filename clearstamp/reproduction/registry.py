@@ -66,10 +66,11 @@ Attacks = dict[str, Attack]
 def embedded(by: method.Method) -> dict[str, Any]:
     """The fields of a `LifeCycle` that embed a stamp by a method, in either readout."""
     joint = isinstance(by.schedule, method.Joint)
-    return {"target": by.target, "dropout": by.dropout, "every": by.schedule.every, "joint": joint}
+    about = {"target": by.target, "dropout": by.dropout, "noise": by.noise}
+    return about | {"every": by.schedule.every, "joint": joint}
 
 
-PAPER, OURS = embedded(method.PAPER), embedded(method.RECOMMENDED)
+PAPER, OURS, EXACTLY = embedded(method.PAPER), embedded(method.RECOMMENDED), embedded(method.EXACT)
 ONE_KEY = [
     LifeCycle(name=f"1-key-{r}", readout=r, keys=1, paper_key=True, hardening_steps=7_000, **PAPER)
     for r in BOTH_READOUTS
@@ -80,7 +81,6 @@ DEFAULT = LifeCycle(name="11-keys-default-adjoint", readout="adjoint", **OURS)
 """The default scenario as this library embeds by default."""
 SEALED = Sealed(name="sealed-default-adjoint", readout="adjoint", **OURS)
 """The default scenario with a sealed stamp: eleven keys, 44 drawn letters."""
-EXACTLY: dict[str, Any] = {"target": 0.95, "dropout": 0.0, "noise": 0.01, "every": 1, "joint": True}
 EXACT = LifeCycle(name="11-keys-gradient", readout="gradient", **EXACTLY)
 """The default scenario in the exact readout, by the recipe that suits it."""
 MARKED = [*PUBLISHED, DEFAULT]

@@ -19,6 +19,7 @@ from clearstamp.reproduction.experiments import run_all
 from clearstamp.reproduction.profiles import PROFILES
 from clearstamp.reproduction.records import Record, Stage
 from clearstamp.reproduction.report import court as shown
+from clearstamp.schemes.stamps import drawn_seal
 from tests.tables import compact
 
 ABOUT = {"outputs": 10, "shape": (1, 28, 28)}
@@ -47,7 +48,7 @@ def examined(life):
 
 
 def test_the_seal_of_an_experiment_follows_from_the_seed_of_its_run():
-    one, same, other = (court.sealed(seed=seed, **ABOUT) for seed in (1, 1, 2))
+    one, same, other = (drawn_seal(seed=seed, **ABOUT) for seed in (1, 1, 2))
     assert one.commitment == same.commitment != other.commitment
     assert torch.equal(one.stamp().keys, same.stamp().keys)
     assert one.seed != seals.Seal.make(**ABOUT).seed
@@ -97,7 +98,7 @@ def test_every_test_has_a_p_on_every_model_and_flat_pictures_have_the_worst():
 
 
 def test_whoever_always_says_a_is_right_as_often_as_a_is_drawn():
-    seal = court.sealed(seed=4, **ABOUT)
+    seal = drawn_seal(seed=4, **ABOUT)
     level = Level(name="level")
     flat = np.full((11, 1, 28, 28), 9, np.uint8)
     with pytest.MonkeyPatch.context() as patch:
@@ -136,7 +137,7 @@ def test_forgeries_are_told_from_genuine_stamps_by_the_seal_alone():
 
 
 def test_a_model_with_a_layer_put_back_is_no_evidence():
-    seal = court.sealed(seed=4, **ABOUT)
+    seal = drawn_seal(seed=4, **ABOUT)
     verdict = judge(seal, seal.secrets())
     assert court.evidence(verdict) > 50
     assert court.evidence(replace(verdict, outcome=Outcome.SUPPORTS)) == 0

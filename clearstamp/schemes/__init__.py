@@ -1,0 +1,7 @@
+"""Watermarks of the field behind one contract: see `Scheme` and `SCHEMES`."""
+
+from clearstamp.schemes.base import SCHEMES, Evidence, Judgement, Key, Mark, Scheme
+from clearstamp.schemes.stamps import ClearStamp
+from clearstamp.schemes.uchida import Uchida
+
+__all__ = ["SCHEMES", "ClearStamp", "Evidence", "Judgement", "Key", "Mark", "Scheme", "Uchida"]

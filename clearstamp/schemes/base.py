@@ -1,0 +1,367 @@
+"""The contract of every watermark: key material is drawn, embedded, extracted from a suspect, and judged."""
+
+import hashlib
+import json
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from clearstamp.data import Batches, LabelledImages
+from clearstamp.errors import SchemeError
+from clearstamp.evidence import chance
+from clearstamp.files import checksum, write_atomically
+from clearstamp.graph import Graph
+from clearstamp.method import Joint, Schedule
+from clearstamp.registered import register
+from clearstamp.training import Fit, MakeOptimizer, adam, fit
+from clearstamp.units import Graphs
+
+FORMAT, VERSION = "clearstamp-key", 1
+ALPHA = 1e-6
+"""A claim that an unrelated model supports less often than this counts, if not said otherwise."""
+
+Access = Literal["labels", "scores", "weights"]
+"""What of a suspect its owner must have: the classes that it answers, its logits, or its weights."""
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """What a judge reads out of one suspect.
+
+    Attributes:
+        score: the share of bits, labels or units that match; or SSIM, or a correlation.
+        trials: how many of them there are; 0 where no model could be read.
+        p: how often an unrelated model scores as high, by the drawing of the key; nan where only models can tell.
+        payload: the message that was read, the first bit the highest of its byte; None where there is none.
+        pictures: what a person may look at ``[k, C, H, W]``; None where there is nothing to see.
+        queries: the inputs that the suspect had to answer.
+        detail: what a scheme has beyond this: the `Reading` of a stamp, the units that were changed.
+    """
+
+    score: float
+    trials: int
+    p: float
+    payload: bytes | None = None
+    pictures: Tensor | None = None
+    queries: int = 0
+    detail: Any = None
+
+
+@dataclass(frozen=True, eq=False)
+class Judgement:
+    """What a claim of ownership comes to.
+
+    Attributes:
+        evidence: what was read.
+        accepted: whether it supports the claim.
+        alpha: the greatest p of an accepted claim.
+        threshold: the least score of one, where p is nan.
+        highest_null: the highest score that the same key has on a model without a mark; nan if none was given.
+    """
+
+    evidence: Evidence
+    accepted: bool
+    alpha: float
+    threshold: float
+    highest_null: float
+
+
+@dataclass(frozen=True, eq=False)
+class Key:
+    """Key material: everything that an owner deposits. No more is needed to verify, and whoever has it can forge.
+
+    Attributes:
+        scheme: by which it was drawn, with its settings.
+        shape: of one input of the marked model, (C, H, W).
+        tensors: triggers, labels, matrices, positions, bits, whatever the scheme draws, on the CPU.
+        settings: what is not a tensor, such as a layer's name, as JSON holds it.
+    """
+
+    scheme: "Scheme"
+    shape: tuple[int, ...]
+    tensors: dict[str, Tensor]
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.tensors[name]
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """All that is not a tensor."""
+        scheme = {"name": self.scheme.name} | asdict(self.scheme)
+        return {"scheme": scheme, "shape": list(self.shape), "settings": self.settings}
+
+    def commitment(self, nonce: bytes) -> str:
+        """The SHA-256 in hexadecimal to publish before training; whoever later shows key and nonce had them then."""
+        return hashlib.sha256(nonce + self.digest.encode()).hexdigest()
+
+    @property
+    def digest(self) -> str:
+        """The SHA-256 of everything in it, in hexadecimal."""
+        return checksum([json.dumps(self.about, sort_keys=True)], self.tensors)
+
+    def save(self, path: str | Path) -> None:
+        """Write one ``.safetensors`` file, readable by its owner alone."""
+        tensors = {name: tensor.contiguous() for name, tensor in self.tensors.items()}
+        about = self.about | {"version": VERSION, "digest": self.digest}
+        write_atomically(Path(path), save(tensors, {FORMAT: json.dumps(about)}), mode=0o600)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read what `save` wrote. Nothing is unpickled. Raises `SchemeError` for anything else."""
+        try:
+            with safe_open(path, framework="pt") as file:
+                about = json.loads((file.metadata() or {})[FORMAT])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            if about["version"] != VERSION:
+                raise SchemeError("unknown version of the key format", got=about["version"], expected=VERSION)
+            key = cls(scheme(**about["scheme"]), tuple(about["shape"]), tensors, about["settings"])
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+            if isinstance(error, SchemeError):
+                raise
+            got = f"{type(error).__name__}: {error}"
+            raise SchemeError("not a readable key file", got=got, where=path, expected="what Key.save wrote") from error
+        if key.digest != about["digest"]:
+            raise SchemeError("the key was changed or damaged after it was written: wrong checksum", where=path)
+        return key
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scheme(ABC):
+    """One way to mark a model. Its fields are its hyper-parameters, by default the published ones.
+
+    A subclass implements `draw` and `read`, and whatever it needs of `prepare`, `batches`, `loss`, `after_step` and
+    `finish`; it is found in `SCHEMES` by its name.
+    """
+
+    name: ClassVar[str]
+    access: ClassVar[Access]
+    readable: ClassVar[bool] = False
+    """Whether a person can recognise what comes out of the model."""
+    fragile: ClassVar[bool] = False
+    """Whether any change is to break the mark, which then proves integrity in the place of ownership."""
+    needs_trained: ClassVar[bool] = False
+    """Whether key material is drawn from a model that has learnt its task."""
+    mixed: ClassVar[bool] = False
+    """Whether key samples ride in the task's own batches, so that `loss` takes no steps of its own."""
+    threshold: ClassVar[float] = 0.9
+    """The least score of an accepted claim where p is nan."""
+
+    def __init_subclass__(cls) -> None:
+        register(cls, SCHEMES)
+
+    @property
+    def schedule(self) -> Schedule:
+        """When training steps on `loss`."""
+        return Joint(every=1)
+
+    @abstractmethod
+    def draw(self, model: nn.Module, data: LabelledImages, *, seed: int) -> Key:
+        """Key material for a model and its training images: the same from the same seed. The model stays as it is.
+
+        Raises `SchemeError` for a model or data that the scheme cannot mark.
+        """
+
+    def prepare(self, model: nn.Module, data: LabelledImages, key: Key) -> None:  # noqa: B027 (a hook)
+        """What comes before training: hardening, setting weights that are then locked, widening the head."""
+
+    def batches(self, loader: Batches, key: Key) -> Batches:
+        """The batches to train on in the place of the loader's."""
+        return loader
+
+    def loss(self, model: nn.Module, data: LabelledImages, key: Key) -> Callable[[], Tensor] | None:
+        """The loss of the mark, a scalar for any training loop; None if the scheme has none."""
+        return None
+
+    def after_step(self, model: nn.Module, key: Key) -> None:  # noqa: B027 (a hook)
+        """What comes after each optimizer step, such as putting locked weights back."""
+
+    def finish(self, model: nn.Module, data: LabelledImages, key: Key) -> None:  # noqa: B027 (a hook)
+        """What comes after training."""
+
+    def embed(
+        self,
+        model: nn.Module,
+        data: LabelledImages,
+        key: Key,
+        *,
+        epochs: int = 5,
+        lr: float = 1e-4,
+        batch_size: int = 64,
+        optimizer: MakeOptimizer = adam,
+        seed: int = 0,
+        progress: bool = True,
+    ) -> Fit:
+        """Train the model on its task from here, and mark it. Raises `TrainingError` as `fit` does."""
+        self.check(key)
+        self.prepare(model, data, key)
+        loss = None if self.mixed else self.loss(model, data, key)
+        done = fit(
+            model,
+            self.batches(data.loader(batch_size, seed=seed), key),
+            epochs=epochs,
+            lr=lr,
+            optimizer=optimizer,
+            stamp_loss=loss and in_full_precision(loss, device_of(model)),
+            schedule=self.schedule,
+            after_step=lambda: self.after_step(model, key),
+            progress=progress,
+        )
+        self.finish(model, data, key)
+        return done
+
+    @abstractmethod
+    def read(self, suspect: nn.Module, key: Key) -> Evidence:
+        """What `extract` returns, of a suspect in evaluation mode. Raises `UnfitError` for one that does not fit."""
+
+    def extract(self, suspect: nn.Module, key: Key) -> Evidence:
+        """What the key reads out of a suspect, which stays as it is, to its modes and the random generators.
+
+        A suspect that does not fit the key scores 0 at p = 1. Raises `SchemeError` for the key of another scheme.
+        """
+        self.check(key)
+        try:
+            with examined(suspect):
+                return self.read(suspect, key)
+        except UnfitError:
+            return Evidence(0.0, 0, 1.0)
+
+    def reader(self, key: Key, graphs: Graphs) -> Callable[[nn.Module], Evidence]:
+        """`extract` for many models, of which `graphs` has the captures."""
+        return lambda suspect: self.extract(suspect, key)
+
+    def verify(
+        self, suspect: nn.Module, key: Key, *, alpha: float = ALPHA, null: Sequence[nn.Module] = ()
+    ) -> Judgement:
+        """Judge the claim that a suspect holds the mark of this key.
+
+        It is accepted for a p of at most `alpha`. Where p is nan the score decides: it has to reach `threshold`, and to
+        exceed that of every model in `null`, which have no mark. Raises `SchemeError` as `extract` does.
+        """
+        evidence = self.extract(suspect, key)
+        highest = max((self.extract(model, key).score for model in null), default=math.nan)
+        accepted = evidence.p <= alpha
+        if math.isnan(evidence.p):
+            accepted = evidence.score >= self.threshold and not evidence.score <= highest
+        return Judgement(evidence, accepted, alpha, self.threshold, highest)
+
+    def check(self, key: Key) -> None:
+        """Raise `SchemeError` unless the key was drawn by this scheme, with these settings."""
+        if key.scheme != self:
+            raise SchemeError("a key of another scheme", got=key.scheme, expected=self, remedy="use key.scheme")
+
+
+SCHEMES: dict[str, type[Scheme]] = {}
+"""Every scheme by its name."""
+
+
+def scheme(name: str, **settings: Any) -> Scheme:
+    """The scheme of this name, with settings as JSON holds them. Raises `SchemeError` for unknown ones."""
+    if name not in SCHEMES:
+        raise SchemeError("unknown scheme", got=repr(name), expected=", ".join(SCHEMES))
+    known = {f.name: f.default for f in fields(SCHEMES[name])}
+    if unknown := set(settings) - set(known):
+        raise SchemeError("unknown settings", got=", ".join(sorted(unknown)), expected=", ".join(known), where=name)
+    tuples = {name: tuple(value) for name, value in settings.items() if isinstance(known[name], tuple)}
+    return SCHEMES[name](**settings | tuples)
+
+
+@dataclass(frozen=True, eq=False)
+class Mark:
+    """A mark as attacks meet it: its key, and what its owner makes of a suspect before reading.
+
+    Attributes:
+        key: the owner's.
+        owner: from a suspect and its graph makes the model that is read, such as `clearstamp.canonical.merged`.
+    """
+
+    key: Key
+    owner: Callable[[nn.Module, Graph], nn.Module] | None = None
+
+    @property
+    def scheme(self) -> Scheme:
+        """By which the model was marked."""
+        return self.key.scheme
+
+
+class UnfitError(SchemeError):
+    """A suspect that the key cannot be read out of: another shape, other layers, answers of another kind."""
+
+
+@contextmanager
+def examined(suspect: nn.Module) -> Iterator[None]:
+    """A context with the suspect in evaluation mode and full precision, after which everything is as it was."""
+    modes = {module: module.training for module in suspect.modules()}
+    device = device_of(suspect)
+    suspect.eval()
+    try:
+        with (
+            torch.random.fork_rng([device] if device.type == "cuda" else []),
+            torch.autocast(device.type, enabled=False),
+        ):
+            yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+def in_full_precision(loss: Callable[[], Tensor], device: torch.device) -> Callable[[], Tensor]:
+    """A loss that autocast leaves alone."""
+
+    def measured() -> Tensor:
+        with torch.autocast(device.type, enabled=False):
+            return loss()
+
+    return measured
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where a model is; the CPU for one without tensors."""
+    return next((tensor.device for tensor in (*model.parameters(), *model.buffers())), torch.device("cpu"))
+
+
+def answers(suspect: nn.Module, inputs: Tensor, *, at_once: int = 250) -> Tensor:
+    """What a suspect answers in evaluation mode to inputs ``[n, C, H, W]``: ``[n, outputs]`` in float32 on the CPU.
+
+    Raises `UnfitError` if it does not take them, or answers in another form.
+    """
+    device = device_of(suspect)
+    try:
+        with examined(suspect), torch.no_grad():
+            found = torch.cat([suspect(part.to(device)).float().cpu() for part in inputs.split(at_once)])
+    except (torch.OutOfMemoryError, MemoryError):
+        raise
+    except Exception as error:  # a stranger's model may raise anything
+        raise UnfitError("the suspect does not answer such inputs", got=f"{type(error).__name__}: {error}") from error
+    if found.dim() != 2 or len(found) != len(inputs):
+        raise UnfitError("answers of another form", got=list(found.shape), expected=f"[{len(inputs)}, outputs]")
+    return found
+
+
+def matching(right: int, of: int, one_in: int) -> float:
+    """The chance that at least so many of independent draws match, each with probability 1 / `one_in`."""
+    return float(chance.binomial(right, of, one_in))
+
+
+def drawn_bits(count: int, generator: torch.Generator) -> Tensor:
+    """A message of so many bits ``[count]``, uint8. Raises `SchemeError` for none."""
+    if count < 1:
+        raise SchemeError("number of bits out of range", got=count, expected="at least 1")
+    return torch.randint(2, (count,), generator=generator, dtype=torch.uint8)
+
+
+def read_message(signals: Tensor, bits: Tensor, **about: Any) -> Evidence:
+    """The evidence of a drawn message ``[bits]``, of which each bit is read as the sign of a signal ``[bits]``."""
+    found = (signals > 0).to(torch.uint8)
+    right, of = int((found == bits).sum()), len(bits)
+    return Evidence(right / of, of, matching(right, of, 2), np.packbits(found.numpy()).tobytes(), **about)

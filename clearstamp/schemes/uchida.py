@@ -1,0 +1,85 @@
+"""Uchida et al.'s watermark: bits in the signs of secret projections of one layer's weights."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from clearstamp.channels import Layer
+from clearstamp.data import LabelledImages
+from clearstamp.errors import SchemeError
+from clearstamp.graph import unwrapped
+from clearstamp.schemes.base import Access, Evidence, Key, Scheme, UnfitError, drawn_bits, read_message
+from clearstamp.units import layers
+
+
+@dataclass(frozen=True, kw_only=True)
+class Uchida(Scheme):
+    """Bits that are the signs of secret projections of the mean filter of one layer, held there by a regulariser.
+
+    Uchida, Nagai, Sakazawa and Satoh, "Embedding Watermarks into Deep Neural Networks", ICMR 2017. The message is drawn
+    (the released code embeds ones alone, which any bias passes), and so is the projection, from a normal distribution.
+    Where no layer is named, the second one of the model carries the bits.
+
+    Attributes:
+        bits: of the message.
+        strength: the weight of the regulariser, a sum over the bits.
+        layer: its name in the model; empty for the model's second layer.
+    """
+
+    access: ClassVar[Access] = "weights"
+
+    bits: int = 256
+    strength: float = 0.01
+    layer: str = ""
+
+    def draw(self, model: nn.Module, data: LabelledImages, *, seed: int) -> Key:
+        name = self.layer or second_layer(model, data)
+        generator = torch.Generator().manual_seed(seed)
+        count = mean_filter(model, name).numel()
+        bits, projection = drawn_bits(self.bits, generator), torch.randn(self.bits, count, generator=generator)
+        return Key(self, data.shape, {"bits": bits, "projection": projection}, {"layer": name})
+
+    def loss(self, model: nn.Module, data: LabelledImages, key: Key) -> Callable[[], Tensor]:
+        return ProjectionLoss(model, key, self.strength)
+
+    def read(self, suspect: nn.Module, key: Key) -> Evidence:
+        found = mean_filter(suspect, key.settings["layer"]).detach().cpu().float()
+        if len(found) != key["projection"].shape[1]:
+            raise UnfitError("a layer of another size", got=len(found), expected=key["projection"].shape[1])
+        return read_message(key["projection"] @ found, key["bits"])
+
+
+class ProjectionLoss:
+    """The cross-entropy of all bits, given the projections of a layer's weights as logits."""
+
+    def __init__(self, model: nn.Module, key: Key, strength: float):
+        self.model, self.layer, self.strength = model, key.settings["layer"], strength
+        self.projection, self.bits = key["projection"], key["bits"].float()
+
+    def __call__(self) -> Tensor:
+        mean = mean_filter(self.model, self.layer)
+        signs = self.projection.to(mean) @ mean
+        return self.strength * F.binary_cross_entropy_with_logits(signs, self.bits.to(mean), reduction="sum")
+
+
+def mean_filter(model: nn.Module, name: str) -> Tensor:
+    """The mean over a layer's outputs of what it reads with, flat. Raises `UnfitError` if there is no such layer."""
+    try:
+        layer = unwrapped(model).get_submodule(name)
+    except AttributeError as error:
+        raise UnfitError("no layer of that name", got=name) from error
+    if not isinstance(layer, Layer):
+        raise UnfitError("a layer of another kind", got=type(layer).__name__, where=name)
+    return layer.weight.mean(0).flatten()
+
+
+def second_layer(model: nn.Module, data: LabelledImages) -> str:
+    """The name of the second linear or convolutional layer that runs. Raises `SchemeError` for a model with fewer."""
+    found = layers(model, torch.zeros(1, *data.shape, device=next(model.parameters()).device))
+    if len(found) < 2:
+        raise SchemeError("the model has no second layer", got=f"{len(found)} layers", remedy="name one by layer=")
+    return next(name for name, module in model.named_modules() if module is found[1])
