@@ -2,6 +2,20 @@
 
 from clearstamp.schemes.base import SCHEMES, Evidence, Judgement, Key, Mark, Scheme
 from clearstamp.schemes.stamps import ClearStamp
+from clearstamp.schemes.triggers import Adi, FrontierStitching, SpecialLabel, Zhang
 from clearstamp.schemes.uchida import Uchida
 
-__all__ = ["SCHEMES", "ClearStamp", "Evidence", "Judgement", "Key", "Mark", "Scheme", "Uchida"]
+__all__ = [
+    "SCHEMES",
+    "Adi",
+    "ClearStamp",
+    "Evidence",
+    "FrontierStitching",
+    "Judgement",
+    "Key",
+    "Mark",
+    "Scheme",
+    "SpecialLabel",
+    "Uchida",
+    "Zhang",
+]

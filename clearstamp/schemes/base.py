@@ -23,7 +23,7 @@ from clearstamp.files import checksum, write_atomically
 from clearstamp.graph import Graph
 from clearstamp.method import Joint, Schedule
 from clearstamp.registered import register
-from clearstamp.training import Fit, MakeOptimizer, adam, fit
+from clearstamp.training import MakeOptimizer, adam, fit
 from clearstamp.units import Graphs
 
 FORMAT, VERSION = "clearstamp-key", 1
@@ -201,12 +201,16 @@ class Scheme(ABC):
         optimizer: MakeOptimizer = adam,
         seed: int = 0,
         progress: bool = True,
-    ) -> Fit:
-        """Train the model on its task from here, and mark it. Raises `TrainingError` as `fit` does."""
+    ) -> Key:
+        """Train the model on its task from here, and mark it.
+
+        Returns the key to deposit: the same one, unless the scheme completes it by what training brought. Raises
+        `TrainingError` as `fit` does.
+        """
         self.check(key)
         self.prepare(model, data, key)
         loss = None if self.mixed else self.loss(model, data, key)
-        done = fit(
+        fit(
             model,
             self.batches(data.loader(batch_size, seed=seed), key),
             epochs=epochs,
@@ -218,7 +222,7 @@ class Scheme(ABC):
             progress=progress,
         )
         self.finish(model, data, key)
-        return done
+        return key
 
     @abstractmethod
     def read(self, suspect: nn.Module, key: Key) -> Evidence:
@@ -245,14 +249,15 @@ class Scheme(ABC):
     ) -> Judgement:
         """Judge the claim that a suspect holds the mark of this key.
 
-        It is accepted for a p of at most `alpha`. Where p is nan the score decides: it has to reach `threshold`, and to
-        exceed that of every model in `null`, which have no mark. Raises `SchemeError` as `extract` does.
+        It is accepted for a p of at most `alpha`. Where p is nan the score decides, which is a convention: it has to
+        reach `threshold`, and to lie nearer to 1 than to the best of the models in `null`, which have no mark. Raises
+        `SchemeError` as `extract` does.
         """
         evidence = self.extract(suspect, key)
         highest = max((self.extract(model, key).score for model in null), default=math.nan)
         accepted = evidence.p <= alpha
         if math.isnan(evidence.p):
-            accepted = evidence.score >= self.threshold and not evidence.score <= highest
+            accepted = evidence.score >= self.threshold and not evidence.score <= (1 + highest) / 2
         return Judgement(evidence, accepted, alpha, self.threshold, highest)
 
     def check(self, key: Key) -> None:
@@ -365,3 +370,20 @@ def read_message(signals: Tensor, bits: Tensor, **about: Any) -> Evidence:
     found = (signals > 0).to(torch.uint8)
     right, of = int((found == bits).sum()), len(bits)
     return Evidence(right / of, of, matching(right, of, 2), np.packbits(found.numpy()).tobytes(), **about)
+
+
+def training_images(data: LabelledImages, count: int, *, seed: int, label: int | None = None) -> tuple[Tensor, Tensor]:
+    """The first `count` images ``[n, C, H, W]`` and labels of a shuffled set, of one class if `label` says which.
+
+    Raises `SchemeError` if there are fewer.
+    """
+    images, labels, found = [], [], 0
+    for some, of in data.loader(250, seed=seed):
+        chosen = slice(None) if label is None else of == label
+        images.append(some[chosen])
+        labels.append(of[chosen])
+        found += len(labels[-1])
+        if found >= count:
+            return torch.cat(images)[:count], torch.cat(labels)[:count]
+    of_class = "" if label is None else f" of class {label}"
+    raise SchemeError(f"too few images{of_class}", got=found, expected=count)
