@@ -1,6 +1,7 @@
 """Watermarks of the field behind one contract: see `Scheme` and `SCHEMES`."""
 
 from clearstamp.schemes.base import SCHEMES, Evidence, Judgement, Key, Mark, Scheme
+from clearstamp.schemes.li import Li
 from clearstamp.schemes.stamps import ClearStamp
 from clearstamp.schemes.triggers import Adi, FrontierStitching, SpecialLabel, Zhang
 from clearstamp.schemes.uchida import Uchida
@@ -13,6 +14,7 @@ __all__ = [
     "FrontierStitching",
     "Judgement",
     "Key",
+    "Li",
     "Mark",
     "Scheme",
     "SpecialLabel",

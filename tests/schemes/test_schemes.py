@@ -21,6 +21,7 @@ from clearstamp.schemes import (
     ClearStamp,
     FrontierStitching,
     Key,
+    Li,
     Mark,
     Scheme,
     SpecialLabel,
@@ -43,6 +44,7 @@ class Small:
 
 SMALL = {
     "clear-stamp": Small(ClearStamp(sealed=False, pairs=2, steps=300, lr=3e-3)),
+    "li": Small(Li(share=0.08, per_batch=8, similarity=0.1, structure=0.1, response=1.0)),
     "adi": Small(Adi(triggers=20, per_batch=8), {"epochs": 20, "lr": 3e-3, "batch_size": 32}),
     "zhang": Small(Zhang(kind="noise", strength=0.5, triggers=20, per_batch=8, decoys=40)),
     "special-label": Small(SpecialLabel(triggers=20, per_batch=8)),
