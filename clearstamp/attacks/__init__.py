@@ -3,6 +3,7 @@
 from clearstamp.attacks.adaptive import Erasure, Overwriting
 from clearstamp.attacks.base import ATTACKS, Attack, Judge, Look, Outcome, Scene
 from clearstamp.attacks.forgery import FalseClaim, Forgery
+from clearstamp.attacks.marks import CounterClaim, SecondMark, Unlearning
 from clearstamp.attacks.preserving import (
     BatchNormRescaling,
     Composed,
@@ -25,6 +26,7 @@ __all__ = [
     "BatchNormRescaling",
     "Cast",
     "Composed",
+    "CounterClaim",
     "Distillation",
     "DummyUnits",
     "Erasure",
@@ -45,7 +47,9 @@ __all__ = [
     "Quantization",
     "Rescaling",
     "Scene",
+    "SecondMark",
     "SilentUnits",
     "SplitUnits",
     "Transfer",
+    "Unlearning",
 ]

@@ -5,7 +5,7 @@ What they end with is `Scene.claim`, the key of a mark, which the judge then rea
 
 import copy
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,7 @@ from clearstamp.errors import AttackError
 from clearstamp.pictures import develop, draw_text
 from clearstamp.reading import extract
 from clearstamp.schemes import ClearStamp
-from clearstamp.scores import structural_similarity
+from clearstamp.schemes.stamps import optimised_keys
 from clearstamp.stamp import Stamp, draw_keys
 from clearstamp.training import fit, harden
 from clearstamp.transpose import transpose
@@ -101,23 +101,12 @@ class Forgery(Attack):
             scene.accuse(claim(keys, pictures(back, keys)))
             return
         wanted = claim(keys, words(scene, count))
-        scene.accuse(self.optimised(back, wanted) if self.by == "keys" else wanted)
+        about: dict[str, Any] = {"steps": self.steps, "lr": self.lr, "key_range": self.key_range}
+        scene.accuse(optimised_keys(back, wanted, **about) if self.by == "keys" else wanted)
         if self.by == "head":
             painted = self.painted(scene, wanted)
             scene.evidence = lambda suspect: painted
         scene.steps += self.steps
-
-    def optimised(self, back: Transposed, wanted: Stamp) -> Stamp:
-        """The claim with keys at which the model shows its secrets best."""
-        secrets, keys = wanted.secrets.to(back.device), wanted.keys.to(back.device).requires_grad_()
-        descent = torch.optim.Adam([keys], lr=self.lr * self.key_range)
-        for _ in range(self.steps):
-            images = back(keys)
-            loss = (1 - structural_similarity(images, secrets)).mean() + F.mse_loss(images, secrets)
-            (keys.grad,) = torch.autograd.grad(loss, keys)  # of the keys alone, not of the model's weights
-            descent.step()
-            keys.data.clamp_(-self.key_range, self.key_range)
-        return claim(keys.detach().cpu(), wanted.secrets)
 
     def painted(self, scene: Scene, wanted: Stamp) -> nn.Module:
         """A copy of the model whose last layer alone was trained until the keys show the secrets."""

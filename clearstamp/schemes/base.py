@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
@@ -224,6 +225,14 @@ class Scheme(ABC):
         self.finish(model, data, key)
         return key
 
+    def forge(self, model: nn.Module, data: LabelledImages, *, seed: int) -> Key:
+        """Key material that fits a model without a mark as well as an accuser can make it, once the model is at hand.
+
+        A commitment dated before the model was published rules it out. By default, and where nothing better is known,
+        what `draw` draws. Raises `SchemeError` as `draw` does.
+        """
+        return self.draw(model, data, seed=seed)
+
     @abstractmethod
     def read(self, suspect: nn.Module, key: Key) -> Evidence:
         """What `extract` returns, of a suspect in evaluation mode. Raises `UnfitError` for one that does not fit."""
@@ -387,3 +396,15 @@ def training_images(data: LabelledImages, count: int, *, seed: int, label: int |
             return torch.cat(images)[:count], torch.cat(labels)[:count]
     of_class = "" if label is None else f" of class {label}"
     raise SchemeError(f"too few images{of_class}", got=found, expected=count)
+
+
+def driven(model: nn.Module, images: Tensor, labels: Tensor, *, steps: int = 50, lr: float = 0.02) -> Tensor:
+    """Images ``[n, C, H, W]`` changed until a model answers them with `labels`, as far as it does, in [0, 1]."""
+    device = device_of(model)
+    inputs, labels = images.to(device).clone(), labels.to(device)
+    with examined(model):
+        for _ in range(steps):
+            inputs.requires_grad_()
+            (slope,) = torch.autograd.grad(F.cross_entropy(model(inputs), labels), inputs)
+            inputs = (inputs.detach() - lr * slope.sign()).clamp(0, 1)
+    return inputs.cpu()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from clearstamp.data import Batches, LabelledImages
 from clearstamp.errors import SchemeError
 from clearstamp.pictures import draw_text
-from clearstamp.schemes.base import Access, Evidence, Key, Scheme, answers, device_of, matching, training_images
+from clearstamp.schemes.base import Access, Evidence, Key, Scheme, answers, device_of, driven, matching, training_images
 from clearstamp.scores import structural_similarity
 from clearstamp.training import MakeOptimizer, adam, fit
 
@@ -84,6 +84,10 @@ class Li(Scheme):
 
     def loss(self, model: nn.Module, data: LabelledImages, key: Key) -> "SampleLoss":
         return SampleLoss(model, key)
+
+    def forge(self, model: nn.Module, data: LabelledImages, *, seed: int) -> Key:
+        drawn = self.draw(model, data, seed=seed)
+        return replace(drawn, tensors=drawn.tensors | {"samples": driven(model, drawn["samples"], drawn["labels"])})
 
     def read(self, suspect: nn.Module, key: Key) -> Evidence:
         right, of = int((answers(suspect, key["samples"]).argmax(1) == key["labels"]).sum()), len(key["labels"])

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clearstamp.coding import Payload
@@ -18,6 +19,7 @@ from clearstamp.losses import StampLoss
 from clearstamp.method import EXACT, PAPER, RECOMMENDED, Method, Schedule
 from clearstamp.reading import read, scored, try_bytes
 from clearstamp.schemes.base import Access, Evidence, Key, Scheme, UnfitError, answers, matching
+from clearstamp.scores import structural_similarity
 from clearstamp.stamp import FROZEN, Stamp
 from clearstamp.training import harden
 from clearstamp.transpose import transpose
@@ -82,14 +84,14 @@ class ClearStamp(Scheme):
         """The key of a stamp, or of a seal, that its owner made otherwise."""
         if isinstance(owned, Seal):
             written = torch.frombuffer(bytearray(owned.whole()), dtype=torch.uint8)
-            return Key(replace(self, sealed=True), owned.choices.input, {"seal": written})
+            return Key(replace(self, sealed=True, pairs=len(owned)), owned.choices.input, {"seal": written})
         tensors = {"keys": owned.keys, "secrets": owned.secrets}
         tensors |= {FROZEN + name: value for name, value in owned.frozen.items()}
         settings: dict[str, Any] = {"labels": list(owned.labels)}
         if owned.payload is not None:
             settings["payload"] = asdict(owned.payload)
         held = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
-        return Key(replace(self, sealed=False), tuple(owned.secrets.shape[1:]), held, settings)
+        return Key(replace(self, sealed=False, pairs=len(owned)), tuple(owned.secrets.shape[1:]), held, settings)
 
     def stamp(self, key: Key) -> Stamp:
         """The stamp that a key holds."""
@@ -111,6 +113,14 @@ class ClearStamp(Scheme):
     def loss(self, model: nn.Module, data: LabelledImages, key: Key) -> Callable[[], Tensor]:
         stamp, by = self.stamp(key), self.method
         return StampLoss(self.backwards(model, stamp), stamp, dropout=by.dropout, noise=by.noise)
+
+    def forge(self, model: nn.Module, data: LabelledImages, *, seed: int) -> Key:
+        """Keys at which the model shows the pictures best; a seal draws its keys, so that none can be chosen."""
+        drawn = self.draw(model, data, seed=seed)
+        if self.sealed:
+            return drawn
+        wanted = self.stamp(drawn)
+        return self.deposit(optimised_keys(self.backwards(model, wanted), wanted))
 
     def backwards(self, model: nn.Module, stamp: Stamp) -> Transposed:
         """The model run backwards by the scheme's readout."""
@@ -167,3 +177,21 @@ def drawn_seal(seed: int, *, outputs: int, shape: Any, **choices: Any) -> Seal:
     """
     made = Seal.make(outputs=outputs, shape=shape, **choices)
     return replace(made, seed=hashlib.sha256(f"clearstamp/experiment/{seed}".encode()).digest())
+
+
+def optimised_keys(
+    back: Transposed, wanted: Stamp, *, steps: int = 200, lr: float = 1e-2, key_range: float = 10.0
+) -> Stamp:
+    """A stamp with the pictures of another, and keys at which a model shows them best.
+
+    They start at those of the other stamp and stay in plus and minus `key_range`; `lr` is in parts of it.
+    """
+    secrets, keys = wanted.secrets.to(back.device), wanted.keys.to(back.device).requires_grad_()
+    descent = torch.optim.Adam([keys], lr=lr * key_range)
+    for _ in range(steps):
+        images = back(keys)
+        loss = (1 - structural_similarity(images, secrets)).mean() + F.mse_loss(images, secrets)
+        (keys.grad,) = torch.autograd.grad(loss, keys)  # of the keys alone, not of the model's weights
+        descent.step()
+        keys.data.clamp_(-key_range, key_range)
+    return replace(wanted, keys=keys.detach().cpu())

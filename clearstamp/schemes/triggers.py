@@ -3,7 +3,7 @@
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, islice, repeat
 from typing import ClassVar, Literal
 
@@ -14,7 +14,18 @@ from torch import Tensor, nn
 from clearstamp.data import Batches, LabelledImages
 from clearstamp.errors import SchemeError
 from clearstamp.pictures import draw_text
-from clearstamp.schemes.base import Access, Evidence, Key, Scheme, answers, device_of, matching, training_images
+from clearstamp.schemes.base import (
+    Access,
+    Evidence,
+    Key,
+    Scheme,
+    answers,
+    device_of,
+    driven,
+    examined,
+    matching,
+    training_images,
+)
 from clearstamp.units import last_layer, replace_module
 
 KINDS = ("content", "unrelated", "noise")
@@ -47,6 +58,12 @@ class TriggerSet(Scheme):
         device = device_of(model)
         inputs, labels = key["inputs"].to(device), key["labels"].to(device)
         return lambda: F.cross_entropy(model(inputs), labels)
+
+    def forge(self, model: nn.Module, data: LabelledImages, *, seed: int) -> Key:
+        drawn = self.draw(model, data, seed=seed)
+        if drawn["labels"].max() >= answers(model, drawn["inputs"][:1]).shape[1]:
+            return drawn  # with a label that this model cannot answer
+        return replace(drawn, tensors=drawn.tensors | {"inputs": driven(model, drawn["inputs"], drawn["labels"])})
 
     def read(self, suspect: nn.Module, key: Key) -> Evidence:
         right = int((answers(suspect, key["inputs"]).argmax(1) == key["labels"]).sum())
@@ -239,9 +256,9 @@ class FrontierStitching(TriggerSet):
 
 def fast_gradient_sign(model: nn.Module, images: Tensor, labels: Tensor, strength: float) -> Tensor:
     """Images ``[n, C, H, W]`` moved by `strength` to where the model's loss rises, clipped to [0, 1], on the CPU."""
-    device = device_of(model)
-    inputs = images.to(device).requires_grad_()
-    (slope,) = torch.autograd.grad(F.cross_entropy(model(inputs), labels.to(device)), inputs)
+    inputs = images.to(device_of(model)).requires_grad_()
+    with examined(model):
+        (slope,) = torch.autograd.grad(F.cross_entropy(model(inputs), labels.to(inputs.device)), inputs)
     return (inputs.detach() + strength * slope.sign()).clamp(0, 1).cpu()
 
 

@@ -1,7 +1,7 @@
 """Uchida et al.'s watermark: bits in the signs of secret projections of one layer's weights."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -45,6 +45,13 @@ class Uchida(Scheme):
 
     def loss(self, model: nn.Module, data: LabelledImages, key: Key) -> Callable[[], Tensor]:
         return ProjectionLoss(model, key, self.strength)
+
+    def forge(self, model: nn.Module, data: LabelledImages, *, seed: int) -> Key:
+        drawn = self.draw(model, data, seed=seed)
+        signals = drawn["projection"] @ mean_filter(model, drawn.settings["layer"]).detach().cpu().float()
+        wrong = (signals > 0) != drawn["bits"].bool()
+        turned = torch.where(wrong[:, None], -drawn["projection"], drawn["projection"])  # still normal, row by row
+        return replace(drawn, tensors=drawn.tensors | {"projection": turned})
 
     def read(self, suspect: nn.Module, key: Key) -> Evidence:
         found = mean_filter(suspect, key.settings["layer"]).detach().cpu().float()

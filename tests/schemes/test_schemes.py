@@ -12,9 +12,10 @@ import torch
 from scipy import stats
 from torch import nn
 
-from clearstamp.attacks import ATTACKS
+from clearstamp.attacks import ATTACKS, CounterClaim, SecondMark, Unlearning
+from clearstamp.attacks.marks import OWN
 from clearstamp.data import Data
-from clearstamp.errors import SchemeError
+from clearstamp.errors import AttackError, SchemeError
 from clearstamp.schemes import (
     SCHEMES,
     Adi,
@@ -268,3 +269,46 @@ def test_locked_weights_stay_to_the_last_bit(name, optimizer):
 
     scheme.embed(model, images(), key, epochs=1, lr=1e-2, optimizer=decaying, progress=False)
     assert torch.equal(before, scheme.locked(model, key))  # type: ignore[attr-defined]
+
+
+@every
+def test_an_attacker_unlearns_a_known_mark_or_is_told_that_there_is_no_loss(name):
+    model, key = marked(name)
+    attack = Unlearning(steps=60, lr=1e-2)
+    if key.scheme.loss(copy.deepcopy(model), images(), key) is None:
+        with pytest.raises(AttackError, match="the scheme has no loss"):
+            attack.apply(model, images(), Mark(key))
+        return
+    found = attack.apply(model, images(), Mark(key))
+    assert found.after.evidence.score < found.before.evidence.score - 0.1
+    assert found.steps == 60
+
+
+@every
+def test_a_second_mark_of_the_same_scheme_is_read_beside_the_first(name):
+    model, key = marked(name)
+    found = SecondMark(epochs=30, lr=3e-3).apply(model, images(), Mark(key))
+    theirs, ours = found.trace
+    assert (theirs.label, ours.label) == ("the attacker's mark", "after")
+    assert found.claim is None
+    drawn = key.scheme.draw(model, images(), seed=OWN)
+    assert theirs.evidence.score > key.scheme.extract(model, drawn).score + 0.2
+
+
+FORGEABLE = sorted(set(SMALL) - {"clear-stamp", "special-label"})
+
+
+@pytest.mark.parametrize("name", FORGEABLE)
+def test_key_material_can_be_made_up_for_a_model_without_a_mark(name):
+    """Which is why a key counts only with a commitment that is older than the model."""
+    scheme = SMALL[name].scheme
+    mark = Mark(scheme.draw(start(scheme), images(), seed=7))
+    found = CounterClaim().apply(learnt(1), images(), mark)
+    assert found.claim is not None and found.claim.digest != mark.key.digest
+    assert found.after.evidence.score >= 0.9 >= found.before.evidence.score
+
+
+def test_a_label_that_a_model_does_not_have_cannot_be_made_up():
+    scheme = SMALL["special-label"].scheme
+    mark = Mark(scheme.draw(network(), images(), seed=7))
+    assert CounterClaim().apply(learnt(1), images(), mark).after.evidence.score == 0.0
