@@ -3,6 +3,7 @@
 from clearstamp.attacks.adaptive import Erasure, Overwriting
 from clearstamp.attacks.base import ATTACKS, Attack, Judge, Look, Outcome, Scene
 from clearstamp.attacks.forgery import FalseClaim, Forgery
+from clearstamp.attacks.interface import QueryNoise, Sanitizer, ScorePerturbation, ScoreRounding
 from clearstamp.attacks.preserving import (
     BatchNormRescaling,
     Composed,
@@ -43,8 +44,12 @@ __all__ = [
     "Permutation",
     "Pruning",
     "Quantization",
+    "QueryNoise",
     "Rescaling",
+    "Sanitizer",
     "Scene",
+    "ScorePerturbation",
+    "ScoreRounding",
     "SilentUnits",
     "SplitUnits",
     "Transfer",
