@@ -16,17 +16,19 @@ from clearstamp.attacks.preserving import (
     SilentUnits,
     SplitUnits,
 )
-from clearstamp.attacks.training import Averaging, Distillation, FineTuning, Transfer
+from clearstamp.attacks.training import AdversarialTuning, Averaging, Distillation, DropClass, FineTuning, Transfer
 from clearstamp.attacks.weights import Cast, FinePruning, Noise, Pruning, Quantization
 
 __all__ = [
     "ATTACKS",
+    "AdversarialTuning",
     "Attack",
     "Averaging",
     "BatchNormRescaling",
     "Cast",
     "Composed",
     "Distillation",
+    "DropClass",
     "DummyUnits",
     "Erasure",
     "FalseClaim",
