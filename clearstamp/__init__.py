@@ -8,6 +8,7 @@ embeds it with `embed`, or step by step with `transpose`, `harden` and `fit` wit
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
+from clearstamp.align import align_units
 from clearstamp.canonical import canonical_form
 from clearstamp.data import Data
 from clearstamp.errors import ClearStampError
@@ -48,6 +49,7 @@ __all__ = [
     "Transposed",
     "Verdict",
     "accuracy",
+    "align_units",
     "canonical_form",
     "correlation",
     "develop",

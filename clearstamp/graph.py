@@ -15,6 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from clearstamp.errors import TransposeError
+from clearstamp.wrapped import Wrapped
 
 
 @dataclass(frozen=True)
@@ -165,9 +166,9 @@ def where(node: fx.Node) -> str:
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The model inside of wrappers that compute the same: of data parallelism, averaging and compilation."""
-    while type(model).__name__ in WRAPPERS:
-        model = getattr(model, WRAPPERS[type(model).__name__])
+    """The model inside of wrappers: of data parallelism, averaging and compilation, and of interfaces (`Wrapped`)."""
+    while isinstance(model, Wrapped) or type(model).__name__ in WRAPPERS:
+        model = model.model if isinstance(model, Wrapped) else getattr(model, WRAPPERS[type(model).__name__])
     return model
 
 
@@ -181,6 +182,8 @@ WRAPPERS = {
 
 def capture(model: nn.Module, example: Tensor, output: Output = None) -> Graph:
     """What `model` computes in evaluation mode from input batches like `example`; the model is never changed.
+
+    Of a model in a wrapper, this is what the model inside computes, since its weights are what is read.
 
     The capture is taken by `torch.export`, on tensors without values and with a batch size that betrays itself in
     every shape. Raises `TransposeError` if the model cannot be captured, if it mixes the images of a batch, or if its

@@ -11,7 +11,7 @@ import clearstamp
 from tests.documents import run
 
 PACKAGE = Path(clearstamp.__file__).parent
-LATER = {"IPython", "ipywidgets", "matplotlib", "papermill", "pydantic", "sklearn", "torchvision", "yaml"}
+LATER = {"IPython", "ipywidgets", "matplotlib", "papermill", "pydantic", "scipy", "sklearn", "torchvision", "yaml"}
 """What is imported where it is used: the core takes long enough without."""
 
 
@@ -63,7 +63,7 @@ assert cs.develop(found.reading.images).shape == (1, 1, 16, 16)
 
 def test_an_owner_needs_nothing_but_the_core(tmp_path: Path):
     """What only an extra installs cannot be imported, and a model is stamped, attacked and read all the same."""
-    absent = LATER - {"matplotlib"} | {"matplotlib.pyplot", "nbformat", "scipy", "tabulate"}
+    absent = LATER - {"matplotlib", "scipy"} | {"matplotlib.pyplot", "nbformat", "tabulate"}
     run(WITHOUT.format(absent) + OWNER, tmp_path)
 
 

@@ -3,6 +3,7 @@
 from clearstamp.attacks.adaptive import Erasure, Overwriting
 from clearstamp.attacks.base import ATTACKS, Attack, Judge, Look, Outcome, Scene
 from clearstamp.attacks.forgery import FalseClaim, Forgery
+from clearstamp.attacks.interface import QueryNoise, Sanitizer, ScorePerturbation, ScoreRounding
 from clearstamp.attacks.marks import CounterClaim, SecondMark, Unlearning
 from clearstamp.attacks.preserving import (
     BatchNormRescaling,
@@ -16,11 +17,12 @@ from clearstamp.attacks.preserving import (
     SilentUnits,
     SplitUnits,
 )
-from clearstamp.attacks.training import Averaging, Distillation, FineTuning, Transfer
+from clearstamp.attacks.training import AdversarialTuning, Averaging, Distillation, DropClass, FineTuning, Transfer
 from clearstamp.attacks.weights import Cast, FinePruning, Noise, Pruning, Quantization
 
 __all__ = [
     "ATTACKS",
+    "AdversarialTuning",
     "Attack",
     "Averaging",
     "BatchNormRescaling",
@@ -28,6 +30,7 @@ __all__ = [
     "Composed",
     "CounterClaim",
     "Distillation",
+    "DropClass",
     "DummyUnits",
     "Erasure",
     "FalseClaim",
@@ -45,9 +48,13 @@ __all__ = [
     "Permutation",
     "Pruning",
     "Quantization",
+    "QueryNoise",
     "Rescaling",
+    "Sanitizer",
     "Scene",
     "SecondMark",
+    "ScorePerturbation",
+    "ScoreRounding",
     "SilentUnits",
     "SplitUnits",
     "Transfer",

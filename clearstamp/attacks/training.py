@@ -1,4 +1,4 @@
-"""Attacks that train further: fine-tuning, transfer to another task, distillation, averaging."""
+"""Attacks that train further, on the same task or another, or that combine and cut what was trained."""
 
 import copy
 from collections.abc import Iterator
@@ -7,13 +7,15 @@ from functools import partial
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clearstamp.attacks.base import Attack, Scene, check
 from clearstamp.data import Batches
 from clearstamp.errors import AttackError
+from clearstamp.graph import Graph
 from clearstamp.training import OPTIMIZERS, MakeOptimizer, adam, fit
-from clearstamp.units import last_layer, replace_module
+from clearstamp.units import last_layer, replace_module, replace_tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,10 +61,8 @@ class Transfer(Attack):
     def run(self, scene: Scene) -> None:
         classes = scene.need_data().classes
         check(2 <= self.modulus < classes, "modulus out of range", self.modulus, f"a modulus from 2 to {classes - 1}")
-        last = last_layer(scene.model, scene.graph())
+        last = head(scene.model, scene.graph())
         original = copy.deepcopy(last)
-        if not isinstance(original, nn.Linear):
-            raise AttackError("the last layer is not linear", got=type(original).__name__, expected="nn.Linear")
         fresh = nn.Linear(original.in_features, self.modulus).to(original.weight.device)
         replace_module(scene.model, last, fresh)
 
@@ -76,6 +76,14 @@ class Transfer(Attack):
         train(scene, self.epochs, self.lr, adam)
 
 
+def head(model: nn.Module, graph: Graph) -> nn.Linear:
+    """The layer that gives the logits. Raises `AttackError` if it is not linear."""
+    last = last_layer(model, graph)
+    if not isinstance(last, nn.Linear):
+        raise AttackError("the last layer is not linear", got=type(last).__name__, expected="nn.Linear")
+    return last
+
+
 @dataclass(frozen=True)
 class Remainders:
     """Batches with each label's remainder in its place, for any number of epochs."""
@@ -85,6 +93,101 @@ class Remainders:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         return ((images, labels % self.modulus) for images, labels in self.batches)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DropClass(Attack):
+    """Cut the last `count` outputs off: the last layer loses their rows and biases, and nothing else changes.
+
+    The owner puts the rows that are missing back behind those that are there, to read the stamp. Accuracy is that on
+    images of the classes that are left: as in `Transfer` it is that of the attacker's task, which has no other classes.
+    Raises `AttackError` if the last layer is not linear.
+    """
+
+    count: int = 1
+
+    def run(self, scene: Scene) -> None:
+        last = head(scene.model, scene.graph())
+        original = copy.deepcopy(last)
+        outputs = original.out_features
+        kept = outputs - self.count
+        check(1 <= kept < outputs, "number of classes out of range", self.count, f"1 to {outputs - 1}")
+        for name, tensor in original.named_parameters():
+            replace_tensor(last, name, tensor.detach()[:kept].clone())
+
+        def evidence(suspect: nn.Module) -> nn.Module:
+            restored = copy.deepcopy(suspect)
+            own = head(restored, scene.graph(restored))
+            for name, tensor in original.named_parameters():
+                replace_tensor(own, name, torch.cat([getattr(own, name), tensor[kept:]]).detach())
+            return restored
+
+        scene.evidence = evidence
+        scene.relabel = partial(Below, classes=kept)
+
+
+@dataclass(frozen=True)
+class Below:
+    """Batches without the images whose label is not below the number of `classes`, for any number of epochs."""
+
+    batches: Batches
+    classes: int
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for images, labels in self.batches:
+            left = labels < self.classes
+            if left.any():
+                yield images[left], labels[left]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdversarialTuning(Attack):
+    """Train further on adversarial images: each at most `epsilon` per number from one of the attacker's, within [0, 1].
+
+    They are made anew for the model as it is. One step is the fast gradient sign method (Goodfellow et al., 2015).
+    Several are projected gradient descent (Madry et al., 2018), begun at the image itself, with steps of 2.5 `epsilon`
+    over their number. Reports after every epoch. Raises `AttackError` for images that are not within [0, 1].
+    """
+
+    epochs: int = 4
+    lr: float = 1e-4
+    epsilon: float = 0.1
+    steps: int = 1
+
+    def run(self, scene: Scene) -> None:
+        check(0 < self.epsilon <= 1, "epsilon out of range", self.epsilon, "above 0, at most 1")
+        check(self.steps >= 1, "number of steps out of range", self.steps, "at least 1")
+        batches = scene.need_data().loader(seed=scene.seed)
+        train(scene, self.epochs, self.lr, adam, Adversarial(scene.model, batches, self.epsilon, self.steps))
+
+
+@dataclass(frozen=True)
+class Adversarial:
+    """Batches with adversarial images in the place of the own, for any number of epochs."""
+
+    model: nn.Module
+    batches: Batches
+    epsilon: float
+    steps: int
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        device = next(self.model.parameters()).device
+        for images, labels in self.batches:
+            inside = bool(((images >= 0) & (images <= 1)).all())
+            check(inside, "images out of range", f"{images.min():.3g} to {images.max():.3g}", "0 to 1")
+            yield self.adversarial(images.to(device), labels.to(device)), labels
+
+    def adversarial(self, images: Tensor, labels: Tensor) -> Tensor:
+        """What the model, in evaluation mode, takes for something else than `images`, as far as the steps get."""
+        was_training, found = self.model.training, images
+        self.model.eval()
+        for _ in range(self.steps):
+            found = found.detach().requires_grad_()
+            (slope,) = torch.autograd.grad(F.cross_entropy(self.model(found), labels), found)
+            found = found + 2.5 * self.epsilon / self.steps * slope.sign()
+            found = found.clamp(images - self.epsilon, images + self.epsilon).clamp(0, 1)
+        self.model.train(was_training)
+        return found.detach()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,17 +7,20 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from clearstamp.attacks import (
     ATTACKS,
+    AdversarialTuning,
     Attack,
     Averaging,
     BatchNormRescaling,
     Cast,
     Composed,
     Distillation,
+    DropClass,
     DummyUnits,
     Erasure,
     FinePruning,
@@ -36,6 +39,7 @@ from clearstamp.attacks import (
     SplitUnits,
     Transfer,
 )
+from clearstamp.attacks.training import Adversarial
 from clearstamp.data import Data
 from clearstamp.errors import AttackError
 from clearstamp.graph import Graph, capture
@@ -170,7 +174,9 @@ def test_an_observer_sees_the_model_whenever_an_attack_reports(model, stamp, dat
     FineTuning(epochs=1, lr=1e-3).run(Scene(model, data, stamp))
 
 
-@pytest.mark.parametrize("attack", [FineTuning(), Transfer(), Distillation(), Erasure(repair=True)], ids=repr)
+@pytest.mark.parametrize(
+    "attack", [FineTuning(), AdversarialTuning(), Transfer(), Distillation(), Erasure(repair=True)], ids=repr
+)
 def test_an_attack_that_needs_images_says_so(attack, model, stamp):
     with pytest.raises(AttackError, match="this attack needs images"):
         attack.run(Scene(model, None, stamp))
@@ -432,6 +438,76 @@ def test_transfer_trains_another_task_and_the_owner_reads_with_the_original_last
     assert torch.equal(images(restored, stamp, "adjoint"), found.after.reading.images)
 
 
+def test_a_dropped_class_is_answered_no_more_and_the_owner_puts_its_row_back(model, stamp, data):
+    inputs = torch.rand(5, *SHAPE)
+    found = DropClass(count=2).apply(model, data, stamp)
+    torch.testing.assert_close(found.model(inputs), model(inputs)[:, :2], rtol=0, atol=1e-6)
+    assert found.model[-1].out_features == 2 and found.steps == 0
+    assert torch.equal(found.after.reading.images, found.before.reading.images)
+    left = data.pick(data.labels < 2)
+    right = found.model(left[:][0]).argmax(1) == left.labels
+    assert len(left) == 48 and found.after.accuracy == right.double().mean().item()
+
+
+def test_the_rows_that_are_left_of_a_cut_layer_are_read_as_the_attacker_leaves_them(model, stamp, data):
+    scene = Scene(copy.deepcopy(model), data, stamp)
+    DropClass(count=1).run(scene)
+    scene.model[-1].weight.data *= 2
+    restored = scene.evidence(scene.model)[-1]
+    assert torch.equal(restored.weight, torch.cat([2 * model[-1].weight[:3], model[-1].weight[3:]]))
+    assert torch.equal(restored.bias, model[-1].bias) and scene.model[-1].out_features == 3
+
+
+@pytest.mark.parametrize("steps", [1, 5])
+def test_adversarial_images_stay_near_and_do_the_harm_that_their_steps_allow(steps, model, data):
+    learned = FineTuning(epochs=20, lr=1e-2)
+    learned.run(scene := Scene(model, data, Stamp.from_texts(["A"], outputs=4, shape=SHAPE, seed=0)))
+    trained = scene.model.train()
+    plain, labels = data[:]
+    norms = trained[1].running_mean.clone()
+    batches = Adversarial(trained, data.loader(96), epsilon=0.05, steps=steps)
+    for _ in range(2):
+        ((harmed, same_labels),) = batches
+        assert torch.equal(same_labels, labels)
+    assert trained.training and torch.equal(trained[1].running_mean, norms)
+    assert (harmed - plain).abs().max() <= 0.05 + 1e-6 and harmed.min() >= 0 and harmed.max() <= 1
+    trained.eval()
+    inputs = plain.clone().requires_grad_()
+    loss = F.cross_entropy(trained(inputs), labels)
+    (slope,) = torch.autograd.grad(loss, inputs)
+    once = (plain + 0.05 * slope.sign()).clamp(0, 1)
+    if steps == 1:
+        torch.testing.assert_close(harmed, once)
+    assert F.cross_entropy(trained(harmed), labels) >= F.cross_entropy(trained(once), labels) > loss
+    assert (harmed != plain).double().mean() > 0.9
+
+
+def test_adversarial_tuning_makes_the_model_stand_such_images():
+    """Two bright dots are right nine times of ten; a faint veil always is, and an adversary turns it round."""
+    labels = torch.arange(256) % 2
+    sign = (2 * labels - 1).reshape(-1, 1, 1, 1)
+    images = 0.5 + 0.03 * sign + 0.1 * torch.randn(256, *SHAPE)
+    images[:, :, :1, :2] = 0.5 + 0.3 * torch.where(torch.rand(256, 1, 1, 1) < 0.9, sign, -sign)
+    data, stamp = Data(images.clamp(0, 1), labels), Stamp.from_texts(["A"], outputs=2, shape=SHAPE, seed=0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(144, 2))
+
+    def stood(attack: Attack) -> float:
+        tuned = attack.apply(model, data, stamp).model
+        ((harmed, labels),) = Adversarial(tuned, data.loader(256), epsilon=0.1, steps=5)
+        return (tuned(harmed).argmax(1) == labels).double().mean().item()
+
+    assert stood(FineTuning(epochs=20, lr=1e-2)) < 0.1
+    assert stood(AdversarialTuning(epochs=20, lr=1e-2, epsilon=0.1)) > 0.8
+    found = AdversarialTuning(epochs=2).apply(model, data, stamp)
+    assert [look.label for look in found.trace] == ["epoch 1", "epoch 2"] and found.steps == 8
+
+
+def test_adversarial_tuning_refuses_images_that_it_would_cut(model, stamp, data):
+    normalised = Data(2 * data[:][0] - 1, data.labels)
+    with pytest.raises(AttackError, match="images out of range.*-1 to .*0 to 1"):
+        AdversarialTuning(epochs=1).apply(model, normalised, stamp)
+
+
 def test_distillation_starts_from_new_weights_and_learns_the_teachers_answers(model, stamp, data):
     teacher = FineTuning(epochs=20, lr=1e-2).apply(model, data, stamp).model
     found = Distillation(epochs=20, lr=1e-2).apply(teacher, data, stamp)
@@ -530,6 +606,10 @@ def test_overwriting_shows_the_icon_under_its_key(hardened, stamp, data):
         (FineTuning(optimizer="lion"), "unknown optimizer.*lion"),
         (FineTuning(layers="first"), "unknown choice of layers"),
         (Transfer(modulus=4), "modulus out of range"),
+        (DropClass(count=4), "number of classes out of range.*4.*1 to 3"),
+        (DropClass(count=0), "number of classes out of range"),
+        (AdversarialTuning(epsilon=0.0), "epsilon out of range"),
+        (AdversarialTuning(steps=0), "number of steps out of range"),
         (Averaging(weight=2.0), "weight out of range"),
         (Rescaling(factor=-1.0), "factor out of range"),
         (Rescaling(octaves=0), "octaves out of range"),
@@ -567,6 +647,13 @@ def test_an_attack_that_does_not_fit_the_model_says_so(attack, problem, stamp, d
     flat = nn.Sequential(nn.Flatten(), nn.Linear(144, 4, bias=False))
     with pytest.raises(AttackError, match=problem):
         attack.apply(flat, data, stamp)
+
+
+@pytest.mark.parametrize("attack", [Transfer(), DropClass()], ids=repr)
+def test_another_last_layer_needs_one_that_is_linear(attack, stamp, data):
+    pooled = nn.Sequential(nn.Conv2d(1, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    with pytest.raises(AttackError, match="last layer is not linear.*Conv2d"):
+        attack.apply(pooled, data, stamp)
 
 
 @pytest.mark.parametrize("attack", [BatchNormRescaling(), NormInputRescaling()], ids=repr)
