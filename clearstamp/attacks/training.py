@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from clearstamp.attacks.base import Attack, Scene, check
 from clearstamp.data import Batches
 from clearstamp.errors import AttackError
-from clearstamp.training import OPTIMIZERS, MakeOptimizer, adam, fit
+from clearstamp.steps import OPTIMIZERS, MakeOptimizer, adam
+from clearstamp.training import fit
 from clearstamp.units import last_layer, replace_module
 
 

@@ -11,14 +11,15 @@ from torch import Tensor, nn
 from clearstamp.errors import ClearStampError, RecordError
 from clearstamp.graph import capture
 from clearstamp.losses import StampLoss
-from clearstamp.method import Alternating, Joint
 from clearstamp.reading import Reading, read
 from clearstamp.reproduction.experiments import FEW, Experiment, Findings, Settings, device, trained_weights
 from clearstamp.reproduction.profiles import Precision, Profile, load_sets
 from clearstamp.reproduction.records import BOTH_READOUTS, Moment, Readout, Score, Stage
+from clearstamp.schedules import Alternating, Joint
 from clearstamp.scores import similarity
 from clearstamp.stamp import PAPER_KEY, Stamp
-from clearstamp.training import OPTIMIZERS, Fit, accuracy, fit, harden
+from clearstamp.steps import OPTIMIZERS
+from clearstamp.training import Fit, accuracy, fit, harden
 from clearstamp.transpose import freeze, transpose
 from clearstamp.transposed import Transposed
 from clearstamp.zoo.networks import MODELS, build

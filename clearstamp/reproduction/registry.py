@@ -44,6 +44,7 @@ from clearstamp.reproduction.price import Price, SealedTrial
 from clearstamp.reproduction.profiles import Profile, profile
 from clearstamp.reproduction.records import BOTH_READOUTS, Readout, Record
 from clearstamp.reproduction.runtime import Cost
+from clearstamp.schedules import Alternating, Joint
 
 FIRST = (0,)
 """The seed of what runs with one seed only."""
@@ -65,7 +66,8 @@ Attacks = dict[str, Attack]
 
 def embedded(by: method.Method) -> dict[str, Any]:
     """The fields of a `LifeCycle` that embed a stamp by a method, in either readout."""
-    joint = isinstance(by.schedule, method.Joint)
+    assert isinstance(by.schedule, Joint | Alternating), "what a life cycle has fields for"
+    joint = isinstance(by.schedule, Joint)
     return {"target": by.target, "dropout": by.dropout, "every": by.schedule.every, "joint": joint}
 
 
