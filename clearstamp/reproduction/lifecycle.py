@@ -3,12 +3,15 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 from functools import partial
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
+from clearstamp.checkpoint import tensors
 from clearstamp.errors import ClearStampError, RecordError
+from clearstamp.files import checksum
 from clearstamp.graph import capture
 from clearstamp.losses import StampLoss
 from clearstamp.reading import Reading, read
@@ -228,8 +231,18 @@ def train(settings: LifeSettings, seed: int, model: nn.Module, loss: StampLoss |
         stamp_loss=loss,
         schedule=(Joint if settings.joint else Alternating)(every=settings.every),
         optimizer=OPTIMIZERS[settings.optimizer],
+        checkpoint=checkpoint(settings, seed, model),
         progress=False,
     )
+
+
+def checkpoint(settings: LifeSettings, seed: int, model: nn.Module) -> Path | None:
+    """The file of one training, named by all that decides it: a stale one has another name."""
+    if settings.checkpoints is None:
+        return None
+    kind = f"{type(settings.experiment).__name__} {settings.experiment.version} {settings.bases}"
+    own = f"{settings.parameters} {settings.images} {load_sets(settings.images).about} {settings.lr} {settings.epochs}"
+    return settings.checkpoints / checksum((kind, own, str(seed)), tensors(model))
 
 
 def tuning(settings: LifeSettings) -> LifeSettings:
