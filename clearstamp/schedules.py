@@ -19,6 +19,7 @@ StampTerm = Callable[[], Tensor]
 """The loss of a stamp, as a scalar; see `StampLoss`."""
 
 
+@dataclass(frozen=True)
 class Schedule(ABC):
     """When and how constraint training steps on the stamp: `Joint`, `Alternating`, `AugmentedLagrangian` or `ADMM`."""
 
