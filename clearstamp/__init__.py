@@ -15,10 +15,11 @@ from clearstamp.errors import ClearStampError
 from clearstamp.evidence import Seal, Verdict, verify
 from clearstamp.graph import Tap
 from clearstamp.losses import Stamped, StampLoss
-from clearstamp.method import PAPER, RECOMMENDED, Alternating, Joint, Method
+from clearstamp.method import PAPER, RECOMMENDED, Method
 from clearstamp.pictures import develop
 from clearstamp.queries import read_by_queries
 from clearstamp.reading import Reading, Recovered, extract, read, read_bytes
+from clearstamp.schedules import ADMM, Alternating, AugmentedLagrangian, Joint, Schedule
 from clearstamp.scores import correlation, similarity
 from clearstamp.stamp import PAPER_KEY, Stamp
 from clearstamp.suspects import Suspect, load_suspect
@@ -30,16 +31,19 @@ if TYPE_CHECKING:
     from clearstamp.explorer import explore
 
 __all__ = [
+    "ADMM",
     "PAPER",
     "PAPER_KEY",
     "RECOMMENDED",
     "Alternating",
+    "AugmentedLagrangian",
     "ClearStampError",
     "Data",
     "Joint",
     "Method",
     "Reading",
     "Recovered",
+    "Schedule",
     "Seal",
     "Stamp",
     "StampLoss",

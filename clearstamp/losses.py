@@ -9,6 +9,7 @@ from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
 from clearstamp.errors import StampError, TrainingError
+from clearstamp.files import checksum
 from clearstamp.method import RECOMMENDED
 from clearstamp.scores import SimilarityTo
 from clearstamp.stamp import Stamp
@@ -58,6 +59,12 @@ class StampLoss:
         self.at_once, self.sample = at_once, sample
         self.whole = self.stamp = stamp.to(back.device)
         self.similarity = SimilarityTo(self.stamp.secrets)
+
+    def __repr__(self) -> str:
+        stamp = checksum(self.whole.labels, {"keys": self.whole.keys, "secrets": self.whole.secrets})
+        names = ("dropout", "noise", "relative", "at_once", "sample")
+        settings = ", ".join(f"{name}={getattr(self, name)}" for name in names)
+        return f"{type(self).__name__}({self.back.readout}, stamp {stamp}, {settings})"
 
     def __call__(self) -> Tensor:
         if self.sample is not None:

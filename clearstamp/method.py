@@ -1,43 +1,8 @@
-"""How a stamp is embedded: when training steps on it, and the settings that belong together."""
+"""How a stamp is embedded: the settings that belong together."""
 
-import math
 from dataclasses import dataclass
 
-from clearstamp.errors import TrainingError
-
-
-@dataclass(frozen=True)
-class Joint:
-    """The stamp loss, times `weight`, is added to the task loss of every `every`-th batch; one optimizer takes both.
-
-    Raises `TrainingError` unless `every` is at least 1 and `weight` is positive and finite.
-    """
-
-    every: int = 3
-    weight: float = 1.0
-
-    def __post_init__(self) -> None:
-        if self.every < 1 or not 0 < self.weight < math.inf:
-            raise TrainingError("schedule out of range", got=self, expected="every >= 1, a finite weight > 0")
-
-
-@dataclass(frozen=True)
-class Alternating:
-    """A step on the stamp loss alone follows the task step of every `every`-th batch, as in the paper.
-
-    It has an optimizer of its own, with the learning rate `lr` (None for that of the task). Raises `TrainingError`
-    unless `every` is at least 1 and `lr` is positive and finite.
-    """
-
-    every: int = 1
-    lr: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.every < 1 or (self.lr is not None and not 0 < self.lr < math.inf):
-            raise TrainingError("schedule out of range", got=self, expected="every >= 1, a finite lr > 0 or None")
-
-
-Schedule = Joint | Alternating
+from clearstamp.schedules import Alternating, Joint, Schedule
 
 
 @dataclass(frozen=True)

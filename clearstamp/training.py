@@ -1,29 +1,25 @@
 """Hardening, constraint training and plain training."""
 
-import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sized
 from dataclasses import dataclass, field
-from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim import SGD, Adam, Optimizer
 from tqdm import tqdm
 
+from clearstamp.checkpoint import Checkpoint, Stateful
 from clearstamp.errors import TrainingError
 from clearstamp.losses import StampLoss
-from clearstamp.method import RECOMMENDED, Alternating, Joint, Method, Schedule
+from clearstamp.method import RECOMMENDED, Method
+from clearstamp.schedules import Schedule, TaskAlone
 from clearstamp.scores import similarity
 from clearstamp.stamp import Stamp
+from clearstamp.steps import Descent, MakeOptimizer, adam
 from clearstamp.transpose import transpose
 from clearstamp.transposed import Transposed
-
-MakeOptimizer = Callable[..., Optimizer]
-adam: MakeOptimizer = partial(Adam, fused=True)
-sgd: MakeOptimizer = partial(SGD, fused=True)
-OPTIMIZERS = {"adam": adam, "sgd": sgd}
 
 
 @dataclass(frozen=True)
@@ -49,6 +45,7 @@ def harden(
     check_every: int = 10,
     on_check: Callable[[int, Tensor], None] | None = None,
     compiled: bool = False,
+    checkpoint: Path | str | None = None,
     progress: bool = True,
 ) -> Hardening:
     """Step 1: over-fit the transposed model to the stamp, and to nothing else.
@@ -59,37 +56,66 @@ def harden(
     `lr` takes fewer steps but moves the weights farther, which may cost accuracy. `compiled` runs the loss through
     `torch.compile`, which takes half a minute or more; ``make bench`` shows whether that pays on a machine.
 
+    With the path of a `checkpoint`, a later call with the same arguments goes on from there, as in `fit`. It is written
+    at a check if the last is half a minute old, and at the end; `on_check` is not called again for checks before it.
+
     Raises `StampError` if the stamp does not fit, `TrainingError` if the loss is not finite: the weights are then those
-    before the bad step.
+    before the bad step. Raises `TrainingError` for a checkpoint of another run.
     """
     loss = StampLoss(back, stamp, dropout=dropout, noise=noise)
     if steps < 0 or check_every < 1:
         raise TrainingError("number of steps out of range", got=f"steps={steps}, check_every={check_every}")
     measure = torch.compile(loss) if compiled else loss
-    descent = optimizer(back.model.parameters(), lr=lr)
-    losses = Losses(back.device)
-    curve: list[tuple[int, float]] = []
+    descent, curve = Descent(back.model, optimizer, lr), Curve()
+    kept = None
+    if checkpoint is not None:
+        about: dict[str, object] = {"steps": steps, "target": target, "check every": check_every, "stamp loss": loss}
+        parts: dict[str, Stateful] = {"descent": descent, "curve": curve}
+        kept = Checkpoint(checkpoint, back.model, parts, [loss], about | {"optimizer": descent.task})
+        kept.resume()
 
-    def reaches_target(step: int) -> bool:
+    def check() -> None:
         with torch.no_grad():
             images = back(loss.stamp.keys)
-        curve.append((step, similarity(images, loss.stamp.secrets).mean().item()))
+        curve.points.append((descent.batches, similarity(images, loss.stamp.secrets).mean().item()))
         if on_check is not None:
-            on_check(step, images.cpu())
-        return target is not None and curve[-1][1] >= target
+            on_check(descent.batches, images.cpu())
 
-    reached = reaches_target(0)
-    with tqdm(total=steps, desc="hardening", disable=not progress, leave=False) as bar:
-        for step in range(1, steps + 1):
-            if reached:
-                break
-            guarded_step(descent, losses.keep("stamp loss", measure()), losses)
+    def reached() -> bool:
+        return target is not None and curve.points[-1][1] >= target
+
+    if not curve.points:
+        check()
+    with tqdm(total=steps, initial=descent.batches, desc="hardening", disable=not progress, leave=False) as bar:
+        while descent.batches < steps and not reached():
+            descent.step(descent.task, descent.losses.keep("stamp loss", measure()))
+            descent.batches += 1
             bar.update()
-            if step % check_every == 0 or step == steps:
-                reached = reaches_target(step)
-                bar.set_postfix(ssim=f"{curve[-1][1]:.3f}")
-    values = losses.read("stamp loss")
-    return Hardening(len(values), reached, values, curve)
+            if descent.batches % check_every == 0 or descent.batches == steps:
+                check()
+                bar.set_postfix(ssim=f"{curve.points[-1][1]:.3f}")
+                if kept:
+                    kept.save(descent.batches, unless_younger=PAUSE)
+    if kept:
+        kept.save(descent.batches)
+    return Hardening(descent.batches, reached(), descent.losses.read("stamp loss"), curve.points)
+
+
+PAUSE = 30.0
+"""Seconds between two checkpoints of hardening."""
+
+
+@dataclass
+class Curve:
+    """Steps, and the mean SSIM after each."""
+
+    points: list[tuple[int, float]] = field(default_factory=list)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"points": self.points}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.points = state["points"]
 
 
 @dataclass(frozen=True)
@@ -109,49 +135,73 @@ def fit(
     stamp_loss: Callable[[], Tensor] | None = None,
     schedule: Schedule = RECOMMENDED.schedule,
     optimizer: MakeOptimizer = adam,
+    loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
+    rate: Callable[[float], float] | None = None,
     after_step: Callable[[], None] | None = None,
     on_epoch: Callable[[int], None] | None = None,
+    checkpoint: Path | str | None = None,
     progress: bool = True,
 ) -> Fit:
     """Train a classifier; with `stamp_loss`, step 2: constraint training.
 
-    `loader` yields inputs ``[b, C, H, W]`` and labels ``[b]``; the task loss is cross-entropy. `schedule` says at which
-    batches the stamp has its turn, and how: by default `Joint`, with one optimizer, or `Alternating`, with two, as in
-    the paper. The book's chapter on runtime compares them; a training of a few hundred batches wants the stamp more
-    often. The model is in training mode meanwhile and gets its mode back. `after_step()` is called after each optimizer
-    step, `on_epoch(epoch)` after each epoch, counted from 1. Under `torch.autocast` the task runs in the lower
-    precision, the stamp does not.
+    `loader` yields inputs ``[b, C, H, W]`` and labels ``[b]``; `loss`, of outputs and labels, is the task's. `schedule`
+    says at which batches the stamp has its turn, and how: by default `Joint`, with one optimizer, or `Alternating`,
+    with two, as in the paper. The book's chapter on runtime compares them; a training of a few hundred batches wants
+    the stamp more often. `rate` gives what learning rates are multiplied by, from the share of the training that is
+    done, 0 to 1; it needs a loader with a length. The model is in training mode meanwhile and gets its mode back.
+    `after_step()` is called after each optimizer step, `on_epoch(epoch)` after each epoch, counted from 1. Under
+    `torch.autocast` the task runs in the lower precision, the stamp does not.
 
-    Raises `TrainingError` if a loss is not finite: the weights are then those before the bad step.
+    With the path of a `checkpoint`, the whole state is written there after every epoch, and a later call with the same
+    arguments, on the weights that this one began with, goes on after the last whole epoch: it ends with the weights and
+    the result of a training that was never interrupted, bit for bit where the machine repeats itself. Restored are the
+    global generators of torch, numpy and Python, and all that are found in the attributes of the loader. What the
+    loader draws from anywhere else, and images that changed meanwhile, it cannot know. Remove the file afterwards.
+
+    Raises `TrainingError` if a loss is not finite: the weights are then those before the bad step. Raises
+    `TrainingError` for a checkpoint of another run, and for a loader that cannot be gone through again.
     """
-    device = next(model.parameters()).device
-    task = optimizer(model.parameters(), lr=lr)
-    stamping = task if isinstance(schedule, Joint) else optimizer(model.parameters(), lr=schedule.lr or lr)
-    losses, batch = Losses(device), 0
+    descent = Descent(model, optimizer, lr, after_step)
+    turns = schedule.begin(descent, stamp_loss) if stamp_loss else TaskAlone(descent)
+    batches = len(loader) if isinstance(loader, Sized) else None
+    if rate is not None and not batches:
+        raise TrainingError("a learning rate that changes needs a loader with a length", got=type(loader).__name__)
+    kept, done = None, 0
+    if checkpoint is not None:
+        check_repeatable(loader)
+        about: dict[str, object] = {"epochs": epochs, "batches": batches, "schedule": schedule if stamp_loss else None}
+        about |= {"loss": loss, "rate": rate, "stamp loss": stamp_loss}
+        parts: dict[str, Stateful] = {"descent": descent, "turns": turns}
+        kept = Checkpoint(checkpoint, model, parts, [loader, stamp_loss], about | {"optimizer": descent.task})
+        done = kept.resume()
     was_training = model.training
     model.train()
     try:
-        for epoch in range(1, epochs + 1):
+        for epoch in range(done + 1, epochs + 1):
             for inputs, labels in tqdm(loader, desc=f"epoch {epoch}/{epochs}", disable=not progress, leave=False):
-                outputs = model(inputs.to(device, non_blocking=True))
+                if rate is not None and batches:
+                    descent.rate(rate((descent.batches + 0.5) / (epochs * batches)))
+                descent.batches += 1
+                outputs = model(inputs.to(descent.device, non_blocking=True))
                 outputs = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
-                loss = losses.keep("task loss", F.cross_entropy(outputs, labels.to(device, non_blocking=True)))
-                batch += 1
-                turn = stamp_loss if batch % schedule.every == 0 else None
-                if turn and isinstance(schedule, Joint):
-                    loss = loss + schedule.weight * losses.keep("stamp loss", turn())
-                guarded_step(task, loss, losses)
-                if after_step is not None:
-                    after_step()
-                if turn and isinstance(schedule, Alternating):
-                    guarded_step(stamping, losses.keep("stamp loss", turn()), losses)
-                    if after_step is not None:
-                        after_step()
+                task = loss(outputs, labels.to(descent.device, non_blocking=True))
+                turns.take(descent.losses.keep("task loss", task))
             if on_epoch is not None:
                 on_epoch(epoch)
+            if kept:
+                kept.save(epoch)
     finally:
         model.train(was_training)
-    return Fit(losses.read("task loss"), losses.read("stamp loss"))
+    return Fit(descent.losses.read("task loss"), descent.losses.read("stamp loss"))
+
+
+def check_repeatable(loader: Iterable[Any]) -> None:
+    """Raise `TrainingError` for a loader whose next epoch depends on what a checkpoint does not hold."""
+    if isinstance(loader, Iterator):
+        raise TrainingError("a loader that cannot be gone through again", got=type(loader).__name__)
+    if getattr(loader, "persistent_workers", False):
+        remedy = "make the loader with persistent_workers=False"
+        raise TrainingError("the random numbers of persistent workers cannot be kept", remedy=remedy)
 
 
 def embed(
@@ -163,80 +213,24 @@ def embed(
     epochs: int = 5,
     lr: float = 1e-4,
     optimizer: MakeOptimizer = adam,
+    checkpoint: Path | str | None = None,
     progress: bool = True,
 ) -> Transposed:
     """Steps 1 and 2 in one call: `harden`, then `fit` with a `StampLoss`, by `method`, as published with `PAPER`.
 
-    Returns the transposed model, from which `read` reads the stamp. Raises `TransposeError`, `StampError` and
-    `TrainingError` as these functions do.
+    Returns the transposed model, from which `read` reads the stamp. The path of a `checkpoint` is that of `fit`; that
+    of `harden` is the same with ``.hardening`` at its end. Raises `TransposeError`, `StampError` and `TrainingError` as
+    these functions do.
     """
     example = stamp.secrets[:1].to(next(model.parameters()).device)
     back = transpose(model, example, readout=method.readout, frozen=stamp.frozen)
     common: dict[str, Any] = {"lr": lr, "optimizer": optimizer, "progress": progress}
-    harden(back, stamp, steps=method.steps, target=method.target, dropout=method.dropout, **common)
-    stamp_loss = StampLoss(back, stamp, dropout=method.dropout, noise=method.noise)
-    fit(model, loader, epochs=epochs, stamp_loss=stamp_loss, schedule=method.schedule, **common)
+    of_hardening = None if checkpoint is None else f"{checkpoint}.hardening"
+    about: dict[str, Any] = {"steps": method.steps, "target": method.target, "dropout": method.dropout}
+    harden(back, stamp, checkpoint=of_hardening, **about, **common)
+    common |= {"stamp_loss": StampLoss(back, stamp, dropout=method.dropout), "schedule": method.schedule}
+    fit(model, loader, epochs=epochs, checkpoint=checkpoint, **common)
     return back
-
-
-def guarded_step(optimizer: Optimizer, loss: Tensor, losses: "Losses") -> None:
-    """One step down `loss`, unless one of `losses` was not finite: the weights then stay as they are.
-
-    It relies on what `torch.amp.GradScaler` does to a fused optimizer (Adam, AdamW or SGD with ``fused=True``): while
-    its attribute `found_inf`, a scalar on the weights' device, is 1, a step leaves weights and state alone. For any
-    other optimizer the losses are read back first, which raises `TrainingError`.
-    """
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    if optimizer.defaults.get("fused"):
-        optimizer.found_inf = losses.bad  # type: ignore[attr-defined]
-    else:
-        losses.read_back()
-    optimizer.step()
-    torch.clear_autocast_cache()  # else a loop within one autocast goes on with the weights of its first step
-
-
-class Losses:
-    """The losses of a training by name, up to the first that is not finite.
-
-    On a GPU they are read back `LATENCY` at a time, so that it never waits for the CPU. `bad` is on the device at once:
-    1 from the first loss on that is not finite, else 0.
-    """
-
-    LATENCY = 50
-
-    def __init__(self, device: torch.device):
-        self.latency = 1 if device.type == "cpu" else self.LATENCY
-        self.bad = torch.zeros((), device=device)
-        self.unread: list[tuple[str, Tensor]] = []
-        self.values: dict[str, list[float]] = {}
-
-    def keep(self, name: str, loss: Tensor) -> Tensor:
-        """Keep the value of a loss, and hand the loss on. Raises `TrainingError` as `read_back`."""
-        self.unread.append((name, loss.detach()))
-        self.bad = torch.maximum(self.bad, (~loss.detach().isfinite()).to(self.bad))
-        if len(self.unread) >= self.latency:
-            self.read_back()
-        return loss
-
-    def read_back(self) -> None:
-        """Fetch what is still on the device. Raises `TrainingError` at the first loss that is not finite."""
-        unread, self.unread = self.unread, []
-        values = torch.stack([loss.float() for _, loss in unread]).tolist() if unread else []
-        for (name, _), value in zip(unread, values, strict=True):
-            if not math.isfinite(value):
-                raise TrainingError(
-                    f"the {name} is not finite",
-                    got=value,
-                    where="the weights are those before this step",
-                    remedy="lower the learning rate; check inputs, secrets and normalisation layers for zeros",
-                )
-            self.values.setdefault(name, []).append(value)
-
-    def read(self, name: str) -> list[float]:
-        """Every value of one loss."""
-        self.read_back()
-        return self.values.get(name, [])
 
 
 def accuracy(model: nn.Module, loader: Iterable[tuple[Tensor, Tensor]]) -> float:

@@ -20,6 +20,12 @@ from clearstamp.errors import TrainingError
         (cs.Alternating, {"every": 0}),
         (cs.Alternating, {"lr": 0.0}),
         (cs.Alternating, {"lr": math.inf}),
+        (cs.AugmentedLagrangian, {"limit": 0.0}),
+        (cs.AugmentedLagrangian, {"rho": 0.0}),
+        (cs.AugmentedLagrangian, {"most": 0.5}),
+        (cs.AugmentedLagrangian, {"period": 0}),
+        (cs.ADMM, {"rho": 0.0}),
+        (cs.ADMM, {"period": 0}),
     ],
 )
 def test_a_schedule_out_of_range(schedule, about):

@@ -10,15 +10,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clearstamp import training
+from clearstamp import steps
 from clearstamp.errors import StampError, TrainingError
 from clearstamp.losses import Stamped, StampLoss
-from clearstamp.method import PAPER, RECOMMENDED, Alternating, Joint
+from clearstamp.method import PAPER, RECOMMENDED
 from clearstamp.reading import read
 from clearstamp.rules import READOUTS
+from clearstamp.schedules import Alternating, Joint
 from clearstamp.scores import structural_similarity
 from clearstamp.stamp import Stamp
-from clearstamp.training import Losses, accuracy, embed, fit, guarded_step, harden, sgd
+from clearstamp.steps import Losses, guarded_step, sgd
+from clearstamp.training import accuracy, embed, fit, harden
 from clearstamp.transpose import freeze, transpose
 from clearstamp.transposed import Transposed
 from clearstamp.zoo.networks import build
@@ -388,13 +390,13 @@ def lagging(monkeypatch) -> Losses:
     return losses
 
 
-@pytest.mark.parametrize("optimizer", [training.adam, sgd, torch.optim.Adam])
+@pytest.mark.parametrize("optimizer", [steps.adam, sgd, torch.optim.Adam])
 def test_no_weight_moves_from_a_loss_that_is_not_finite_until_it_is_read(model, batches, optimizer, lagging):
-    steps = optimizer(model.parameters(), lr=1e-2)
+    descent = optimizer(model.parameters(), lr=1e-2)
 
     def step(factor: float) -> None:
         loss = F.cross_entropy(model(batches[0][0]), batches[0][1]) * factor
-        guarded_step(steps, lagging.keep("task loss", loss), lagging)
+        guarded_step(descent, lagging.keep("task loss", loss), lagging)
 
     for _ in range(3):
         step(1.0)
@@ -484,6 +486,11 @@ def test_a_joint_step_is_down_the_weighted_sum_of_both_losses(model, stamp, batc
     for moved, weight in zip(model.parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(moved, weight - 0.1 * weight.grad)
     assert done.stamp_losses == [pytest.approx(by_hand.item())], "told without its weight"
+
+
+def test_a_rate_needs_a_loader_with_a_length(model, batches):
+    with pytest.raises(TrainingError, match="a loader with a length; got: list_iterator"):
+        fit(model, iter(batches), rate=lambda done: 1.0, progress=False)
 
 
 def test_a_stamp_loss_is_the_same_under_autocast(model, stamp):

@@ -11,9 +11,9 @@ from torch import Tensor
 from clearstamp.attacks.base import Attack, Scene, check
 from clearstamp.data import LabelledImages
 from clearstamp.losses import StampLoss
-from clearstamp.method import Alternating
 from clearstamp.pictures import draw_text
 from clearstamp.reading import extract
+from clearstamp.schedules import Alternating
 from clearstamp.stamp import Stamp, draw_keys
 from clearstamp.training import fit, harden
 from clearstamp.transpose import transpose

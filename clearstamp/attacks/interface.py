@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from clearstamp.attacks.base import Attack, Scene, check
 from clearstamp.graph import unwrapped
-from clearstamp.training import adam
+from clearstamp.steps import adam
 from clearstamp.wrapped import Wrapped
 
 

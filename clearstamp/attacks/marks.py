@@ -9,7 +9,7 @@ from torch import Tensor
 from clearstamp.attacks.adaptive import Stretches
 from clearstamp.attacks.base import Attack, Scene, check
 from clearstamp.errors import AttackError
-from clearstamp.method import Joint
+from clearstamp.schedules import Joint
 from clearstamp.training import fit
 
 OWN = 1_000_003

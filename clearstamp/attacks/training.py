@@ -14,7 +14,8 @@ from clearstamp.attacks.base import Attack, Scene, check
 from clearstamp.data import Batches
 from clearstamp.errors import AttackError
 from clearstamp.graph import Graph
-from clearstamp.training import OPTIMIZERS, MakeOptimizer, adam, fit
+from clearstamp.steps import OPTIMIZERS, MakeOptimizer, adam
+from clearstamp.training import fit
 from clearstamp.units import last_layer, replace_module, replace_tensor
 
 

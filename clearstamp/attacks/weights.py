@@ -7,7 +7,7 @@ import torch
 
 from clearstamp.attacks.base import Attack, Scene, check
 from clearstamp.attacks.training import train
-from clearstamp.training import adam
+from clearstamp.steps import adam
 from clearstamp.units import find_spaces, layers
 
 Scope = Literal["global", "layer", "channels"]

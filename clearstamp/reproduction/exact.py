@@ -9,13 +9,13 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from clearstamp.losses import StampLoss
-from clearstamp.method import Joint
 from clearstamp.queries import read_by_queries
 from clearstamp.reading import read
 from clearstamp.reproduction.experiments import Experiment, Findings, Settings
 from clearstamp.reproduction.lifecycle import LifeSettings, OnModel, text_stamp, trained
 from clearstamp.reproduction.profiles import load_sets
 from clearstamp.reproduction.records import Stage
+from clearstamp.schedules import Joint
 from clearstamp.scores import correlation, similarity
 from clearstamp.training import fit, harden
 from clearstamp.transpose import transpose

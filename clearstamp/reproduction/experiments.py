@@ -5,6 +5,7 @@ A record with the key of a run is taken instead of running again, so an interrup
 
 import json
 import os
+import shutil
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -47,6 +48,7 @@ class Settings:
         images: those of the run, or of the profile for an experiment that needs none.
         data: the images of every data set that is used.
         needs: the settings of the experiments whose trained models are taken.
+        checkpoints: the folder for those of the trainings of one run; None to keep none.
     """
 
     experiment: "Experiment"
@@ -58,6 +60,7 @@ class Settings:
     precision: Precision
     data: tuple[Images, ...] = ()
     needs: tuple["Settings", ...] = ()
+    checkpoints: Path | None = None
 
     @classmethod
     def of(cls, experiment: "Experiment", profile: Profile, images: Images, **own: Any) -> Self:
@@ -197,10 +200,11 @@ def perform(settings: Settings, seed: int) -> Record:
     if os.environ.get("CLEARSTAMP_RECORDED"):
         where = records.folder(settings.profile)
         raise NotRecordedError("not run", got=f"{settings.experiment.name}, seed {seed}", where=where)
-    record, weights = conduct(settings, seed)
+    record, weights = conduct(resumable(settings, seed), seed)
     if weights:
         keep_weights(record, weights)
     record.save()
+    shutil.rmtree(checkpoints(settings, seed), ignore_errors=True)
     return record
 
 
@@ -232,6 +236,16 @@ def conduct(settings: Settings, seed: int) -> tuple[Record, dict[str, Tensor]]:
     ), weights
 
 
+def checkpoints(settings: Settings, seed: int) -> Path:
+    """Where the trainings of a run that is under way are kept."""
+    return records.artifacts() / settings.profile / "checkpoints" / records.named(settings.experiment.name, seed)
+
+
+def resumable(settings: Settings, seed: int) -> Settings:
+    """The settings with that folder, if the profile says so."""
+    return replace(settings, checkpoints=checkpoints(settings, seed) if profile(settings.profile).checkpoints else None)
+
+
 def few(array: Tensor, pictures: int) -> Tensor:
     """The first `pictures` of images ``[k, C, H, W]``; of a film ``[s, k, C, H, W]``, the first `FEW` in each frame."""
     return array[:, :FEW] if array.dim() == 5 else array[:pictures] if array.dim() == 4 else array
@@ -247,9 +261,10 @@ def trained_weights(settings: Settings, seed: int) -> dict[str, Tensor]:
     if not has_weights(record):
         if os.environ.get("CLEARSTAMP_RECORDED"):
             raise NotRecordedError("the trained model is lost", got=record.name, where=weights_file(record))
-        again, weights = conduct(settings, seed)
+        again, weights = conduct(resumable(settings, seed), seed)
         compare(record, again)
         keep_weights(record, weights)
+        shutil.rmtree(checkpoints(settings, seed), ignore_errors=True)
     return load_file(weights_file(record))
 
 

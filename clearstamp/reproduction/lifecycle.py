@@ -1,24 +1,28 @@
 """The life cycle of a stamp as one experiment: a model is hardened, trained, fine-tuned, and read after each."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
+from clearstamp.checkpoint import tensors
 from clearstamp.errors import ClearStampError, RecordError
+from clearstamp.files import checksum
 from clearstamp.graph import capture
 from clearstamp.losses import StampLoss
-from clearstamp.method import Alternating, Joint
 from clearstamp.reading import Reading, read
 from clearstamp.reproduction.experiments import FEW, Experiment, Findings, Settings, device, trained_weights
 from clearstamp.reproduction.profiles import Precision, Profile, load_sets
 from clearstamp.reproduction.records import BOTH_READOUTS, Moment, Readout, Score, Stage
+from clearstamp.schedules import Alternating, Joint, Schedule
 from clearstamp.scores import similarity
 from clearstamp.stamp import PAPER_KEY, Stamp
-from clearstamp.training import OPTIMIZERS, Fit, accuracy, fit, harden
+from clearstamp.steps import OPTIMIZERS
+from clearstamp.training import Fit, accuracy, fit, harden
 from clearstamp.transpose import freeze, transpose
 from clearstamp.transposed import Transposed
 from clearstamp.zoo.networks import MODELS, build
@@ -71,6 +75,7 @@ class LifeSettings(Embedding, Settings):
 
     Attributes:
         network: one of `MODELS`.
+        schedule: when and how constraint training steps on the stamp.
         stamp: makes the stamp, from `outputs`, `shape` and `seed`; see `text_stamp`.
         loss: makes the stamp loss of constraint training, from the model run backwards and the stamp.
         tune: what happens to the trained model, and what is measured then.
@@ -78,6 +83,7 @@ class LifeSettings(Embedding, Settings):
     """
 
     network: str
+    schedule: Schedule
     stamp: Callable[..., Stamp]
     loss: Callable[..., StampLoss]
     tune: Callable[["Life"], None]
@@ -115,6 +121,11 @@ class LifeCycle(Embedding, Experiment):
     epochs: int | None = None
     hardening_steps: int | None = None
 
+    @property
+    def schedule(self) -> Schedule:
+        """When and how constraint training steps on the stamp."""
+        return (Joint if self.joint else Alternating)(every=self.every)
+
     def adapted(self, profile: Profile) -> Profile:
         """The profile, with what is declared in the place of its own."""
         own: dict[str, Any] = {"precision": self.precision}
@@ -133,6 +144,7 @@ class LifeCycle(Embedding, Experiment):
             images,
             data=(images,),
             network=self.small if self.small and profile.name != "paper" else self.model,
+            schedule=self.schedule,
             stamp=partial(
                 text_stamp, count=self.keys, kind=self.secrets, key_range=self.key_range, paper_key=self.paper_key
             ),
@@ -184,6 +196,20 @@ class Trial(LifeCycle):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Scheduled(Trial):
+    """A trial of any schedule, in the place of `every` and `joint`."""
+
+    by: Schedule
+
+    @property
+    def schedule(self) -> Schedule:
+        return self.by
+
+    def parameters(self) -> dict[str, Any]:
+        return super().parameters() | {"by": {"schedule": type(self.by).__name__} | asdict(self.by)}
+
+
+@dataclass(frozen=True, kw_only=True)
 class OnModel(Experiment):
     """An experiment on the trained model of one life cycle, with that one's settings."""
 
@@ -225,10 +251,20 @@ def train(settings: LifeSettings, seed: int, model: nn.Module, loss: StampLoss |
         epochs=settings.epochs,
         lr=settings.lr,
         stamp_loss=loss,
-        schedule=(Joint if settings.joint else Alternating)(every=settings.every),
+        schedule=settings.schedule,
         optimizer=OPTIMIZERS[settings.optimizer],
+        checkpoint=checkpoint(settings, seed, model),
         progress=False,
     )
+
+
+def checkpoint(settings: LifeSettings, seed: int, model: nn.Module) -> Path | None:
+    """The file of one training, named by all that decides it: a stale one has another name."""
+    if settings.checkpoints is None:
+        return None
+    kind = f"{type(settings.experiment).__name__} {settings.experiment.version} {settings.bases}"
+    own = f"{settings.parameters} {settings.images} {load_sets(settings.images).about} {settings.lr} {settings.epochs}"
+    return settings.checkpoints / checksum((kind, own, str(seed)), tensors(model))
 
 
 def tuning(settings: LifeSettings) -> LifeSettings:

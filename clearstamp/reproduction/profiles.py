@@ -86,6 +86,7 @@ class Profile:
 
     `precision` is that of training on the main task; stamps and accuracies are always in float32. `stand_in` says when
     the embedded digits are taken for another data set: ``"always"``, where its files are ``"missing"``, or ``"never"``.
+    `checkpoints` keeps trainings that are cut off, where they take longer than it takes to write a checkpoint.
     """
 
     name: str
@@ -98,6 +99,7 @@ class Profile:
     seeds: tuple[int, ...]
     precision: Precision = "float32"
     stand_in: Literal["always", "missing", "never"] = "never"
+    checkpoints: bool = False
 
     def images(self, dataset: str | None = None, *, held_out: bool = False) -> Images:
         """The images of a data set (the profile's own for None), or of what stands in for it on this machine.
@@ -149,6 +151,7 @@ PROFILES = {
         finetune_epochs=4,
         seeds=(0, 1, 2),
         precision="bfloat16",
+        checkpoints=True,
     ),
 }
 """``tiny`` for tests, ``quick`` for a laptop (the embedded digits for a set whose files are missing), ``paper``."""

@@ -39,11 +39,12 @@ from clearstamp.reproduction.exact import Interface, Interviewed, Unruled
 from clearstamp.reproduction.experiments import Experiment, Settings, run_all
 from clearstamp.reproduction.foreign import Foreign, ForeignHardened
 from clearstamp.reproduction.generalizability import CrossData, Row
-from clearstamp.reproduction.lifecycle import Fingerprint, LifeCycle, Trial
+from clearstamp.reproduction.lifecycle import Fingerprint, LifeCycle, Scheduled, Trial
 from clearstamp.reproduction.price import Price, SealedTrial
 from clearstamp.reproduction.profiles import Profile, profile
 from clearstamp.reproduction.records import BOTH_READOUTS, Readout, Record
 from clearstamp.reproduction.runtime import Cost
+from clearstamp.schedules import ADMM, Alternating, AugmentedLagrangian, Joint, Schedule
 
 FIRST = (0,)
 """The seed of what runs with one seed only."""
@@ -65,9 +66,9 @@ Attacks = dict[str, Attack]
 
 def embedded(by: method.Method) -> dict[str, Any]:
     """The fields of a `LifeCycle` that embed a stamp by a method, in either readout."""
-    joint = isinstance(by.schedule, method.Joint)
+    assert isinstance(by.schedule, Joint | Alternating), "what a life cycle has fields for"
     about = {"target": by.target, "dropout": by.dropout, "noise": by.noise}
-    return about | {"every": by.schedule.every, "joint": joint}
+    return about | {"every": by.schedule.every, "joint": isinstance(by.schedule, Joint)}
 
 
 PAPER, OURS, EXACTLY = embedded(method.PAPER), embedded(method.RECOMMENDED), embedded(method.EXACT)
@@ -425,6 +426,17 @@ def trials(profile: Profile) -> list[Trial]:
     ]
 
 
+def schedules(profile: Profile) -> list[Scheduled]:
+    """The schedules of the paper's Appendix 7.4, beside those in use: without dropout, so that a limit is an SSIM."""
+    found: dict[str, Schedule] = {"weighted-1": Joint(every=1)}
+    found |= {f"weighted-{weight:g}": Joint(every=1, weight=weight) for weight in (0.01, 0.1, 10.0, 100.0)}
+    found |= {f"lagrangian-{ssim:g}": AugmentedLagrangian(limit=round(1 - ssim, 2)) for ssim in (0.95, 0.9, 0.99)}
+    found |= {"admm": ADMM(), "in-turn": Alternating(), "joint-every-3": Joint()}
+    chosen = {"tiny": ("lagrangian-0.95",), "quick": ("weighted-1", "lagrangian-0.95")}.get(profile.name, tuple(found))
+    common: dict[str, Any] = {"readout": "adjoint", "target": OURS["target"]}
+    return [Scheduled(name=f"schedule-{name}", by=found[name], **common) for name in chosen]
+
+
 def runtime(profile: Profile) -> Groups:
     fewer = {"tiny": {"rounds": 2, "repeats": 1}, "quick": {"rounds": 5, "repeats": 1}}
     few: dict[str, Any] = fewer.get(profile.name, {})
@@ -445,6 +457,7 @@ def runtime(profile: Profile) -> Groups:
     variants += [replace(fast, name=f"key-range-{size:g}", key_range=size) for size in (3.0, 30.0)]
     variants += [replace(fast, name="dropout-0.1", dropout=0.1)]
 
+    pruned: Attacks = {"pruning 80 %": Pruning(amount=0.8)}
     keys = {"tiny": (1, 10), "quick": (1, 10, 100)}.get(profile.name, (1, 10, 100, 1000))
     sizes = {"tiny": (32,), "quick": (32, 48)}.get(profile.name, (32, 64, 128, 224))
     networks = {"tiny": ("squeezenet1_1",), "quick": ("squeezenet1_1", "resnet18")}.get(
@@ -463,6 +476,8 @@ def runtime(profile: Profile) -> Groups:
         "parts": Group([cost(f"part-{part}", part) for part in ("walk", "measure", "stamp", "update")], FIRST),
         "trials": Group(trials(profile), FIRST),
         "trials, attacked": Group(campaigns("lasting", lasting(profile), trials(profile)), FIRST),
+        "schedules": Group(schedules(profile), FIRST),
+        "schedules, attacked": Group(campaigns("pruned", pruned, schedules(profile)), FIRST),
         "hardening": Group(variants),
         "by hand": Group([cost("cost-by-hand", "plain", "stamp", rounds=21)], FIRST),
         "extraction": Group([cost("cost-extraction", "extract", "forward", rounds=21)], FIRST),

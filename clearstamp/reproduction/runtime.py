@@ -21,7 +21,7 @@ from clearstamp.reproduction.profiles import Profile
 from clearstamp.reproduction.records import Score, Stage
 from clearstamp.scores import structural_similarity
 from clearstamp.stamp import Stamp
-from clearstamp.training import Losses, adam, guarded_step
+from clearstamp.steps import Losses, adam, guarded_step
 from clearstamp.transpose import transpose
 from clearstamp.zoo.networks import MODELS, build
 

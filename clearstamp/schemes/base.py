@@ -22,9 +22,10 @@ from clearstamp.errors import SchemeError
 from clearstamp.evidence import chance
 from clearstamp.files import checksum, write_atomically
 from clearstamp.graph import Graph
-from clearstamp.method import Joint, Schedule
 from clearstamp.registered import register
-from clearstamp.training import MakeOptimizer, adam, fit
+from clearstamp.schedules import Joint, Schedule
+from clearstamp.steps import MakeOptimizer, adam
+from clearstamp.training import fit
 from clearstamp.units import Graphs
 
 FORMAT, VERSION = "clearstamp-key", 1

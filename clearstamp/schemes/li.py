@@ -14,7 +14,8 @@ from clearstamp.errors import SchemeError
 from clearstamp.pictures import draw_text
 from clearstamp.schemes.base import Access, Evidence, Key, Scheme, answers, device_of, driven, matching, training_images
 from clearstamp.scores import structural_similarity
-from clearstamp.training import MakeOptimizer, adam, fit
+from clearstamp.steps import MakeOptimizer, adam
+from clearstamp.training import fit
 
 ENCODER = "encoder/"
 

@@ -16,8 +16,9 @@ from clearstamp.evidence.seal import Seal
 from clearstamp.evidence.verdict import best_reading
 from clearstamp.graph import Graph
 from clearstamp.losses import StampLoss
-from clearstamp.method import EXACT, PAPER, RECOMMENDED, Method, Schedule
+from clearstamp.method import EXACT, PAPER, RECOMMENDED, Method
 from clearstamp.reading import read, scored, try_bytes
+from clearstamp.schedules import Schedule
 from clearstamp.schemes.base import Access, Evidence, Key, Scheme, UnfitError, answers, matching
 from clearstamp.scores import structural_similarity
 from clearstamp.stamp import FROZEN, Stamp

@@ -327,3 +327,47 @@ def test_a_record_keeps_the_declaration_and_what_it_was_resolved_to():
     assert (tiny["dataset"], tiny["epochs"], tiny["precision"]) == ("digits", PROFILES["tiny"].epochs, "bfloat16")
     assert (paper["dataset"], paper["epochs"], paper["hardening_steps"]) == ("cifar10", 200, 10_000)
     assert "held_out" not in tiny and Trial(name="one").settings(PROFILES["tiny"]).parameters["held_out"] is True
+
+
+def test_a_run_that_is_cut_off_goes_on_at_its_last_epoch_and_gives_the_same_record(monkeypatch):
+    longer = replace(PROFILES["tiny"], epochs=3, finetune_epochs=2, checkpoints=True)
+    monkeypatch.setitem(PROFILES, "tiny", longer)
+    experiment = LifeCycle(name="one", readout="adjoint", dropout=0.3, joint=True, **SMALL)
+    (expected,) = run_all([replace(experiment, name="other")], "tiny")
+    fit, asked = lifecycle.fit, []
+
+    def cut_off(at_call: int, at_epoch: int) -> None:
+        calls = iter(range(9))
+
+        def on_epoch(call: int, epoch: int) -> None:
+            asked.append((call, epoch))
+            if (call, epoch) == (at_call, at_epoch):
+                raise KeyboardInterrupt
+
+        patch.setattr(lifecycle, "fit", lambda *a, **b: fit(*a, **b, on_epoch=partial(on_epoch, next(calls))))
+        run_all([experiment], "tiny")
+
+    folder = records.artifacts() / "tiny" / "checkpoints" / "one-seed0"
+    with monkeypatch.context() as patch:
+        for moment in ((0, 2), (1, 2)):
+            with pytest.raises(KeyboardInterrupt):
+                cut_off(*moment)
+            assert len(list(folder.iterdir())) == moment[0] + 1
+        cut_off(9, 9)
+    assert asked == [(0, 1), (0, 2), (0, 2), (0, 3), (1, 1), (1, 2), (1, 2)], "no epoch twice but those cut off"
+    (found,) = run_all([experiment], "tiny")
+    assert found.results == expected.results
+    assert found.weights["one"] == expected.weights["other"]
+    assert not folder.exists()
+
+
+def test_a_checkpoint_of_other_settings_is_never_taken(monkeypatch, tmp_path):
+    settings = replace(LifeCycle(name="one", **SMALL).settings(PROFILES["tiny"]), checkpoints=tmp_path)
+    model = build("fc", (1, 28, 28), 10, seed=0)
+    others = [replace(settings, lr=1.0), replace(settings, epochs=9), replace(settings, images=Images("digits", 9, 9))]
+    others += [LifeCycle(name="one", dropout=0.1, **SMALL).settings(PROFILES["tiny"])]
+    files = {lifecycle.checkpoint(replace(other, checkpoints=tmp_path), 0, model) for other in [settings, *others]}
+    files |= {lifecycle.checkpoint(settings, 1, model)}
+    files |= {lifecycle.checkpoint(settings, 0, build("fc", (1, 28, 28), 10, seed=1))}
+    assert len(files) == len(others) + 3 and {file.parent for file in files} == {tmp_path}
+    assert lifecycle.checkpoint(replace(settings, checkpoints=None), 0, model) is None

@@ -11,12 +11,13 @@ import pytest
 
 from clearstamp.errors import RecordError
 from clearstamp.losses import StampLoss
-from clearstamp.method import PAPER, Joint
+from clearstamp.method import PAPER
 from clearstamp.reproduction import claims, registry
 from clearstamp.reproduction.lifecycle import LifeCycle
 from clearstamp.reproduction.profiles import PROFILES
 from clearstamp.reproduction.records import BOTH_READOUTS
 from clearstamp.reproduction.registry import CHAPTERS, Chapter, Group, declared
+from clearstamp.schedules import Joint
 from clearstamp.training import fit, harden
 
 ROOT = Path(__file__).parents[2]

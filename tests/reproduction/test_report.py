@@ -14,12 +14,13 @@ from clearstamp.pictures import develop, montage
 from clearstamp.reproduction import report
 from clearstamp.reproduction.campaigns import campaigns
 from clearstamp.reproduction.experiments import run_all
-from clearstamp.reproduction.lifecycle import Fingerprint, LifeCycle, Trial
+from clearstamp.reproduction.lifecycle import Fingerprint, LifeCycle, Scheduled, Trial
 from clearstamp.reproduction.profiles import PROFILES
 from clearstamp.reproduction.registry import OURS, PAPER, table4
 from clearstamp.reproduction.report import Slider, by_model
 from clearstamp.reproduction.report.stages import in_words
 from clearstamp.reproduction.runtime import Cost
+from clearstamp.schedules import ADMM, Alternating, AugmentedLagrangian, Joint
 from clearstamp.transpose import transpose
 from clearstamp.zoo.networks import build
 from tests.books import record
@@ -249,6 +250,24 @@ def test_a_model_is_told_in_words(made, about, words):
     (attacked,) = campaigns("attack", {}, [experiment])
     assert in_words(replace(told, parameters=attacked.parameters())) == words
     assert by_model([told]) == {words: [told]}
+
+
+@pytest.mark.parametrize(
+    ("by", "words"),
+    [
+        (Joint(every=1, weight=0.01), "weighted sum, 0.01"),
+        (Joint(), "joint every 3"),
+        (Alternating(), "alternate every 1"),
+        (AugmentedLagrangian(limit=0.1), "augmented Lagrangian, loss at most 0.1"),
+        (ADMM(), "ADMM, rho 0.1"),
+    ],
+)
+def test_a_schedule_is_told_in_words(made, by, words):
+    experiment = Scheduled(name="any", by=by, readout="adjoint")
+    told = replace(made["marked"][0], parameters=experiment.settings(PROFILES["tiny"]).parameters)
+    assert in_words(told) == words
+    (attacked,) = campaigns("attack", {}, [experiment])
+    assert in_words(replace(told, parameters=attacked.parameters())) == words
 
 
 def test_rows_of_table_4_are_told_apart_where_one_set_stands_in_for_all(made):

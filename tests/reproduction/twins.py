@@ -19,10 +19,11 @@ from clearstamp.reproduction.exact import Interface, Interviewed, Unruled
 from clearstamp.reproduction.experiments import Experiment
 from clearstamp.reproduction.foreign import Foreign, ForeignHardened
 from clearstamp.reproduction.generalizability import CrossData, Row
-from clearstamp.reproduction.lifecycle import Fingerprint, LifeCycle, Trial
+from clearstamp.reproduction.lifecycle import Fingerprint, LifeCycle, Scheduled, Trial
 from clearstamp.reproduction.price import Price, SealedTrial
 from clearstamp.reproduction.profiles import Profile
 from clearstamp.reproduction.runtime import Cost
+from clearstamp.schedules import ADMM, AugmentedLagrangian
 from clearstamp.zoo.datasets import MNIST_FILES, DataSet, Split, load
 from clearstamp.zoo.packs import write_pack
 
@@ -122,6 +123,10 @@ TWINS = [
     Twin(NORMED),
     Twin(Fingerprint(name="fingerprint", dropout=0.5, **SMALL)),
     Twin(Trial(name="trial", readout="adjoint", dropout=0.3, every=2, joint=True, **SMALL)),
+    Twin(
+        Scheduled(name="scheduled-lagrangian", by=AugmentedLagrangian(limit=0.5, period=2), readout="adjoint", **SMALL)
+    ),
+    Twin(Scheduled(name="scheduled-admm", by=ADMM(period=2), readout="adjoint", **SMALL)),
     Twin(
         Row(name="row-cifar10-resnet18", readout="paper", dataset="cifar10", model="resnet18-narrow", **FAST), slack=3
     ),

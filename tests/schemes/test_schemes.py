@@ -29,7 +29,8 @@ from clearstamp.schemes import (
     Uchida,
     Zhang,
 )
-from clearstamp.training import OPTIMIZERS, fit
+from clearstamp.steps import OPTIMIZERS
+from clearstamp.training import fit
 
 SHAPE = (1, 14, 14)
 CLASSES = 4

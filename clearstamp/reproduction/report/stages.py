@@ -99,6 +99,8 @@ def in_words(record: Record) -> str:
 
     if not given["keys"]:
         parts = []
+    elif "by" in given:
+        parts, usual["readout"] = [scheduled(given["by"])], "adjoint"  # of them all
     elif embedded_as(OURS):
         parts, usual["readout"] = ["default"], "adjoint"
     elif given["readout"] == EXACT.readout and embedded_as(EXACTLY):
@@ -131,6 +133,17 @@ def in_words(record: Record) -> str:
             ),
         ]
     )
+
+
+def scheduled(by: Mapping[str, Any]) -> str:
+    """A schedule as a record keeps it, in words."""
+    words = {
+        "Joint": "weighted sum, {weight:g}" if by.get("every") == 1 else "joint every {every}",
+        "Alternating": "alternate every {every}",
+        "AugmentedLagrangian": "augmented Lagrangian, loss at most {limit:g}",
+        "ADMM": "ADMM, rho {rho:g}",
+    }
+    return words[by["schedule"]].format(**by)
 
 
 def table_row(record: Record) -> str:

@@ -119,7 +119,7 @@ def attacks_table(records: Sequence[Record]) -> Markdown:
 def lasting_tables(
     lives: Sequence[Record], attacked: Sequence[Record], score: str, costs: Sequence[Record] = ()
 ) -> list[Markdown]:
-    """One line a setting: `score` after training and after each attack, in one table, and after erasures, in another.
+    """One line a setting: `score` after training and each attack, in one table, and after any erasures, in another.
 
     `lives` are the life cycles, `attacked` the campaigns on their models, `costs` what training each of them costs.
     """
@@ -140,7 +140,7 @@ def lasting_tables(
         if costs:
             yield f"{times[life.experiment]:.2f}" if life.experiment in times else ""
 
-    return [
+    tables = [
         shown(
             f"{SCORES[score]} that is left after training on, pruning and compression",
             (*lives, *attacked, *costs),
@@ -154,6 +154,7 @@ def lasting_tables(
             ((in_words(r), f"{r.results['trained'][score]:.3f}", *after(r, erasures)) for r in lives),
         ),
     ]
+    return tables if erasures or not attacked else tables[:1]
 
 
 def prices_table(records: Sequence[Record], attacks: Sequence[str]) -> Markdown:
