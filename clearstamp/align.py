@@ -43,17 +43,18 @@ def align_units(
     if any(a.units > b.units for a, b in zip(own, theirs, strict=False)):
         form = merged(form, image, inputs=inputs)
         own = find_spaces(form, image)
+    error = mismatch(own, theirs)
     if [layout(space) for space in own] != [layout(space) for space in theirs]:
-        raise mismatch(own, theirs)
+        raise error
     if [space.units for space in own] != [space.units for space in theirs]:
         theirs = find_spaces(copy.deepcopy(reference), graph)
         pad(own, theirs)
         pad(theirs, own)
         if not runs(form, image):
-            raise mismatch(own, theirs)
+            raise error
     shapes = [[[t.shape for _, t in place.tensors] for s in spaces for place in s.places] for spaces in (own, theirs)]
     if shapes[0] != shapes[1]:
-        raise mismatch(own, theirs)
+        raise error
     match(own, theirs)
     return form
 
@@ -127,7 +128,7 @@ def ratios(own: list[Place], theirs: list[Place]) -> Tensor:
             numbers, others = incoming(a), incoming(b)
             shared = (numbers != 0) & (others != 0)  # not what was pruned, nor what reads units that are left over
             ratio = (others * shared).norm(dim=1) / (numbers * shared).norm(dim=1)
-            found = torch.where((found == 0) & ratio.isfinite(), ratio, found)
+            found = torch.where(found == 0, ratio.nan_to_num(0.0), found)
     found = torch.where(found > 0, found, 1.0)
     for place in own:
         if place.use.power is None:
@@ -136,5 +137,6 @@ def ratios(own: list[Place], theirs: list[Place]) -> Tensor:
 
 
 def direction(place: Place) -> Tensor:
-    """What a place has for each unit, of length 1, ``[units, numbers]``."""
-    return torch.nn.functional.normalize(incoming(place), eps=1e-300)
+    """What a place has for each unit, ``[units, numbers]``, 1 in the root mean square, so that each number counts."""
+    numbers = incoming(place)
+    return torch.nn.functional.normalize(numbers, eps=1e-300) * numbers.shape[1] ** 0.5

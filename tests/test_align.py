@@ -104,31 +104,43 @@ def test_what_rescaling_wipes_is_read_again(readout):
     assert readout == "adjoint" or distance(rescaled, seen) > 0.1
 
 
-def tuned(model: nn.Module, shape: tuple[int, ...], steps: int = 5) -> nn.Module:
-    """A copy after a few noisy steps on images and labels of chance."""
+def assert_in_place(back: nn.Module, true: nn.Module, example: Tensor) -> None:
+    """Each unit is where it was before it was moved: nothing is more like it."""
+    for space, own in zip(find_spaces(back, example), find_spaces(true, example), strict=True):
+        a, b = (nn.functional.normalize(incoming(each.moved[0])) for each in (space, own))
+        assert torch.equal((a @ b.T).argmax(1), torch.arange(space.units))
+
+
+def noisy(model: nn.Module, scale: float) -> nn.Module:
+    """A copy with an error of `scale` times their spread on all weights."""
     found = copy.deepcopy(model)
-    batches = [(torch.rand(16, *shape), torch.randint(4, (16,))) for _ in range(steps)]
-    fit(found, batches, epochs=1, lr=1e-3, progress=False)
     with torch.no_grad():
         for weight in found.parameters():
-            weight += 0.3 * weight.std(correction=0) * torch.randn_like(weight)
+            weight += scale * weight.std(correction=0) * torch.randn_like(weight)
     return found
 
 
 @pytest.mark.parametrize("name", [*NETWORKS, "cnn", "resnet18-narrow"])
 def test_units_that_were_trained_further_are_found_again(name):
+    """After a few steps on images and labels of chance, and noise."""
     shape = (3, 16, 16) if "resnet" in name else SHAPE
     model = randomised(NETWORKS[name]()) if name in NETWORKS else networks.build(name, shape, 4, seed=0).eval()
-    example = torch.zeros(1, *shape)
-    further = tuned(model, shape)
+    example, inputs, further = torch.zeros(1, *shape), torch.rand(8, *shape), noisy(model, 0.3)
+    batches = [(torch.rand(16, *shape), torch.randint(4, (16,))) for _ in range(5)]
+    fit(further, batches, epochs=1, lr=1e-3, progress=False)
     suspect = rewritten(further, Permutation(), *RESCALINGS.get(name, ()), example=example)
     back = align_units(suspect, model, example)
-    for space, true in zip(find_spaces(back, example), find_spaces(further, example), strict=True):
-        own, theirs = (nn.functional.normalize(incoming(each.moved[0])) for each in (space, true))
-        assert torch.equal((own @ theirs.T).argmax(1), torch.arange(space.units)), "where it was before it was moved"
+    assert_in_place(back, further, example)
     with torch.no_grad():
-        inputs = torch.rand(8, *shape)
         assert distance(back(inputs), suspect(inputs)) < 1e-5
+
+
+@pytest.mark.parametrize("name", ["cnn", "resnet18-narrow"])
+def test_units_are_found_again_under_as_much_noise_as_weights(name):
+    shape = (3, 16, 16) if "resnet" in name else SHAPE
+    model, example = networks.build(name, shape, 4, seed=0).eval(), torch.zeros(1, *shape)
+    further = noisy(model, 0.9)
+    assert_in_place(align_units(rewritten(further, Permutation(), example=example), model, example), further, example)
 
 
 @torch.no_grad()
@@ -232,14 +244,16 @@ def test_models_of_other_layers_are_refused(suspect, reference, problem):
         align_units(suspect(), reference(), EXAMPLE)
 
 
-def test_a_space_whose_number_the_code_names_is_not_padded():
+@pytest.mark.parametrize("cut", [False, True], ids=["view", "slice"])
+def test_a_space_whose_number_the_code_names_is_not_padded(cut):
     class Named(nn.Module):
         def __init__(self, width: int):
             super().__init__()
             self.width, self.a, self.b = width, nn.Conv2d(1, width, 3), nn.Linear(100 * width, 4)
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.b(self.a(x).relu().view(-1, 100 * self.width))
+            y = self.a(x).relu()
+            return self.b(y[:, : self.width].flatten(1) if cut else y.view(-1, 100 * self.width))
 
     with pytest.raises(AttackError, match="got: hidden units: 3; expected: hidden units: 4"):
         align_units(Named(3), Named(4), EXAMPLE)
