@@ -1,16 +1,25 @@
 """Attackers who know by which scheme a model was marked, whatever scheme it is."""
 
 import copy
+import math
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from clearstamp.attacks.adaptive import Stretches
 from clearstamp.attacks.base import Attack, Scene, check
+from clearstamp.attacks.interface import Interface
+from clearstamp.attacks.training import reinitialised
+from clearstamp.data import Data
 from clearstamp.errors import AttackError
 from clearstamp.schedules import Joint
+from clearstamp.schemes.base import training_images
+from clearstamp.steps import sgd
 from clearstamp.training import fit
+from clearstamp.wrapped import Wrapped
 
 OWN = 1_000_003
 """Lies between an attacker's seed and the owner's."""
@@ -81,3 +90,63 @@ class CounterClaim(Attack):
 
     def run(self, scene: Scene) -> None:
         scene.claim = scene.mark.scheme.forge(copy.deepcopy(scene.model), scene.need_data(), seed=scene.seed + OWN)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evasion(Interface):
+    """Answer at random what a detector takes for an owner's query (Li et al., ACSAC 2019, section 6.3).
+
+    The attacker marks a model of their own by the owner's scheme, and trains a detector, 512-256-2 units wide by SGD at
+    `lr`, to tell its queries from a `share` of the images. Raises `AttackError` for an owner who asks nothing.
+
+    Attributes:
+        own_epochs: of the attacker's marked model.
+        own_lr: its learning rate.
+        epochs: of the detector.
+        lr: its learning rate.
+        share: of the attacker's images.
+    """
+
+    own_epochs: int = 1
+    own_lr: float = 1e-3
+    epochs: int = 20
+    lr: float = 0.01
+    share: float = 0.1
+
+    def wrapped(self, scene: Scene) -> Wrapped:
+        return Guarded(scene.model, self.detector(scene), scene.seed)
+
+    def detector(self, scene: Scene) -> nn.Module:
+        """From inputs ``[n, C, H, W]`` to logits ``[n, 2]``, the second one of an owner's query."""
+        check(0 < self.share <= 1, "share out of range", self.share, "more than 0, at most 1")
+        scheme, data = scene.mark.scheme, scene.need_data()
+        own = reinitialised(scene.model)
+        key = scheme.draw(own, data, seed=scene.seed + OWN)
+        about: dict[str, Any] = {"epochs": self.own_epochs, "lr": self.own_lr, "seed": scene.seed, "progress": False}
+        queries = scheme.queries(scheme.embed(own, data, key, **about))
+        if queries is None:
+            raise AttackError("the owner asks no queries that could be told", got=scheme.name)
+        count = max(1, round(self.share * sum(len(labels) for _, labels in data.loader(250))))
+        images, _ = training_images(data, count, seed=scene.seed)
+        queries = queries.repeat(-(-count // len(queries)), 1, 1, 1)[:count]  # as many of both kinds
+        kinds = Data(torch.cat([images, queries]), torch.arange(2).repeat_interleave(count))
+        widths = (math.prod(scene.shape), 512, 256)
+        layers: list[nn.Module] = [nn.Flatten()]
+        for inner, outer in pairwise(widths):
+            layers += [nn.Linear(inner, outer), nn.ReLU()]
+        detector = nn.Sequential(*layers, nn.Linear(widths[-1], 2)).to(scene.device)
+        fit(detector, kinds.loader(seed=scene.seed), epochs=self.epochs, lr=self.lr, optimizer=sgd, progress=False)
+        return detector.eval()
+
+
+class Guarded(Wrapped):
+    """A model that answers at random what its detector takes for an owner's query."""
+
+    def __init__(self, model: nn.Module, detector: nn.Module, seed: int):
+        super().__init__(model)
+        self.detector, self.random = detector, torch.Generator().manual_seed(seed)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits = super().forward(images)
+        flagged = self.detector(images).argmax(1, keepdim=True) == 1
+        return torch.where(flagged, torch.randn(logits.shape, generator=self.random).to(logits), logits)

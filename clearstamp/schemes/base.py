@@ -156,6 +156,8 @@ class Scheme(ABC):
     """Whether key material is drawn from a model that has learnt its task."""
     mixed: ClassVar[bool] = False
     """Whether key samples ride in the task's own batches, so that `loss` takes no steps of its own."""
+    bits_each: ClassVar[int] = 0
+    """How many bits of a message each trial reads; 0 where none can be read back."""
     threshold: ClassVar[float] = 0.9
     """The least score of an accepted claim where p is nan."""
 
@@ -263,12 +265,19 @@ class Scheme(ABC):
         reach `threshold`, and to lie nearer to 1 than to the best of the models in `null`, which have no mark. Raises
         `SchemeError` as `extract` does.
         """
-        evidence = self.extract(suspect, key)
         highest = max((self.extract(model, key).score for model in null), default=math.nan)
+        return self.judge(self.extract(suspect, key), alpha=alpha, highest_null=highest)
+
+    def judge(self, evidence: Evidence, *, alpha: float = ALPHA, highest_null: float = math.nan) -> Judgement:
+        """The verdict of `verify` on what was read, with the highest score on a model without a mark, nan for none."""
         accepted = evidence.p <= alpha
         if math.isnan(evidence.p):
-            accepted = evidence.score >= self.threshold and not evidence.score <= (1 + highest) / 2
-        return Judgement(evidence, accepted, alpha, self.threshold, highest)
+            accepted = evidence.score >= self.threshold and not evidence.score <= (1 + highest_null) / 2
+        return Judgement(evidence, accepted, alpha, self.threshold, highest_null)
+
+    def queries(self, key: Key) -> Tensor | None:
+        """The inputs ``[n, C, H, W]`` that the owner asks a suspect; None where the weights are read."""
+        return None
 
     def check(self, key: Key) -> None:
         """Raise `SchemeError` unless the key was drawn by this scheme, with these settings."""

@@ -86,6 +86,9 @@ class Li(Scheme):
     def loss(self, model: nn.Module, data: LabelledImages, key: Key) -> "SampleLoss":
         return SampleLoss(model, key)
 
+    def queries(self, key: Key) -> Tensor:
+        return key["samples"]
+
     def forge(self, model: nn.Module, data: LabelledImages, *, seed: int) -> Key:
         drawn = self.draw(model, data, seed=seed)
         return replace(drawn, tensors=drawn.tensors | {"samples": driven(model, drawn["samples"], drawn["labels"])})

@@ -63,6 +63,11 @@ class ClearStamp(Scheme):
             raise SchemeError("unknown readout", got=repr(self.readout), expected=", ".join(METHODS))
 
     @property
+    def bits_each(self) -> int:  # type: ignore[override]
+        """Four for each drawn letter of a seal."""
+        return 4 if self.sealed else 0
+
+    @property
     def method(self) -> Method:
         """How it is embedded."""
         own = METHODS[self.readout]

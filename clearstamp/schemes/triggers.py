@@ -59,6 +59,9 @@ class TriggerSet(Scheme):
         inputs, labels = key["inputs"].to(device), key["labels"].to(device)
         return lambda: F.cross_entropy(model(inputs), labels)
 
+    def queries(self, key: Key) -> Tensor:
+        return key["inputs"]
+
     def forge(self, model: nn.Module, data: LabelledImages, *, seed: int) -> Key:
         drawn = self.draw(model, data, seed=seed)
         if drawn["labels"].max() >= answers(model, drawn["inputs"][:1]).shape[1]:

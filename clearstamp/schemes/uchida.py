@@ -31,6 +31,7 @@ class Uchida(Scheme):
     """
 
     access: ClassVar[Access] = "weights"
+    bits_each: ClassVar[int] = 1
 
     bits: int = 256
     strength: float = 0.01

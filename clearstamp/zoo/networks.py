@@ -115,11 +115,35 @@ def vit(shape: Shape, outputs: int, *, width: int = 192) -> VisionTransformer:
     return model
 
 
+def lenet(shape: Shape, outputs: int, *, maps: tuple[int, int], hidden: tuple[int, ...]) -> nn.Sequential:
+    """The LeNets of Li et al. (ACSAC 2019): two 5 x 5 convolutions, each with ReLU and pooling, then `hidden` units."""
+    channels, height, width = shape
+    layers: list[nn.Module] = []
+    for inner, outer in zip((channels, *maps), maps, strict=False):
+        layers += [nn.Conv2d(inner, outer, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2)]
+    layers.append(nn.Flatten())
+    sizes = (maps[-1] * (height // 4) * (width // 4), *hidden)
+    for inner, outer in zip(sizes, hidden, strict=False):
+        layers += [nn.Linear(inner, outer), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Linear(sizes[-1], outputs))
+
+
+def deepsigns_mlp(shape: Shape, outputs: int) -> nn.Sequential:
+    """The fully connected network of DeepSigns (ASPLOS 2019): twice 512 units, each with ReLU and dropout of 0.2."""
+    layers: list[nn.Module] = [nn.Flatten()]
+    for inner in (math.prod(shape), 512):
+        layers += [nn.Linear(inner, 512), nn.ReLU(), nn.Dropout(0.2)]
+    return nn.Sequential(*layers, nn.Linear(512, outputs))
+
+
 MODELS: dict[str, Callable[[Shape, int], nn.Module]] = {
     **{"cnn": cnn, "cnn-bn": cnn_bn, "fc": fc},
     "resnet18": partial(SmallImageResNet, blocks=[2, 2, 2, 2]),
     "resnet34": partial(SmallImageResNet, blocks=[3, 4, 6, 3]),
     **{"vgg11": vgg11, "vit": vit},
+    # of the papers on other watermarks
+    "lenet5": partial(lenet, maps=(6, 16), hidden=(120, 84)),
+    "deepsigns-mlp": deepsigns_mlp,
     # the same, narrower: for scales below the paper's
     "resnet18-narrow": partial(SmallImageResNet, blocks=[2, 2, 2, 2], width=16),
     "resnet34-narrow": partial(SmallImageResNet, blocks=[3, 4, 6, 3], width=16),
