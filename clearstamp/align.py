@@ -38,7 +38,8 @@ def align_units(
     Raises `AttackError` if a model cannot be captured, and if the two do not differ in the number of their units alone.
     """
     graph = captured(reference, example)
-    form, image = copy.deepcopy(suspect), blank(reference, graph).to(next(suspect.parameters()))
+    form, image, weight = copy.deepcopy(suspect), blank(reference, graph), next(suspect.parameters())
+    image = image.to(weight.device, weight.dtype if image.is_floating_point() else image.dtype)
     own, theirs = find_spaces(form, image), find_spaces(reference, graph)
     if any(a.units > b.units for a, b in zip(own, theirs, strict=False)):
         form = merged(form, image, inputs=inputs)

@@ -220,6 +220,18 @@ def test_no_variance_becomes_negative():
     torch.testing.assert_close(back[0].weight[2:], model[0].weight[2:], rtol=0.2, atol=0)
 
 
+@torch.no_grad()
+def test_a_suspect_of_another_precision_and_one_that_takes_integers_are_put_back_too():
+    model = randomised(chain())
+    suspect = rewritten(model, Permutation(), Rescaling())
+    assert_alike(align_units(suspect.half(), model, EXAMPLE).float(), model, 1e-2)
+    layers = nn.Embedding(10, 8), nn.Flatten(), nn.Linear(24, 6), nn.ReLU(), nn.Linear(6, 4)
+    model, example = nn.Sequential(*layers), torch.zeros(1, 3, dtype=torch.int64)
+    suspect = rewritten(model, Permutation(), example=example)
+    assert not torch.equal(suspect[2].weight, model[2].weight)
+    assert torch.equal(align_units(suspect, model, example)[2].weight, model[2].weight)
+
+
 def wider() -> nn.Module:
     model = chain()
     model[10] = nn.Linear(16, 5)
