@@ -14,7 +14,7 @@ from clearstamp.units import Place, Space, captured, find_spaces, widen
 ROUNDS = 50
 """Matches settle within a few."""
 GAIN = 1e-9
-"""Units change places if that makes them more alike than by rounding."""
+"""Units change places if that makes them more alike than by rounding, beside what is most alike."""
 
 
 def align_units(
@@ -110,7 +110,8 @@ def match_space(own: Space, theirs: Space, first: int | None) -> bool:
     pairs = [(a, b) for a, b in zip(own.moved, theirs.moved, strict=True) if a.use.power]
     alike = sum((direction(b) @ direction(a).T for a, b in pairs[:first]), torch.zeros(own.units, own.units).double())
     order = torch.from_numpy(linear_sum_assignment(alike, maximize=True)[1])
-    moves = bool(alike.gather(1, order.unsqueeze(1)).sum() > alike.trace() + GAIN)
+    gain = (alike.gather(1, order.unsqueeze(1)).squeeze(1) - alike.diagonal()).sum()
+    moves = bool(gain > GAIN * alike.abs().amax())
     if moves:
         own.permute(order)
     for gauge in own.gauges:

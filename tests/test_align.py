@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from clearstamp import align_units, fit
+from clearstamp.align import match_space
 from clearstamp.attacks import (
     BatchNormRescaling,
     DummyUnits,
@@ -91,6 +92,19 @@ def test_networks_of_the_zoo_are_put_back_up_to_rounding(name, shape, rescaling)
     assert max(distance(a, b) for a, b in zip(suspect.parameters(), model.parameters(), strict=True) if b.any()) > 0.1
     assert_alike(back, model, 1e-6)
     assert distance(back(inputs), suspect(inputs)) < 1e-5
+
+
+def test_matches_are_sought_no_more_when_none_changes(monkeypatch):
+    model, calls = networks.build("cnn", (1, 28, 28), 4, seed=0), []
+
+    def counted(*given) -> bool:
+        calls.append(given)
+        return match_space(*given)
+
+    monkeypatch.setattr("clearstamp.align.match_space", counted)
+    graph = capture(model, torch.zeros(1, 1, 28, 28))
+    align_units(rewritten(model, Permutation(), Rescaling(), example=graph), model, graph)
+    assert len(calls) == 8, "two for each of four layers: one that finds all, and one that finds nothing"
 
 
 @pytest.mark.parametrize("readout", ["paper", "adjoint"])
