@@ -14,7 +14,7 @@ from clearstamp.units import Place, Space, captured, find_spaces, widen
 ROUNDS = 50
 """Matches settle within a few."""
 GAIN = 1e-9
-"""Units change places if that makes them more alike than by rounding."""
+"""Units change places if that makes them more alike than by rounding, beside what is most alike."""
 
 
 def align_units(
@@ -38,7 +38,8 @@ def align_units(
     Raises `AttackError` if a model cannot be captured, and if the two do not differ in the number of their units alone.
     """
     graph = captured(reference, example)
-    form, image = copy.deepcopy(suspect), blank(reference, graph).to(next(suspect.parameters()))
+    form, image, weight = copy.deepcopy(suspect), blank(reference, graph), next(suspect.parameters())
+    image = image.to(weight.device, weight.dtype if image.is_floating_point() else image.dtype)
     own, theirs = find_spaces(form, image), find_spaces(reference, graph)
     if any(a.units > b.units for a, b in zip(own, theirs, strict=False)):
         form = merged(form, image, inputs=inputs)
@@ -109,7 +110,8 @@ def match_space(own: Space, theirs: Space, first: int | None) -> bool:
     pairs = [(a, b) for a, b in zip(own.moved, theirs.moved, strict=True) if a.use.power]
     alike = sum((direction(b) @ direction(a).T for a, b in pairs[:first]), torch.zeros(own.units, own.units).double())
     order = torch.from_numpy(linear_sum_assignment(alike, maximize=True)[1])
-    moves = bool(alike.gather(1, order.unsqueeze(1)).sum() > alike.trace() + GAIN)
+    gain = (alike.gather(1, order.unsqueeze(1)).squeeze(1) - alike.diagonal()).sum()
+    moves = bool(gain > GAIN * alike.abs().amax())
     if moves:
         own.permute(order)
     for gauge in own.gauges:

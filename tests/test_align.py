@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from clearstamp import align_units, fit
+from clearstamp.align import match_space
 from clearstamp.attacks import (
     BatchNormRescaling,
     DummyUnits,
@@ -91,6 +92,19 @@ def test_networks_of_the_zoo_are_put_back_up_to_rounding(name, shape, rescaling)
     assert max(distance(a, b) for a, b in zip(suspect.parameters(), model.parameters(), strict=True) if b.any()) > 0.1
     assert_alike(back, model, 1e-6)
     assert distance(back(inputs), suspect(inputs)) < 1e-5
+
+
+def test_matches_are_sought_no_more_when_none_changes(monkeypatch):
+    model, calls = networks.build("cnn", (1, 28, 28), 4, seed=0), []
+
+    def counted(*given) -> bool:
+        calls.append(given)
+        return match_space(*given)
+
+    monkeypatch.setattr("clearstamp.align.match_space", counted)
+    graph = capture(model, torch.zeros(1, 1, 28, 28))
+    align_units(rewritten(model, Permutation(), Rescaling(), example=graph), model, graph)
+    assert len(calls) == 8, "two for each of four layers: one that finds all, and one that finds nothing"
 
 
 @pytest.mark.parametrize("readout", ["paper", "adjoint"])
@@ -218,6 +232,18 @@ def test_no_variance_becomes_negative():
     assert (back[1].running_var >= 0).all()
     assert distance(back(inputs), suspect(inputs)) < 1e-5
     torch.testing.assert_close(back[0].weight[2:], model[0].weight[2:], rtol=0.2, atol=0)
+
+
+@torch.no_grad()
+def test_a_suspect_of_another_precision_and_one_that_takes_integers_are_put_back_too():
+    model = randomised(chain())
+    suspect = rewritten(model, Permutation(), Rescaling())
+    assert_alike(align_units(suspect.half(), model, EXAMPLE).float(), model, 1e-2)
+    layers = nn.Embedding(10, 8), nn.Flatten(), nn.Linear(24, 6), nn.ReLU(), nn.Linear(6, 4)
+    model, example = nn.Sequential(*layers), torch.zeros(1, 3, dtype=torch.int64)
+    suspect = rewritten(model, Permutation(), example=example)
+    assert not torch.equal(suspect[2].weight, model[2].weight)
+    assert torch.equal(align_units(suspect, model, example)[2].weight, model[2].weight)
 
 
 def wider() -> nn.Module:
