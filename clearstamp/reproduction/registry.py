@@ -10,13 +10,16 @@ from typing import Any
 
 from clearstamp import method
 from clearstamp.attacks import (
+    AdversarialTuning,
     Attack,
     Averaging,
     BatchNormRescaling,
     Cast,
     Distillation,
+    DropClass,
     DummyUnits,
     Erasure,
+    Evasion,
     FinePruning,
     FineTuning,
     LogitShift,
@@ -25,9 +28,15 @@ from clearstamp.attacks import (
     Permutation,
     Pruning,
     Quantization,
+    QueryNoise,
     Rescaling,
+    Sanitizer,
+    ScorePerturbation,
+    ScoreRounding,
+    SecondMark,
     SplitUnits,
     Transfer,
+    Unlearning,
 )
 from clearstamp.errors import RecordError
 from clearstamp.reproduction import foreign
@@ -43,8 +52,10 @@ from clearstamp.reproduction.lifecycle import Fingerprint, LifeCycle, Scheduled,
 from clearstamp.reproduction.price import Price, SealedTrial
 from clearstamp.reproduction.profiles import Profile, profile
 from clearstamp.reproduction.records import BOTH_READOUTS, Readout, Record
+from clearstamp.reproduction.rivals import ALIGNED, Blind, Rival
 from clearstamp.reproduction.runtime import Cost
 from clearstamp.schedules import ADMM, Alternating, AugmentedLagrangian, Joint, Schedule
+from clearstamp.schemes import Adi, ClearStamp, FrontierStitching, Li, Scheme, SpecialLabel, Uchida, Zhang
 
 FIRST = (0,)
 """The seed of what runs with one seed only."""
@@ -541,6 +552,89 @@ def exact_readout(profile: Profile) -> Groups:
     }
 
 
+RIVALS: dict[str, Scheme] = {
+    "ClearStamp, adjoint": ClearStamp(),
+    "ClearStamp, paper": ClearStamp(readout="paper"),
+    "ClearStamp, gradient": ClearStamp(readout="gradient"),
+    "ClearStamp, unsealed": ClearStamp(sealed=False),
+    "Uchida": Uchida(),
+    "Adi": Adi(),
+    "Zhang, text": Zhang(),
+    "Zhang, noise": Zhang(kind="noise"),
+    "Zhang, unrelated": Zhang(kind="unrelated"),
+    "special label": SpecialLabel(),
+    "frontier stitching": FrontierStitching(),
+    "Li": Li(),
+}
+"""The watermarks that stand side by side, with their published settings."""
+
+
+def named(title: str) -> str:
+    """The name of an experiment with a title."""
+    return title.lower().replace(",", "").replace(" ", "-")
+
+
+def contested(profile: Profile) -> Attacks:
+    """The grid of attacks that every watermark meets, named ``family: setting``: fixed before any was tuned to it."""
+    epochs = profile.epochs
+    grid: Attacks = {
+        "fine-tuning: LR/10": FineTuning(epochs=epochs, lr=1e-4),
+        "fine-tuning: same rate": FineTuning(epochs=epochs, lr=1e-3),
+        "fine-tuning: last layer anew": FineTuning(epochs=epochs, lr=1e-3, reset_last=True),
+        "fine-tuning: adversarial": AdversarialTuning(epochs=1, lr=1e-3),
+        **{f"pruning: {level} %": Pruning(amount=level / 100) for level in (40, 60, 80, 90)},
+        "pruning: with fine-tuning, 40 %": FinePruning(amount=0.4, epochs=1, lr=1e-4),
+        **{f"noise: {sigma:g} sigma": Noise(scale=sigma) for sigma in (0.1, 0.3, 0.5)},
+        "rounding: float16": Cast(dtype="float16"),
+        **{f"rounding: int{bits}": Quantization(bits=bits) for bits in (8, 4)},
+    }
+    rewriting: Attacks = {
+        "permutation": Permutation(),
+        "rescaling": Rescaling(),
+        "split units": SplitUnits(),
+        "cancelling dummy units": DummyUnits(outgoing="cancelling"),
+    }
+    grid |= {f"rewriting: {name}": attack for name, attack in rewriting.items()}
+    grid |= {f"{ALIGNED}: {name}": attack for name, attack in rewriting.items()}
+    grid |= {
+        "second mark": SecondMark(epochs=1, lr=1e-3),
+        **{f"unlearning: {keys} key": Unlearning(keys=keys, lr=1e-3) for keys in ("known", "guessed")},
+        "interface: noise on queries": QueryNoise(scale=0.1),
+        "interface: one decimal": ScoreRounding(decimals=1),
+        "interface: perturbed scores": ScorePerturbation(),
+        "interface: sanitizer": Sanitizer(epochs=epochs),
+        "interface: detector of queries": Evasion(own_epochs=epochs),
+        "head: a class dropped": DropClass(count=1),
+        "head: transfer": Transfer(epochs=1, lr=1e-3),
+        "copying: average of two": Averaging(weight=0.5),
+        "copying: distillation": Distillation(epochs=epochs),
+    }
+    few = {
+        "quick": ("fine-tuning: same rate", "pruning: 80 %", "rewriting: permutation", f"{ALIGNED}: permutation"),
+        "tiny": ("pruning: 80 %", "copying: average of two"),
+    }
+    return {name: grid[name] for name in few.get(profile.name, grid)}
+
+
+def side_by_side(profile: Profile) -> Groups:
+    few: dict[str, Any] = {
+        "tiny": {"nulls": 2, "fresh": 2, "rounds": 1},
+        "quick": {"nulls": 4, "fresh": 5, "rounds": 3},
+    }
+    size, grid = few.get(profile.name, {}), contested(profile)
+    chosen = {"tiny": ("Uchida",), "quick": ("ClearStamp, adjoint", "Uchida", "Adi")}.get(profile.name, tuple(RIVALS))
+    rivals = [Rival(name=f"rival-{named(title)}", scheme=RIVALS[title], attacks=grid, **size) for title in chosen]
+    coloured = [replace(rival, name=f"{rival.name}-cifar10", dataset="cifar10") for rival in rivals]
+    blind = [Blind(name="blind-published"), Blind(name="blind-code", deception=1.0, response=0.1)]
+    if profile.name != "paper":
+        blind = [replace(one, owners=2, few=400) for one in blind[:1]]
+    return {
+        "Li": Group(blind, FIRST),
+        "MNIST": Group(rivals),
+        "CIFAR-10": Group(coloured if profile.name == "paper" else [], FIRST),
+    }
+
+
 CHAPTERS: dict[str, Callable[[Profile], Groups]] = {
     "00-your-own-model": lambda profile: {},
     "01-hardening": hardening,
@@ -551,6 +645,7 @@ CHAPTERS: dict[str, Callable[[Profile], Groups]] = {
     "06-capacity": capacity,
     "07-runtime": runtime,
     "08-in-court": in_court,
+    "09-side-by-side": side_by_side,
     "10-exact-readout": exact_readout,
 }
 """Every notebook and what it runs."""

@@ -14,8 +14,10 @@ from scipy.stats import mannwhitneyu
 from torch import Tensor, nn
 from torch.optim import SGD
 
+from clearstamp.align import align_units
 from clearstamp.attacks import Attack, CounterClaim, Evasion, Scene
 from clearstamp.errors import AttackError, ClearStampError, RecordError
+from clearstamp.graph import Graph, capture
 from clearstamp.reproduction.experiments import Experiment, Findings, Settings, device
 from clearstamp.reproduction.profiles import Images, Profile, load_sets
 from clearstamp.reproduction.records import Score, Stage
@@ -26,6 +28,8 @@ from clearstamp.training import accuracy, fit
 from clearstamp.zoo.datasets import DataSet
 from clearstamp.zoo.networks import MODELS, build
 
+ALIGNED = "rewriting, aligned"
+"""The family of attacks that the owner answers by `align_units`."""
 INNOCENT = 1_000
 """Added to a number, the seed of a model without a mark."""
 
@@ -75,10 +79,13 @@ class Contest:
 
     def __init__(self, rival: Rival, settings: Settings, seed: int):
         self.rival, self.scheme, self.settings, self.seed = rival, rival.scheme, settings, seed
+        if isinstance(rival.scheme, ClearStamp):
+            self.scheme = replace(rival.scheme, steps=settings.hardening_steps)
         self.sets = load_sets(settings.images)
         self.twin = self.plain(seed)
         self.nulls = [self.plain(INNOCENT + number) for number in range(rival.nulls)]
         self.key, self.model = self.marked()
+        self.graph = capture(self.model, torch.zeros(1, *self.sets.train.shape, device=device()))
         known = [self.scheme.extract(model, self.key).score for model in self.nulls[: rival.nulls // 2]]
         self.highest = max(known, default=math.nan)
 
@@ -107,7 +114,9 @@ class Contest:
             *self.innocent(),
         ]
         for label, attack in self.rival.attacks.items():
-            stages.append(Stage(label=label, attack=label, scores=self.attacked(attack)))
+            owner = self.aligned if label.startswith(ALIGNED) and self.scheme.access == "weights" else None
+            mark = Mark(self.key, owner)
+            stages.append(Stage(label=label, attack=label, scores=self.attacked(attack, mark)))
         seen = evidence.pictures if self.scheme.readable else self.scheme.queries(self.key)
         return stages, {} if seen is None else {"seen": seen}, {}
 
@@ -151,11 +160,15 @@ class Contest:
         forged = CounterClaim().apply(models[0], train, Mark(self.key), test=train.take(1), seed=self.seed)
         yield Stage(label="innocent, made-up key", scores=self.scored(forged.after.evidence))
 
-    def attacked(self, attack: Attack) -> dict[str, Score]:
+    def aligned(self, suspect: nn.Module, graph: Graph) -> nn.Module:
+        """A suspect with its units in the order and at the scale of the owner's model."""
+        return align_units(suspect, self.model, self.graph)
+
+    def attacked(self, attack: Attack, mark: Mark) -> dict[str, Score]:
         """What is left after an attack; ``failed`` says why it could not be made."""
         try:
             found = attack.apply(
-                self.model, self.sets.train, Mark(self.key), test=self.sets.test, unmarked=self.nulls[0], seed=self.seed
+                self.model, self.sets.train, mark, test=self.sets.test, unmarked=self.nulls[0], seed=self.seed
             )
         except AttackError as error:
             return {"failed": str(error)}

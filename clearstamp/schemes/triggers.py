@@ -183,7 +183,7 @@ class SpecialLabel(TriggerSet):
         strength: of the pattern; images are in [0, 1].
     """
 
-    strength: float = 0.1
+    strength: float = 0.3
 
     def draw(self, model: nn.Module, data: LabelledImages, *, seed: int) -> Key:
         generator = torch.Generator().manual_seed(seed)
@@ -227,7 +227,7 @@ class FrontierStitching(TriggerSet):
 
     needs_trained: ClassVar[bool] = True
 
-    strength: float = 0.25
+    strength: float = 0.1
     per_batch: int = 10
 
     def draw(self, model: nn.Module, data: LabelledImages, *, seed: int) -> Key:

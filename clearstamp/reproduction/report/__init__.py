@@ -31,6 +31,14 @@ from clearstamp.reproduction.report.figures import (
     walk_figure,
 )
 from clearstamp.reproduction.report.price import price_figure, price_table
+from clearstamp.reproduction.report.rivals import (
+    blind_table,
+    innocents_table,
+    points_table,
+    rivals_gallery,
+    rivals_table,
+    survival_table,
+)
 from clearstamp.reproduction.report.sliders import Slider, attack_slider, hardening_slider, patches_slider
 from clearstamp.reproduction.report.stages import by_model, pictured
 from clearstamp.reproduction.report.tables import (
@@ -54,6 +62,12 @@ from clearstamp.reproduction.report.tables import (
 )
 
 __all__ = [
+    "survival_table",
+    "rivals_table",
+    "rivals_gallery",
+    "points_table",
+    "innocents_table",
+    "blind_table",
     "queries_table",
     "queries_slider",
     "price_table",

@@ -1,0 +1,186 @@
+"""What chapter 9 shows: every watermark by the same measures, under the same attacks."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from IPython.display import Markdown
+from matplotlib.figure import Figure
+
+from clearstamp.pictures import as_pictures
+from clearstamp.reproduction.records import Record
+from clearstamp.reproduction.registry import RIVALS, named
+from clearstamp.reproduction.report.exhibits import NOT_RUN
+from clearstamp.reproduction.report.figures import images_figure
+from clearstamp.reproduction.report.stages import by_experiment
+from clearstamp.reproduction.report.tables import shown, spread
+from clearstamp.schemes import SCHEMES
+
+WORTH = 0.035
+"""The accuracy that an attack may cost and still be one: 3.5 points."""
+
+
+LI = {
+    "accuracy without a mark": "0.9892 (Table 1)",
+    "drop of accuracy, points": "up to 0.66 (6.1)",
+    "key accuracy": "above 0.90 (6.2)",
+    "key accuracy of models without a mark": "0.09 to 0.13 (6.2)",
+    "key accuracy on other owners' models": "0.68 (Figure 9)",
+    "AUC of a detector of queries": "0.5 to 0.65 (Figures 6 and 7)",
+    "SSIM of samples and covers": "",
+    "samples of other covers answered as these": "",
+}
+"""What Li et al. (ACSAC 2019) report of LeNet-5 or, where they name no network, of all of theirs, and where."""
+
+
+def titled(records: Sequence[Record]) -> dict[str, list[Record]]:
+    """The records of each watermark by its title."""
+    made = by_experiment(records)
+    found = {}
+    for title in RIVALS:
+        for name in (f"rival-{named(title)}", f"rival-{named(title)}-cifar10"):
+            if name in made:
+                found[title] = made[name]
+    return found
+
+
+def column(records: Sequence[Record], stage: str, score: str, style: str = ".3f") -> str:
+    """The mean of one score of a stage and its spread; a dash where it is no number."""
+    found = [record.results.get(stage, {}).get(score) for record in records]
+    return spread([value for value in found if value is not None], style) or "–"
+
+
+def cost_in_points(records: Sequence[Record]) -> str:
+    """Accuracy of the twin less that of the marked model, in points."""
+    lost = [record.results["twin"]["accuracy"] - record.results["marked"]["accuracy"] for record in records]
+    return spread([100 * each for each in lost], "+.2f")
+
+
+def greatest(records: Sequence[Record], stage: str, score: str) -> str:
+    """The greatest of all seeds, of p in powers of ten."""
+    found = [record.results[stage][score] for record in records if record.results[stage].get(score) is not None]
+    if not found:
+        return "–"
+    return f"{max(found):.0e}" if score == "p" else f"{max(found):.2f}"
+
+
+def told(record: Record) -> Any:
+    """The class of a record's scheme."""
+    return SCHEMES[record.parameters["scheme"]["name"]]
+
+
+def rivals_table(records: Sequence[Record]) -> Markdown:
+    """One line a watermark: what it costs, who can read it, and what its verdict is worth."""
+
+    def row(made: Sequence[Record]) -> list[str]:
+        scheme = told(made[0])
+        return [
+            cost_in_points(made),
+            column(made, "marked", "score", ".2f"),
+            greatest(made, "marked", "p"),
+            column(made, "marked", "bits", ".0f"),
+            scheme.access,
+            "yes" if scheme.readable else "no",
+            column(made, "marked", "queries", ",.0f"),
+            column(made, "time", "ratio", ".2f"),
+        ]
+
+    head = ("watermark", "cost, points", "score", "p", "bits", "asks for", "readable", "queries", "time of a batch")
+    return shown(
+        "Watermarks side by side", records, head, ((title, *row(made)) for title, made in titled(records).items())
+    )
+
+
+def innocents_table(records: Sequence[Record]) -> Markdown:
+    """One line a watermark: how high the owner's key, fresh keys and one made up score on models without a mark."""
+    kinds = ("owner's key", "fresh keys", "made-up key")
+
+    def row(made: Sequence[Record]) -> Iterator[str]:
+        for kind in kinds:
+            stage = f"innocent, {kind}"
+            yield greatest(made, stage, "score")
+            results = [record.results[stage] for record in made]
+            accused = sum(int(found.get("accused", found.get("accepted", 0))) for found in results)
+            yield f"{accused} of {sum(int(found.get('of', 1)) for found in results)}"
+
+    head = ("watermark", *(name for kind in kinds for name in (f"{kind}: highest score", "accused")))
+    return shown("Innocent models", records, head, ((title, *row(made)) for title, made in titled(records).items()))
+
+
+def survival(record: Record, family: str) -> str:
+    """Whether a mark is accepted after every attack of a family that costs little: yes, no, or why that is unsaid."""
+    results = {stage.label: stage.scores for stage in record.stages if (stage.attack or "").split(": ")[0] == family}
+    made = [scores for scores in results.values() if "accuracy" in scores]
+    base = record.results["marked"]["accuracy"]
+    cheap = [scores for scores in made if scores["accuracy"] >= base - WORTH or family.startswith("head")]
+    if not record.results["marked"]["accepted"]:
+        return "not embedded"
+    if not cheap:
+        return "no such point" if made else "does not apply"
+    if told(record).fragile:
+        return "detected" if all(scores["score"] < 1 for scores in cheap) else "not detected"
+    return "yes" if all(scores["accepted"] for scores in cheap) else "no"
+
+
+def survival_table(records: Sequence[Record]) -> Markdown:
+    """One line a watermark, one column a family of attacks: survived or not, of the seeds."""
+    families = list(
+        dict.fromkeys(stage.attack.split(": ")[0] for record in records for stage in record.stages if stage.attack)
+    )
+
+    def cell(made: Sequence[Record], family: str) -> str:
+        found = [survival(record, family) for record in made]
+        return found[0] if len(set(found)) == 1 else f"{found.count('yes')} of {len(found)}"
+
+    rows = ((title, *(cell(made, family) for family in families)) for title, made in titled(records).items())
+    return shown("Which attacks a watermark survives", records, ("watermark", *families), rows, "l")
+
+
+def points_table(records: Sequence[Record], title: str) -> Markdown:
+    """One line an attack on one watermark: accuracy, score, p, and the verdict."""
+    made = titled(records).get(title, [])
+    labels = [stage.label for stage in made[0].stages if stage.attack] if made else []
+
+    def row(label: str) -> list[str]:
+        failed = [str(record.results[label]["failed"]) for record in made if "failed" in record.results[label]]
+        if failed:
+            return ["–", "–", "–", failed[0].split(";")[0]]
+        accepted = sum(bool(record.results[label]["accepted"]) for record in made)
+        numbers = (column(made, label, "accuracy"), column(made, label, "score"), greatest(made, label, "p"))
+        return [*numbers, f"accepted, {accepted} of {len(made)}"]
+
+    head = ("attack", "accuracy", "score", "greatest p", "verdict")
+    return shown(f"Every attack on {title}", made, head, ((label, *row(label)) for label in labels))
+
+
+def rivals_gallery(records: Sequence[Record]) -> Figure | Markdown:
+    """What a person sees of each watermark: pictures that come out of the model, or the owner's queries."""
+    pictures: dict[str, torch.Tensor] = {}
+    for title, made in titled(records).items():
+        for record in made:
+            if "seen" in record.arrays:
+                kind = "read out of the model" if told(record).readable else "asked by the owner"
+                pictures.setdefault(f"{title}: {kind}", as_pictures(record.arrays["seen"].clamp(0, 1)))
+    if not pictures:
+        return Markdown(NOT_RUN)
+    return images_figure(pictures, "What a person sees of each watermark", records)
+
+
+def blind_table(records: Sequence[Record]) -> Markdown:
+    """Li et al.'s numbers beside ours."""
+
+    def values(results: Mapping[str, Any]) -> list[float]:
+        twin, marked, transfer = results["twin"], results["marked"], results["transfer"]
+        lost = 100 * (twin["accuracy"] - marked["accuracy"])
+        scores = [twin["accuracy"], lost, marked["score"], twin["score"], transfer["others"]]
+        return [*scores, results["detector"]["AUC"], marked["ssim"], marked["other covers as before"]]
+
+    made = by_experiment(records)
+    found = {name: [values(record.results) for record in of] for name, of in made.items()}
+    titles = {"blind-published": "weights of the paper", "blind-code": "weights of the code"}
+    rows = (
+        (row, number, *(spread([each[place] for each in found[name]], ".4f") for name in found))
+        for place, (row, number) in enumerate(LI.items())
+    )
+    head = ("LeNet-5", "paper", *(titles[name] for name in found))
+    return shown("Li et al., the paper beside reproduced", records, head, rows)
