@@ -139,7 +139,7 @@ def test_the_how_to_page_on_disputes_runs_from_the_seal_to_the_verdict(tmp_path:
                 assert words == ["seal.py"] and included(page) == [ROOT / "examples" / "seal.py"]
                 printed = run((ROOT / "examples" / "seal.py").read_text(), tmp_path)
                 ((accuracy, ssim),) = re.findall(r"^accuracy ([\d.]+), SSIM ([\d.]+)$", printed, re.MULTILINE)
-                assert float(accuracy) > 0.8 and float(ssim) > 0.85 and "\nMATCH " in printed
+                assert float(accuracy) > 0.8 and float(ssim) > 0.8 and "\nMATCH " in printed  # of a seal drawn anew
                 continue
             assert program == "clearstamp"
             verbs.append(words[0])

@@ -34,7 +34,7 @@ from clearstamp.reproduction.report.price import price_figure, price_table
 from clearstamp.reproduction.report.rivals import (
     blind_table,
     innocents_table,
-    points_table,
+    points_tables,
     rivals_gallery,
     rivals_table,
     survival_table,
@@ -65,7 +65,7 @@ __all__ = [
     "survival_table",
     "rivals_table",
     "rivals_gallery",
-    "points_table",
+    "points_tables",
     "innocents_table",
     "blind_table",
     "queries_table",

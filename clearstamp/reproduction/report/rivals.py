@@ -136,12 +136,10 @@ def survival_table(records: Sequence[Record]) -> Markdown:
     return shown("Which attacks a watermark survives", records, ("watermark", *families), rows, "l")
 
 
-def points_table(records: Sequence[Record], title: str) -> Markdown:
-    """One line an attack on one watermark: accuracy, score, p, and the verdict."""
-    made = titled(records).get(title, [])
-    labels = [stage.label for stage in made[0].stages if stage.attack] if made else []
+def points_tables(records: Sequence[Record]) -> list[Markdown]:
+    """For each watermark one line an attack: accuracy, score, p, and the verdict."""
 
-    def row(label: str) -> list[str]:
+    def row(made: Sequence[Record], label: str) -> list[str]:
         failed = [str(record.results[label]["failed"]) for record in made if "failed" in record.results[label]]
         if failed:
             return ["–", "–", "–", failed[0].split(";")[0]]
@@ -149,8 +147,12 @@ def points_table(records: Sequence[Record], title: str) -> Markdown:
         numbers = (column(made, label, "accuracy"), column(made, label, "score"), greatest(made, label, "p"))
         return [*numbers, f"accepted, {accepted} of {len(made)}"]
 
-    head = ("attack", "accuracy", "score", "greatest p", "verdict")
-    return shown(f"Every attack on {title}", made, head, ((label, *row(label)) for label in labels))
+    tables = []
+    for title, made in titled(records).items():
+        labels = [stage.label for stage in made[0].stages if stage.attack]
+        head = ("attack", "accuracy", "score", "greatest p", "verdict")
+        tables.append(shown(f"Every attack on {title}", made, head, ((label, *row(made, label)) for label in labels)))
+    return tables
 
 
 def rivals_gallery(records: Sequence[Record]) -> Figure | Markdown:
