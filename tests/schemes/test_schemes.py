@@ -15,7 +15,7 @@ from torch import nn
 from clearstamp.attacks import ATTACKS
 from clearstamp.data import Data
 from clearstamp.errors import SchemeError
-from clearstamp.schemes import SCHEMES, ClearStamp, Key, Mark, Scheme, Uchida
+from clearstamp.schemes import SCHEMES, ClearStamp, GradSigns, Key, Mark, Scheme, Uchida, WhiteBoxGradSigns
 from clearstamp.training import OPTIMIZERS, fit
 
 SHAPE = (1, 14, 14)
@@ -30,9 +30,13 @@ class Small:
     training: dict[str, Any] = field(default_factory=lambda: {"epochs": 8, "lr": 3e-3, "batch_size": 32})
 
 
+LONGER = {"epochs": 16, "lr": 3e-3, "batch_size": 32}
+SLOPES: dict[str, Any] = {"bits": 32, "carriers": 150, "images": 8, "strength": 3.0, "noise": 0.3}
 SMALL = {
     "clear-stamp": Small(ClearStamp(sealed=False, pairs=2, steps=300, lr=3e-3)),
+    "grad-signs": Small(GradSigns(**SLOPES), LONGER),
     "uchida": Small(Uchida(bits=32, strength=0.1, layer="4")),
+    "white-box-grad-signs": Small(WhiteBoxGradSigns(**SLOPES), LONGER),
 }
 
 
