@@ -348,7 +348,7 @@ def strangers() -> Iterator[None]:
     """A context in which whatever a stranger's model raises is an `UnfitError`, but for a lack of memory."""
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError):
+    except (UnfitError, torch.OutOfMemoryError, MemoryError):
         raise
     except Exception as error:
         raise UnfitError("the suspect does not answer such inputs", got=f"{type(error).__name__}: {error}") from error
