@@ -1,13 +1,17 @@
 """Watermarks of the field behind one contract: see `Scheme` and `SCHEMES`."""
 
+from clearstamp.schemes.activations import ActivationSigns
 from clearstamp.schemes.base import SCHEMES, Evidence, Judgement, Key, Mark, Scheme
+from clearstamp.schemes.deepsigns import DeepSigns
 from clearstamp.schemes.gradsigns import GradSigns, WhiteBoxGradSigns
 from clearstamp.schemes.stamps import ClearStamp
 from clearstamp.schemes.uchida import Uchida
 
 __all__ = [
     "SCHEMES",
+    "ActivationSigns",
     "ClearStamp",
+    "DeepSigns",
     "Evidence",
     "GradSigns",
     "Judgement",

@@ -15,7 +15,18 @@ from torch import nn
 from clearstamp.attacks import ATTACKS
 from clearstamp.data import Data
 from clearstamp.errors import SchemeError
-from clearstamp.schemes import SCHEMES, ClearStamp, GradSigns, Key, Mark, Scheme, Uchida, WhiteBoxGradSigns
+from clearstamp.schemes import (
+    SCHEMES,
+    ActivationSigns,
+    ClearStamp,
+    DeepSigns,
+    GradSigns,
+    Key,
+    Mark,
+    Scheme,
+    Uchida,
+    WhiteBoxGradSigns,
+)
 from clearstamp.training import OPTIMIZERS, fit
 
 SHAPE = (1, 14, 14)
@@ -33,7 +44,9 @@ class Small:
 LONGER = {"epochs": 16, "lr": 3e-3, "batch_size": 32}
 SLOPES: dict[str, Any] = {"bits": 32, "carriers": 150, "images": 8, "strength": 3.0, "noise": 0.3}
 SMALL = {
+    "activation-signs": Small(ActivationSigns(bits=22, layer="8")),
     "clear-stamp": Small(ClearStamp(sealed=False, pairs=2, steps=300, lr=3e-3)),
+    "deep-signs": Small(DeepSigns(bits=22, strength=1.0, layer="8")),
     "grad-signs": Small(GradSigns(**SLOPES), LONGER),
     "uchida": Small(Uchida(bits=32, strength=0.1, layer="4")),
     "white-box-grad-signs": Small(WhiteBoxGradSigns(**SLOPES), LONGER),
