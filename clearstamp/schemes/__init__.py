@@ -1,6 +1,9 @@
 """Watermarks of the field behind one contract: see `Scheme` and `SCHEMES`."""
 
+from clearstamp.schemes.activations import ActivationSigns
 from clearstamp.schemes.base import SCHEMES, Evidence, Judgement, Key, Mark, Scheme
+from clearstamp.schemes.deepsigns import DeepSigns
+from clearstamp.schemes.gradsigns import GradSigns, WhiteBoxGradSigns
 from clearstamp.schemes.li import Li
 from clearstamp.schemes.stamps import ClearStamp
 from clearstamp.schemes.triggers import Adi, FrontierStitching, SpecialLabel, Zhang
@@ -8,10 +11,13 @@ from clearstamp.schemes.uchida import Uchida
 
 __all__ = [
     "SCHEMES",
+    "ActivationSigns",
     "Adi",
     "ClearStamp",
+    "DeepSigns",
     "Evidence",
     "FrontierStitching",
+    "GradSigns",
     "Judgement",
     "Key",
     "Li",
@@ -19,5 +25,6 @@ __all__ = [
     "Scheme",
     "SpecialLabel",
     "Uchida",
+    "WhiteBoxGradSigns",
     "Zhang",
 ]

@@ -360,15 +360,29 @@ def answers(suspect: nn.Module, inputs: Tensor, *, at_once: int = 250) -> Tensor
     Raises `UnfitError` if it does not take them, or answers in another form.
     """
     device = device_of(suspect)
-    try:
-        with examined(suspect), torch.no_grad():
-            found = torch.cat([suspect(part.to(device)).float().cpu() for part in inputs.split(at_once)])
-    except (torch.OutOfMemoryError, MemoryError):
-        raise
-    except Exception as error:  # a stranger's model may raise anything
-        raise UnfitError("the suspect does not answer such inputs", got=f"{type(error).__name__}: {error}") from error
+    with strangers(), examined(suspect), torch.no_grad():
+        found = torch.cat([suspect(part.to(device)).float().cpu() for part in inputs.split(at_once)])
     if found.dim() != 2 or len(found) != len(inputs):
         raise UnfitError("answers of another form", got=list(found.shape), expected=f"[{len(inputs)}, outputs]")
+    return found
+
+
+@contextmanager
+def strangers() -> Iterator[None]:
+    """A context in which whatever a stranger's model raises is an `UnfitError`, but for a lack of memory."""
+    try:
+        yield
+    except (UnfitError, torch.OutOfMemoryError, MemoryError):
+        raise
+    except Exception as error:
+        raise UnfitError("the suspect does not answer such inputs", got=f"{type(error).__name__}: {error}") from error
+
+
+def images_of(data: LabelledImages, label: int) -> Tensor:
+    """All images of one class ``[n, C, H, W]``, as the model takes them. Raises `SchemeError` if there is none."""
+    found = torch.cat([images[labels == label] for images, labels in data.loader(250)])
+    if len(found) == 0:
+        raise SchemeError("no image of that class", got=label, expected=f"0 to {data.classes - 1}")
     return found
 
 

@@ -8,12 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clearstamp.channels import Layer
 from clearstamp.data import LabelledImages
-from clearstamp.errors import SchemeError
-from clearstamp.graph import unwrapped
 from clearstamp.schemes.base import Access, Evidence, Key, Scheme, UnfitError, drawn_bits, read_message
-from clearstamp.units import layers
+from clearstamp.schemes.layers import layer_named, name_at
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +35,7 @@ class Uchida(Scheme):
     layer: str = ""
 
     def draw(self, model: nn.Module, data: LabelledImages, *, seed: int) -> Key:
-        name = self.layer or second_layer(model, data)
+        name = self.layer or name_at(model, data, 1)
         generator = torch.Generator().manual_seed(seed)
         count = mean_filter(model, name).numel()
         bits, projection = drawn_bits(self.bits, generator), torch.randn(self.bits, count, generator=generator)
@@ -76,18 +73,4 @@ class ProjectionLoss:
 
 def mean_filter(model: nn.Module, name: str) -> Tensor:
     """The mean over a layer's outputs of what it reads with, flat. Raises `UnfitError` if there is no such layer."""
-    try:
-        layer = unwrapped(model).get_submodule(name)
-    except AttributeError as error:
-        raise UnfitError("no layer of that name", got=name) from error
-    if not isinstance(layer, Layer):
-        raise UnfitError("a layer of another kind", got=type(layer).__name__, where=name)
-    return layer.weight.mean(0).flatten()
-
-
-def second_layer(model: nn.Module, data: LabelledImages) -> str:
-    """The name of the second linear or convolutional layer that runs. Raises `SchemeError` for a model with fewer."""
-    found = layers(model, torch.zeros(1, *data.shape, device=next(model.parameters()).device))
-    if len(found) < 2:
-        raise SchemeError("the model has no second layer", got=f"{len(found)} layers", remedy="name one by layer=")
-    return next(name for name, module in model.named_modules() if module is found[1])
+    return layer_named(model, name).weight.mean(0).flatten()

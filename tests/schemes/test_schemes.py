@@ -18,15 +18,19 @@ from clearstamp.data import Data
 from clearstamp.errors import AttackError, SchemeError
 from clearstamp.schemes import (
     SCHEMES,
+    ActivationSigns,
     Adi,
     ClearStamp,
+    DeepSigns,
     FrontierStitching,
+    GradSigns,
     Key,
     Li,
     Mark,
     Scheme,
     SpecialLabel,
     Uchida,
+    WhiteBoxGradSigns,
     Zhang,
 )
 from clearstamp.steps import OPTIMIZERS
@@ -44,14 +48,20 @@ class Small:
     training: dict[str, Any] = field(default_factory=lambda: {"epochs": 8, "lr": 3e-3, "batch_size": 32})
 
 
+LONGER = {"epochs": 16, "lr": 3e-3, "batch_size": 32}
+SLOPES: dict[str, Any] = {"bits": 32, "carriers": 150, "images": 8, "strength": 3.0, "noise": 0.3}
 SMALL = {
+    "activation-signs": Small(ActivationSigns(bits=22, layer="8")),
     "clear-stamp": Small(ClearStamp(sealed=False, pairs=2, steps=300, lr=3e-3)),
     "li": Small(Li(share=0.08, per_batch=8, similarity=0.1, structure=0.1, response=1.0)),
     "adi": Small(Adi(triggers=20, per_batch=8), {"epochs": 20, "lr": 3e-3, "batch_size": 32}),
     "zhang": Small(Zhang(kind="noise", strength=0.5, triggers=20, per_batch=8, decoys=40)),
     "special-label": Small(SpecialLabel(triggers=20, per_batch=8)),
     "frontier-stitching": Small(FrontierStitching(triggers=20, per_batch=8)),
+    "deep-signs": Small(DeepSigns(bits=22, strength=1.0, layer="8")),
+    "grad-signs": Small(GradSigns(**SLOPES), LONGER),
     "uchida": Small(Uchida(bits=32, strength=0.1, layer="4")),
+    "white-box-grad-signs": Small(WhiteBoxGradSigns(**SLOPES), LONGER),
 }
 
 
