@@ -1,6 +1,6 @@
 """The life cycle of a stamp as one experiment: a model is hardened, trained, fine-tuned, and read after each."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -26,6 +26,7 @@ from clearstamp.training import Fit, accuracy, fit, harden
 from clearstamp.transpose import freeze, transpose
 from clearstamp.transposed import Transposed
 from clearstamp.zoo.networks import MODELS, build
+from clearstamp.zoo.recipe import Normalize, Recipe
 
 FOUR_LETTERS = tuple("".join(chr(65 + (4 * i + j * (1 + 2 * (i // 13))) % 26) for j in range(4)) for i in range(20))
 ONE_LETTER = tuple("ABCDEFGHIJKLMNOPQRST")
@@ -55,7 +56,8 @@ class Embedding:
     Hardening stops at the mean SSIM `target`, or as in the paper after all its steps for None. `lr` is that of
     hardening and training, as in the paper's default scenario (its Tables 2 and 3 have 1e-3); fine-tuning takes a tenth
     of it. `dropout` acts in hardening and constraint training, where a stamp step comes after each `every`-th task
-    step, or `joint` with it (see `fit`). `until` is the last stage that is run.
+    step, or `joint` with it (see `fit`). `until` is the last stage that is run. With a `recipe`, the model normalises
+    its inputs, and is trained and fine-tuned by that, at rates of its own; `optimizer` and `lr` are hardening's.
     """
 
     readout: Readout = "paper"
@@ -67,6 +69,7 @@ class Embedding:
     joint: bool = False
     batch_size: int = 64
     until: Literal["hardened", "finetuned"] = "finetuned"
+    recipe: Recipe | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +101,8 @@ class LifeCycle(Embedding, Experiment):
     `keys` counts the stamp's pairs, 0 for a model without a stamp; `paper_key` takes the paper's single key. `noise`
     (`relative` or not, see `StampLoss`; the paper has none) acts in constraint training alone. Other than None,
     `dataset` and `precision` stand for those of the profile, and in the profile ``paper`` also `epochs` and
-    `hardening_steps`; `small` stands for `model` in all other profiles.
+    `hardening_steps`; `small` stands for `model` in all other profiles. With a recipe, fine-tuning takes as many epochs
+    as training.
     """
 
     attacked_pictures: ClassVar[int] = FEW
@@ -133,6 +137,8 @@ class LifeCycle(Embedding, Experiment):
             own |= {"epochs": self.epochs, "hardening_steps": self.hardening_steps}
         if profile.name == "quick":
             own |= self.quick
+        if self.recipe:
+            own["finetune_epochs"] = own.get("epochs") or profile.epochs
         return replace(profile, **{name: value for name, value in own.items() if value is not None})
 
     def settings(self, profile: Profile) -> LifeSettings:
@@ -240,21 +246,26 @@ def fresh_model(settings: LifeSettings, seed: int) -> nn.Module:
     """The model as it is built, on its device."""
     train = load_sets(settings.images).train
     model = build(settings.network, train.shape, train.classes, seed=seed)
+    if settings.recipe:
+        model = nn.Sequential(Normalize.of(train.images), model)
     return model.to(device(), memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def train(settings: LifeSettings, seed: int, model: nn.Module, loss: StampLoss | None = None) -> Fit:
     """Train for the epochs of the settings, over the same images in the same order with and without a stamp."""
+    batches: Iterable[tuple[Tensor, Tensor]] = load_sets(settings.images).train.loader(settings.batch_size, seed=seed)
+    how: dict[str, Any] = {"lr": settings.lr, "optimizer": OPTIMIZERS[settings.optimizer]}
+    if settings.recipe:
+        batches, how = settings.recipe.augmented(batches), settings.recipe.settings()
     return fit(
         model,
-        load_sets(settings.images).train.loader(settings.batch_size, seed=seed),
+        batches,
         epochs=settings.epochs,
-        lr=settings.lr,
         stamp_loss=loss,
         schedule=settings.schedule,
-        optimizer=OPTIMIZERS[settings.optimizer],
         checkpoint=checkpoint(settings, seed, model),
         progress=False,
+        **how,
     )
 
 
@@ -262,14 +273,16 @@ def checkpoint(settings: LifeSettings, seed: int, model: nn.Module) -> Path | No
     """The file of one training, named by all that decides it: a stale one has another name."""
     if settings.checkpoints is None:
         return None
-    kind = f"{type(settings.experiment).__name__} {settings.experiment.version} {settings.bases}"
-    own = f"{settings.parameters} {settings.images} {load_sets(settings.images).about} {settings.lr} {settings.epochs}"
-    return settings.checkpoints / checksum((kind, own, str(seed)), tensors(model))
+    kind = f"{type(settings.experiment).__name__} {settings.experiment.version}"
+    about = settings.parameters, settings.images, load_sets(settings.images).about, settings.bases
+    own = settings.epochs, settings.lr, settings.recipe, seed
+    return settings.checkpoints / checksum((kind, *map(str, about + own)), tensors(model))
 
 
 def tuning(settings: LifeSettings) -> LifeSettings:
     """The settings with the epochs of fine-tuning, and a tenth of the learning rate."""
-    return replace(settings, epochs=settings.finetune_epochs, lr=settings.lr / 10)
+    recipe = settings.recipe and replace(settings.recipe, lr=settings.recipe.lr / 10)
+    return replace(settings, epochs=settings.finetune_epochs, lr=settings.lr / 10, recipe=recipe)
 
 
 def finetune(life: "Life") -> None:

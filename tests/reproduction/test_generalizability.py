@@ -1,5 +1,7 @@
 """The rows of Table 4: what is frozen, what moves to another data set, and what every profile makes of a row."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -45,6 +47,35 @@ def test_a_row_is_whole_in_the_paper_s_profile_and_small_in_the_others(monkeypat
     assert tiny.images == TINY.images() == Images("digits", 512, 200), "a profile of the embedded digits keeps to them"
     plain = LifeCycle(name="one").settings(PROFILES["paper"])
     assert all(getattr(plain, name) == getattr(PROFILES["paper"], name) for name in LENGTHS)
+
+
+def test_a_row_by_a_recipe_fine_tunes_for_as_many_epochs_and_normalises_in_the_model(monkeypatch):
+    (row,) = Chapter("04-generalizability", "tiny")["recipe"].experiments
+    assert row.name == "cifar10-resnet18-recipe-adjoint"
+    settings = row.settings(PROFILES["paper"])
+    assert (settings.epochs, settings.finetune_epochs) == (3, 3)
+    tuned = lifecycle.tuning(settings)
+    assert tuned.recipe.lr == pytest.approx(settings.recipe.lr / 10)
+    assert settings.parameters["recipe"]["lr"] == 3e-3 and settings.parameters["epochs"] == 3
+    asked: list[dict] = []
+    fit = lifecycle.fit
+    monkeypatch.setattr(lifecycle, "fit", lambda *a, **b: asked.append(b) or fit(*a, **b))
+    (record,) = run_all([replace(row, small="cnn-bn", keys=2)], "tiny")
+    assert [about["lr"] for about in asked] == [3e-3, pytest.approx(3e-4)]
+    train = load_sets(TINY.images()).train
+    model = lifecycle.fresh_model(replace(row, small="cnn-bn").settings(TINY), 0)
+    inputs, _ = train[:100]
+    assert model[0](inputs).mean().abs() < 0.2 and set(record.results) == {"hardened", "trained", "finetuned"}
+
+
+def test_the_deep_rows_by_a_recipe_are_those_of_table_4():
+    rows = Chapter("04-generalizability", "paper")["recipe"].experiments
+    named = [row.name for row in table4("{name}-recipe-adjoint", "adjoint", **PAPER)[4:]]
+    assert [row.name for row in rows] == [*named, "cifar10-resnet18-recipe-paper"]
+    assert {row.name: row.recipe.flip for row in rows if row.dataset == "gtsrb"} == {
+        "gtsrb-resnet18-recipe-adjoint": False
+    }
+    assert all(0 < row.dropout <= 0.1 and row.joint and row.every == 3 for row in rows)
 
 
 def test_the_small_network_stands_in_below_the_paper_s_profile(monkeypatch):

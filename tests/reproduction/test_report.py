@@ -16,7 +16,7 @@ from clearstamp.reproduction.campaigns import campaigns
 from clearstamp.reproduction.experiments import run_all
 from clearstamp.reproduction.lifecycle import Fingerprint, LifeCycle, Scheduled, Trial
 from clearstamp.reproduction.profiles import PROFILES
-from clearstamp.reproduction.registry import OURS, PAPER, table4
+from clearstamp.reproduction.registry import OURS, PAPER, by_recipe, table4
 from clearstamp.reproduction.report import Slider, by_model
 from clearstamp.reproduction.report.stages import in_words
 from clearstamp.reproduction.runtime import Cost
@@ -268,6 +268,19 @@ def test_a_schedule_is_told_in_words(made, by, words):
     assert in_words(told) == words
     (attacked,) = campaigns("attack", {}, [experiment])
     assert in_words(replace(told, parameters=attacked.parameters())) == words
+
+
+def test_a_row_by_a_recipe_stands_beside_the_paper_s_numbers(made):
+    (row, *_) = by_recipe()
+    parameters = row.settings(PROFILES["paper"]).parameters
+    told = replace(made["marked"][0], experiment=row.name, kind="Row", parameters=parameters)
+    head, _, line = compact(report.recipe_table([told]).data).splitlines()
+    accuracy, ssim = ([told.results[m][s] for m in ("trained", "finetuned")] for s in ("accuracy", "ssim"))
+    assert head.startswith("| model | epochs | accuracy, after constraint training | accuracy, after fine-tuning")
+    assert line == (
+        f"| recipe, ResNet-18, CIFAR-10, adjoint readout | 3 | {accuracy[0]:.4f} (0.6287) | {accuracy[1]:.4f} (0.6874) "
+        f"| {ssim[0]:.4f} (0.96) | {ssim[1]:.4f} (0.91) |"
+    )
 
 
 def test_rows_of_table_4_are_told_apart_where_one_set_stands_in_for_all(made):

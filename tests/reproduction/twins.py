@@ -26,6 +26,7 @@ from clearstamp.reproduction.runtime import Cost
 from clearstamp.schedules import ADMM, AugmentedLagrangian
 from clearstamp.zoo.datasets import MNIST_FILES, DataSet, Split, load
 from clearstamp.zoo.packs import write_pack
+from clearstamp.zoo.recipe import Recipe
 
 SCALE = Profile(
     name="twin",
@@ -129,6 +130,9 @@ TWINS = [
     Twin(Scheduled(name="scheduled-admm", by=ADMM(period=2), readout="adjoint", **SMALL)),
     Twin(
         Row(name="row-cifar10-resnet18", readout="paper", dataset="cifar10", model="resnet18-narrow", **FAST), slack=3
+    ),
+    Twin(
+        Row(name="row-recipe", readout="adjoint", recipe=Recipe(), model="cnn-bn", dataset="cifar10", **FAST), slack=3
     ),
     Twin(Row(name="row-gtsrb-vit", readout="adjoint", dataset="gtsrb", model="vit-narrow", **FAST), exact=False),
     Twin(CrossData(name="cross-data", readout="adjoint", dataset="cifar100", onto="cifar10", model="cnn", **FAST)),

@@ -101,6 +101,8 @@ def in_words(record: Record) -> str:
         parts = []
     elif "by" in given:
         parts, usual["readout"] = [scheduled(given["by"])], "adjoint"  # of them all
+    elif given.get("recipe"):
+        parts = ["recipe"]
     elif embedded_as(OURS):
         parts, usual["readout"] = ["default"], "adjoint"
     elif given["readout"] == EXACT.readout and embedded_as(EXACTLY):
@@ -146,10 +148,14 @@ def scheduled(by: Mapping[str, Any]) -> str:
     return words[by["schedule"]].format(**by)
 
 
+BY_RECIPE = ("recipe-adjoint", "recipe-paper")
+"""What stands for ``{readout}`` in the name of a row that was trained by a recipe."""
+
+
 def table_row(record: Record) -> str:
     """The network and data set of a row of the paper's Table 4, as the paper has them, whatever stands in for these."""
     for experiment, claim in claims.ssim_after_hardening().items():
-        names = (experiment.format(readout=name) for name in claims.EMBEDDINGS.values())
+        names = (experiment.format(readout=name) for name in (*claims.EMBEDDINGS.values(), *BY_RECIPE))
         if claim.where == "Table 4" and record.experiment in names:
             return claims.network(claim)
     return ""

@@ -13,7 +13,7 @@ from clearstamp.reproduction.capacity import Capacity, judge
 from clearstamp.reproduction.records import Provenance, Record, Stage, UsedSplit, load_all
 from clearstamp.reproduction.registry import FINGERPRINTS
 from clearstamp.reproduction.report.exhibits import NOT_RUN, about
-from clearstamp.reproduction.report.stages import SCORES, STAGES, by_experiment, ends, in_words
+from clearstamp.reproduction.report.stages import BY_RECIPE, SCORES, STAGES, by_experiment, ends, in_words
 from clearstamp.reproduction.runtime import Cost
 
 
@@ -70,6 +70,29 @@ def paper_table(where: str, profile: str, notebook: str | None = None) -> Markdo
         [record for record in made if record.experiment in names],
         ("", "accuracy: paper", *sides, "SSIM: paper", *sides),
         ((name, *cells(by_metric)) for name, by_metric in found.items()),
+    )
+
+
+def recipe_table(records: Sequence[Record]) -> Markdown:
+    """One line a row of Table 4 trained by a recipe: its epochs, and accuracy and SSIM beside the paper's."""
+    of_paper: dict[tuple[str, str | None, str], float] = {
+        (claim.experiment.format(readout=name), claim.moment, claim.metric): claim.paper
+        for claim in claims.load()
+        for name in BY_RECIPE
+    }
+    columns = [(score, moment) for score in ("accuracy", "ssim") for moment in ("trained", "finetuned")]
+
+    def cells(record: Record) -> Iterator[str]:
+        yield str(record.parameters["epochs"])
+        for score, moment in columns:
+            paper = of_paper.get((record.experiment, moment, score))
+            yield f"{record.results[moment][score]:.4f}" + ("" if paper is None else f" ({paper:g})")
+
+    return shown(
+        "Deep networks by a recipe for few epochs, and in brackets the paper's numbers",
+        records,
+        ("model", "epochs", *(f"{SCORES[score]}, {STAGES[moment]}" for score, moment in columns)),
+        ((in_words(record), *cells(record)) for record in records),
     )
 
 
