@@ -22,8 +22,10 @@ from clearstamp.reproduction.generalizability import CrossData, Row
 from clearstamp.reproduction.lifecycle import Fingerprint, LifeCycle, Scheduled, Trial
 from clearstamp.reproduction.price import Price, SealedTrial
 from clearstamp.reproduction.profiles import Profile
+from clearstamp.reproduction.rivals import Blind, Rival
 from clearstamp.reproduction.runtime import Cost
 from clearstamp.schedules import ADMM, AugmentedLagrangian
+from clearstamp.schemes import Uchida
 from clearstamp.zoo.datasets import MNIST_FILES, DataSet, Split, load
 from clearstamp.zoo.packs import write_pack
 from clearstamp.zoo.recipe import Recipe
@@ -107,6 +109,13 @@ ACCUSING: dict[str, Attack] = {
     **{f"forgery, {by}": attacks.Forgery(by=by, steps=5) for by in ("keys", "head", "copy")},
 }
 
+RIVALLING: dict[str, Attack] = {
+    "pruning": attacks.Pruning(amount=0.6),
+    "second mark": attacks.SecondMark(epochs=1, lr=1e-3),
+    "rewriting, aligned: permutation": attacks.Permutation(),
+    "interface: noise": attacks.QueryNoise(),
+}
+
 TWINS = [
     *map(Twin, ON.values()),
     Twin(UNMARKED),
@@ -185,6 +194,12 @@ TWINS = [
         exact=False,
     ),
     Twin(Unruled(name="unruled"), exact=False),
+    Twin(
+        Rival(name="rival", scheme=Uchida(bits=32), attacks=RIVALLING, model="fc", nulls=2, fresh=2, rounds=1),
+        scores=("accuracy", "score", "accused"),
+        exact=False,
+    ),
+    Twin(Blind(name="blind", owners=2, few=60), exact=False),
     Twin(Coverage(name="coverage", networks=("squeezenet1_1",))),
     Twin(Hardened(name="hardened", networks=("shufflenet_v2_x0_5",), steps=3, lr=1e-3)),
     Twin(Foreign(name="foreign", networks=("timm/test_vit", "transformers/Swin"))),

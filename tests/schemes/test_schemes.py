@@ -57,7 +57,7 @@ SMALL = {
     "adi": Small(Adi(triggers=20, per_batch=8), {"epochs": 20, "lr": 3e-3, "batch_size": 32}),
     "zhang": Small(Zhang(kind="noise", strength=0.5, triggers=20, per_batch=8, decoys=40)),
     "special-label": Small(SpecialLabel(triggers=20, per_batch=8)),
-    "frontier-stitching": Small(FrontierStitching(triggers=20, per_batch=8)),
+    "frontier-stitching": Small(FrontierStitching(triggers=20, per_batch=8, strength=0.25)),
     "deep-signs": Small(DeepSigns(bits=22, strength=1.0, layer="8")),
     "grad-signs": Small(GradSigns(**SLOPES), LONGER),
     "uchida": Small(Uchida(bits=32, strength=0.1, layer="4")),

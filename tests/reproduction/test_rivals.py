@@ -1,0 +1,83 @@
+"""Watermarks side by side: what an experiment measures, and what its tables make of it."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from clearstamp.reproduction import report
+from clearstamp.reproduction.experiments import perform
+from clearstamp.reproduction.profiles import profile
+from clearstamp.reproduction.records import Record, Stage
+from clearstamp.reproduction.registry import RIVALS, Chapter, named
+from clearstamp.reproduction.report.rivals import survival
+from clearstamp.reproduction.rivals import Rival, told_apart
+from tests.tables import compact
+
+
+@pytest.fixture(scope="module")
+def rival() -> Rival:
+    (made,) = Chapter("09-side-by-side", "tiny")["MNIST"].experiments
+    return made
+
+
+@pytest.fixture(scope="module")
+def record(rival: Rival, tmp_path_factory: pytest.TempPathFactory) -> Record:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CLEARSTAMP_ARTIFACTS", str(tmp_path_factory.mktemp("rivals")))
+        return perform(rival.settings(profile("tiny")), 0)
+
+
+def test_every_measure_has_a_stage(rival: Rival, record: Record):
+    innocent = [f"innocent, {who}" for who in ("owner's key", "fresh keys", "made-up key")]
+    assert [stage.label for stage in record.stages] == ["twin", "marked", "time", *innocent, *rival.attacks]
+    assert record.results["innocent, fresh keys"]["of"] == rival.fresh * rival.nulls // 2
+    assert record.results["innocent, fresh keys"]["accused"] == 0
+    assert record.results["innocent, made-up key"]["score"] == 1.0
+    assert record.parameters["scheme"]["name"] == rival.scheme.name
+
+
+def test_titles_name_experiments_of_their_own():
+    assert len({named(title) for title in RIVALS}) == len(RIVALS)
+    assert len({tuple(vars(scheme).items()) + (scheme.name,) for scheme in RIVALS.values()}) == len(RIVALS)
+
+
+def attacked(record: Record, **points: tuple[float, bool]) -> Record:
+    """The record with other attacks, each with the accuracy that it left and whether the mark was accepted."""
+    marked = Stage(label="marked", scores={"accuracy": 0.9, "accepted": True, "score": 1.0})
+    stages = [
+        Stage(label=label, attack=label, scores={"accuracy": left, "accepted": accepted, "score": 0.6, "p": None})
+        for label, (left, accepted) in points.items()
+    ]
+    return replace(record, stages=[marked, *stages])
+
+
+def test_a_mark_survives_a_family_if_it_does_every_attack_that_costs_little(record: Record):
+    made = attacked(record, **{"a: 1": (0.9, True), "a: 2": (0.87, True), "a: 3": (0.5, False)})
+    assert survival(made, "a") == "yes"
+    assert survival(attacked(record, **{"a: 1": (0.9, True), "a: 2": (0.87, False)}), "a") == "no"
+    assert survival(attacked(record, **{"a: 1": (0.86, False)}), "a") == "no such point"
+    assert survival(attacked(record, **{"ab: 1": (0.9, False), "a": (0.9, True)}), "a") == "yes"
+    failed = replace(made, stages=[*made.stages[:1], Stage(label="a: 1", attack="a: 1", scores={"failed": "no head"})])
+    assert survival(failed, "a") == "does not apply"
+    lost = Stage(label="marked", scores={"accuracy": 0.9, "accepted": False, "score": 0.5})
+    assert survival(replace(made, stages=[lost, *made.stages[1:]]), "a") == "not embedded"
+
+
+def test_the_tables_hold_every_watermark_and_every_attack(rival: Rival, record: Record):
+    assert "| Uchida |" in compact(report.rivals_table([record]).data)
+    assert "| Uchida |" in compact(report.innocents_table([record]).data)
+    families = {label.split(": ")[0] for label in rival.attacks}
+    assert all(family in report.survival_table([record]).data for family in families)
+    (points,) = report.points_tables([record])
+    assert all(f"| {label} |" in compact(points.data) for label in rival.attacks)
+    assert report.rivals_table([]).data == report.rivals_gallery([]).data == "*Not run in this profile.*"
+
+
+def test_a_detector_that_answers_the_queries_higher_has_an_area_of_one():
+    low, high = torch.rand(20, 1, 2, 2), 2 + torch.rand(20, 1, 2, 2)
+    detector = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2))
+    with torch.no_grad():
+        detector[1].weight[0], detector[1].weight[1] = 0.0, 1.0
+    assert told_apart(detector, high, low) == 1.0
+    assert told_apart(detector, low, high) == 0.0
