@@ -15,7 +15,7 @@ from clearstamp.errors import ClearStampError
 from clearstamp.evidence import Seal, Verdict, verify
 from clearstamp.graph import Tap
 from clearstamp.losses import Stamped, StampLoss
-from clearstamp.method import PAPER, RECOMMENDED, Method
+from clearstamp.method import EXACT, PAPER, RECOMMENDED, Method
 from clearstamp.pictures import develop
 from clearstamp.queries import read_by_queries
 from clearstamp.reading import Reading, Recovered, extract, read, read_bytes
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from clearstamp.explorer import explore
 
 __all__ = [
+    "EXACT",
     "ADMM",
     "PAPER",
     "PAPER_KEY",

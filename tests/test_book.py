@@ -172,7 +172,7 @@ def test_the_reference_lists_every_public_name_once_and_nothing_else(built: Path
     page = (built / "api.html").read_text(encoding="utf-8")
     names = re.findall(r'<dt class="sig [^>]*id="clearstamp\.([\w.]+)"', page)
     listed = [name for name in names if name.rpartition(".")[0] not in names]
-    modules = (cs.attacks, cs.errors, cs.evidence, cs.pictures, suspects, zoo)
+    modules = (cs.attacks, cs.errors, cs.evidence, cs.pictures, cs.schemes, suspects, zoo)
     within = [f"{module.__name__}.{name}".partition(".")[2] for module in modules for name in module.__all__]
     public = [*BESIDE, *cs.__all__, *within]
     assert len(listed) == len(set(map(found, listed)))

@@ -34,6 +34,8 @@ PRINTED = {
     "own-data": r"0\.\d+ tensor\(\[0\.[89]\d*\]\)",
     "rule": r"(?s).* operations cannot be run backwards .*sin.*\nHardening\(.*reached=True\)",
     "attack": r"kept 0.5: SSIM 0\.9\d*\nkept 0.1: SSIM 0\.[0-8]\d*",
+    "scheme": r"(uchida|adi|bias-signs), pruning: score 1.00, accepted True\n(.*\n)*"
+    r"bias-signs, permutation: score 0\.\d+, accepted False",
     "queries": r"3136 queries; correlation with the exact picture tensor\(\[(0\.99\d+|1\.0+), (0\.99\d+|1\.0+)\]\)",
     "record": r"11-keys-default-adjoint 0 60000\nhardened: accuracy .*\ntrained: .*\nfinetuned: .*\n\w{40} .* [\d.]+",
     "audit": r"accuracy of the CNN .*: paper 0.8988, here [\d.]+: .*\nunmarked-seed0 agrees \{'accuracy': .*\}",
