@@ -6,6 +6,7 @@ SHELL := /bin/bash
 PYTHON ?= python3
 PROFILE ?= quick
 LAUNCH ?=
+ONLY ?=
 JOBS ?= 0
 N ?= 2
 
@@ -14,9 +15,9 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 NOTEBOOKS := $(basename $(notdir $(sort $(wildcard notebooks/*.ipynb))))
 
-RUN = $(BIN)/python notebooks/reproduce.py --profile $(PROFILE) --jobs $(JOBS) --launch "$(LAUNCH)"
+RUN = $(BIN)/python notebooks/reproduce.py --profile $(PROFILE) --jobs $(JOBS) --launch "$(LAUNCH)" $(ONLY:%=--only "%")
 
-.PHONY: help setup data plan reproduce audit test book book-zip book-pdf bench verifier lint lock clean $(NOTEBOOKS)
+.PHONY: help setup data plan reproduce batch audit test book book-zip book-pdf bench verifier lint lock clean $(NOTEBOOKS)
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -39,6 +40,10 @@ plan: $(READY) ## list every experiment, its data, its record and its time (PROF
 reproduce: $(READY) ## run what is missing of the plan (PROFILE=, JOBS=, LAUNCH="srun --gpus=1"), build the book, print the claims
 	$(RUN)
 	$(BIN)/python book/build.py --profile $(PROFILE)
+
+batch: ONLY = *-resnet* *-vgg11-* *-vit-*
+batch: $(READY) ## run the deep networks alone, or what ONLY="PATTERN ..." names (PROFILE=, JOBS=, LAUNCH=)
+	$(RUN)
 
 $(NOTEBOOKS): %: $(READY)
 	$(RUN) $*

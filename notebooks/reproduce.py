@@ -2,6 +2,7 @@
 
     python notebooks/reproduce.py --profile quick
     python notebooks/reproduce.py --profile paper 03-pruning --jobs 8 --launch "srun --gpus=1"
+    python notebooks/reproduce.py --profile paper --only "*-recipe-*" --only "*-resnet18-*"
 
 It begins with a plan (`--plan`: and ends there), and runs nothing if a part of that cannot work.
 """
@@ -65,11 +66,14 @@ class Bar:
             print(f"{finished} of {len(self.experiments)} experiments, {words}", file=sys.stderr, flush=True)
 
 
-def reproduce(plan: Plan, jobs: int, launch: Sequence[str] = ()) -> None:
-    """Carry out a plan. Raises `RecordError` if a part of it failed, after all else is done."""
+def reproduce(plan: Plan, jobs: int, launch: Sequence[str] = (), chapters: Sequence[str] = ()) -> None:
+    """Carry out a plan, and show it in the notebooks of `chapters`.
+
+    Raises `RecordError` if a part of it failed, after all else is done.
+    """
     with runner.workers(plan.profile, jobs, os.cpu_count() or 1, launch) as pool:
         tasks = runner.tasks(plan, pool)
-        tasks += [notebook(chapter, plan, {task.name for task in tasks}) for chapter in plan.chapters]
+        tasks += [notebook(chapter, plan, {task.name for task in tasks}) for chapter in chapters]
         os.environ["OMP_NUM_THREADS"] = str(pool.threads)  # for the notebooks' kernels
         with Bar(plan, tasks) as bar:
             progress = runner.perform(tasks, jobs, bar)
@@ -101,6 +105,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("chapters", nargs="*", help="names of notebooks; all of them if none is given")
     parser.add_argument("--profile", default="quick", help="tiny, quick or paper")
+    parser.add_argument(
+        "--only", action="append", default=[], help="a pattern of experiments' names: run these alone, and no notebook"
+    )
     parser.add_argument("--plan", action="store_true", help="say what would be run, and run nothing")
     parser.add_argument("--jobs", type=int, default=0, help="how many processes side by side; 0 for one a core")
     parser.add_argument("--note-times", action="store_true", help="keep the times of this profile's records for plans")
@@ -118,7 +125,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.note_times:
             plans.keep_seconds(options.profile)
             return 0
-        plan = plans.make(options.profile, [Path(name).stem for name in options.chapters] or tuple(CHAPTERS))
+        plan = plans.make(
+            options.profile, [Path(name).stem for name in options.chapters] or tuple(CHAPTERS), options.only
+        )
         if options.plan:
             print(plan.table(), flush=True)
         plan.check()
@@ -126,7 +135,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         records.prepare(plan.profile)
         print(plan.total(), file=sys.stderr)
-        reproduce(plan, jobs, launch)
+        reproduce(plan, jobs, launch, () if options.only else plan.chapters)
     except ClearStampError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
 
@@ -86,11 +87,9 @@ class Plan:
         return [self.steps[records.named(name, step.seed)] for name in step.settings.bases]
 
     def of(self, chapter: str) -> list[Step]:
-        """The steps that a chapter shows."""
-        return [
-            self.steps[records.named(e.name, seed)]
-            for e, seed in dict.fromkeys(Chapter(chapter, self.profile).declared())
-        ]
+        """The steps of this plan that a chapter shows."""
+        shown = (records.named(e.name, seed) for e, seed in dict.fromkeys(Chapter(chapter, self.profile).declared()))
+        return [self.steps[name] for name in shown if name in self.steps]
 
     def table(self) -> str:
         """One line for each experiment of each chapter, and the total."""
@@ -153,12 +152,18 @@ def minutes(steps: Iterable[Step]) -> str:
     return f"{sum(known) / 60:.1f} min" if known else ""
 
 
-def make(profile_name: str, chapters: Sequence[str] = tuple(CHAPTERS)) -> Plan:
+def make(profile_name: str, chapters: Sequence[str] = tuple(CHAPTERS), only: Sequence[str] = ()) -> Plan:
     """The plan of some chapters; with `$CLEARSTAMP_RECORDED` set, one that runs nothing.
 
-    Raises `RecordError` for an unknown profile or chapter, and for two different experiments of one name.
+    With `only`, patterns such as ``*-resnet18-*``, it has the experiments whose names fit one of them, and what these
+    need. Raises `RecordError` for an unknown profile or chapter, patterns that no name fits, and two different
+    experiments of one name.
     """
     runs = resolved(profile_name, chapters)
+    if only:
+        runs = chosen(runs, only)
+        declared = {name: Chapter(name, profile_name).declared() for name in chapters}
+        chapters = [name for name, found in declared.items() if any((e.name, seed) in runs for e, seed in found)]
     found: dict[tuple[str, int], Record | None] = {}
     damaged: dict[str, list[str]] = {}
     for (name, seed), settings in runs.items():
@@ -180,6 +185,20 @@ def make(profile_name: str, chapters: Sequence[str] = tuple(CHAPTERS)) -> Plan:
         steps[step.name] = step
     recorded = bool(os.environ.get("CLEARSTAMP_RECORDED"))
     return Plan(profile_name, tuple(dict.fromkeys(chapters)), steps, damaged, recorded)
+
+
+def chosen(runs: dict[tuple[str, int], Settings], patterns: Sequence[str]) -> dict[tuple[str, int], Settings]:
+    """The runs whose names fit one of the patterns, and those that these need."""
+    todo = [(name, seed) for name, seed in runs if any(fnmatchcase(name, pattern) for pattern in patterns)]
+    if not todo:
+        expected = f"patterns for {len(runs)} names"
+        raise RecordError("no experiment has such a name", got=", ".join(patterns), expected=expected)
+    found: dict[tuple[str, int], Settings] = {}
+    while todo:
+        name, seed = todo.pop()
+        found[name, seed] = runs[name, seed]
+        todo += [(needed, seed) for needed in runs[name, seed].bases]
+    return found
 
 
 def listed(names: Sequence[str], most: int = 3) -> str:

@@ -214,3 +214,27 @@ def test_the_plan_is_printed_and_nothing_is_run(monkeypatch, capsys):
     assert "digits, missing" in shown.out and "missing data set; got: digits" in shown.err
     assert reproduce.main(["--plan", "--profile", "huge"]) == 1
     assert capsys.readouterr().err.startswith("error: unknown profile; got: 'huge'")
+
+
+def test_a_part_of_a_plan_has_what_fits_and_what_that_needs(monkeypatch):
+    has(monkeypatch, WHOLE)
+    part = plan.make("paper", only=["pruning-paper", "*-recipe-*"])
+    rows = {step.experiment.name for step in plan.make("paper", ["04-generalizability"]).steps.values()}
+    recipes = {name for name in rows if "-recipe-" in name}
+    assert len(recipes) == 7
+    assert {step.experiment.name for step in part.steps.values()} == recipes | {"pruning-paper", "11-keys-paper"}
+    shown = [line for line in part.table().splitlines() if line in CHAPTERS]
+    assert shown == ["02-multi-key", "03-pruning", "04-generalizability"]
+    with pytest.raises(RecordError, match=r"no experiment has such a name; got: \*-resnet19, b; expected: patterns"):
+        plan.make("paper", only=["*-resnet19", "b"])
+
+
+def test_a_part_is_run_without_notebooks(monkeypatch, capsys):
+    chapter(monkeypatch, LifeCycle(name="small", model="fc", keys=1), LifeCycle(name="other", model="fc", keys=1))
+    command = ["01-hardening", "--profile", "tiny", "--only", "sm*", "--jobs", "1"]
+    ran: list[tuple] = []
+    monkeypatch.setattr(reproduce, "reproduce", lambda made, *rest: ran.append((list(made.steps), *rest)))
+    assert reproduce.main(command) == 0
+    assert ran == [(["small-seed0"], 1, [], ())]
+    assert reproduce.main([*command[:3], "--jobs", "1"]) == 0
+    assert ran[1] == (["small-seed0", "other-seed0"], 1, [], ("01-hardening",))
