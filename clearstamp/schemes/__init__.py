@@ -3,8 +3,10 @@
 from clearstamp.schemes.base import SCHEMES, Evidence, Judgement, Key, Mark, Scheme
 from clearstamp.schemes.li import Li
 from clearstamp.schemes.stamps import ClearStamp
+from clearstamp.schemes.tartaglione import Tartaglione
 from clearstamp.schemes.triggers import Adi, FrontierStitching, SpecialLabel, Zhang
 from clearstamp.schemes.uchida import Uchida
+from clearstamp.schemes.watermas import WaterMAS
 
 __all__ = [
     "SCHEMES",
@@ -18,6 +20,8 @@ __all__ = [
     "Mark",
     "Scheme",
     "SpecialLabel",
+    "Tartaglione",
     "Uchida",
+    "WaterMAS",
     "Zhang",
 ]

@@ -26,7 +26,9 @@ from clearstamp.schemes import (
     Mark,
     Scheme,
     SpecialLabel,
+    Tartaglione,
     Uchida,
+    WaterMAS,
     Zhang,
 )
 from clearstamp.steps import OPTIMIZERS
@@ -52,6 +54,8 @@ SMALL = {
     "special-label": Small(SpecialLabel(triggers=20, per_batch=8)),
     "frontier-stitching": Small(FrontierStitching(triggers=20, per_batch=8)),
     "uchida": Small(Uchida(bits=32, strength=0.1, layer="4")),
+    "tartaglione": Small(Tartaglione(deviation=0.1, strength=0.1, batch_size=32)),
+    "water-mas": Small(WaterMAS(bits=64, batch_size=32)),
 }
 
 
