@@ -6,8 +6,10 @@ from clearstamp.schemes.deepsigns import DeepSigns
 from clearstamp.schemes.gradsigns import GradSigns, WhiteBoxGradSigns
 from clearstamp.schemes.li import Li
 from clearstamp.schemes.stamps import ClearStamp
+from clearstamp.schemes.tartaglione import Tartaglione
 from clearstamp.schemes.triggers import Adi, FrontierStitching, SpecialLabel, Zhang
 from clearstamp.schemes.uchida import Uchida
+from clearstamp.schemes.watermas import WaterMAS
 
 __all__ = [
     "SCHEMES",
@@ -24,7 +26,9 @@ __all__ = [
     "Mark",
     "Scheme",
     "SpecialLabel",
+    "Tartaglione",
     "Uchida",
+    "WaterMAS",
     "WhiteBoxGradSigns",
     "Zhang",
 ]

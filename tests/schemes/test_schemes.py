@@ -29,7 +29,9 @@ from clearstamp.schemes import (
     Mark,
     Scheme,
     SpecialLabel,
+    Tartaglione,
     Uchida,
+    WaterMAS,
     WhiteBoxGradSigns,
     Zhang,
 )
@@ -62,6 +64,8 @@ SMALL = {
     "grad-signs": Small(GradSigns(**SLOPES), LONGER),
     "uchida": Small(Uchida(bits=32, strength=0.1, layer="4")),
     "white-box-grad-signs": Small(WhiteBoxGradSigns(**SLOPES), LONGER),
+    "tartaglione": Small(Tartaglione(deviation=0.1, strength=0.1, batch_size=32)),
+    "water-mas": Small(WaterMAS(bits=64, batch_size=32)),
 }
 
 
