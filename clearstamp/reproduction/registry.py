@@ -663,7 +663,7 @@ def side_by_side(profile: Profile) -> Groups:
         "quick": {"nulls": 4, "fresh": 5, "rounds": 3},
     }
     size, grid = few.get(profile.name, {}), contested(profile)
-    chosen = {"tiny": ("Uchida",), "quick": ("ClearStamp, adjoint", "Uchida", "Adi")}.get(profile.name, tuple(RIVALS))
+    chosen = {"tiny": ("Uchida",), "quick": ("ClearStamp, adjoint", "Uchida", "Zhang, text")}.get(profile.name, tuple(RIVALS))
     rivals = [Rival(name=f"rival-{named(title)}", scheme=RIVALS[title], attacks=grid, **size) for title in chosen]
     coloured = [replace(rival, name=f"{rival.name}-cifar10", dataset="cifar10") for rival in rivals]
     blind = [Blind(name="blind-published"), Blind(name="blind-code", deception=1.0, response=0.1)]
