@@ -52,7 +52,7 @@ from clearstamp.reproduction.lifecycle import Fingerprint, LifeCycle, Scheduled,
 from clearstamp.reproduction.price import Price, SealedTrial
 from clearstamp.reproduction.profiles import Profile, profile
 from clearstamp.reproduction.records import BOTH_READOUTS, Readout, Record
-from clearstamp.reproduction.rivals import ALIGNED, Blind, Rival
+from clearstamp.reproduction.rivals import ALIGNED, Blind, Pace, Rival
 from clearstamp.reproduction.runtime import Cost
 from clearstamp.schedules import ADMM, Alternating, AugmentedLagrangian, Joint, Schedule
 from clearstamp.schemes import (
@@ -594,8 +594,8 @@ RIVALS: dict[str, Scheme] = {
     "Uchida": Uchida(),
     "DeepSigns": DeepSigns(bits=32),
     "activation signs": ActivationSigns(),
-    "GradSigns, weights": WhiteBoxGradSigns(bits=32),
-    "GradSigns, queries": GradSigns(bits=32),
+    "GradSigns, weights": WhiteBoxGradSigns(bits=32, strength=1.0),
+    "GradSigns, queries": GradSigns(bits=32, strength=1.0),
     "Tartaglione": Tartaglione(),
     "Tartaglione, locked alone": Tartaglione(replicas=0),
     "WaterMAS": WaterMAS(),
@@ -607,7 +607,8 @@ RIVALS: dict[str, Scheme] = {
     "frontier stitching": FrontierStitching(),
     "Li": Li(),
 }
-"""The watermarks that stand side by side, with their published settings, but that 16 bits are no match for any bar."""
+"""The watermarks that stand side by side, with their published settings, but for messages of 32 bits where 16 could
+meet no bar, and for the strength of GradSigns, as the published one is for many times as many steps."""
 
 
 def named(title: str) -> str:
@@ -659,19 +660,24 @@ def contested(profile: Profile) -> Attacks:
 
 def side_by_side(profile: Profile) -> Groups:
     few: dict[str, Any] = {
-        "tiny": {"nulls": 2, "fresh": 2, "rounds": 1},
-        "quick": {"nulls": 4, "fresh": 5, "rounds": 3},
+        "tiny": {"nulls": 2, "fresh": 2},
+        "quick": {"nulls": 4, "fresh": 5},
     }
     size, grid = few.get(profile.name, {}), contested(profile)
-    chosen = {"tiny": ("Uchida",), "quick": ("ClearStamp, adjoint", "Uchida", "Zhang, text")}.get(profile.name, tuple(RIVALS))
+    chosen = {"tiny": ("Uchida",), "quick": ("ClearStamp, adjoint", "Uchida", "Zhang, text")}.get(
+        profile.name, tuple(RIVALS)
+    )
     rivals = [Rival(name=f"rival-{named(title)}", scheme=RIVALS[title], attacks=grid, **size) for title in chosen]
     coloured = [replace(rival, name=f"{rival.name}-cifar10", dataset="cifar10") for rival in rivals]
     blind = [Blind(name="blind-published"), Blind(name="blind-code", deception=1.0, response=0.1)]
     if profile.name != "paper":
         blind = [replace(one, owners=2, few=400) for one in blind[:1]]
+    rounds, long = {"tiny": (1, 7), "quick": (3, 10)}.get(profile.name, (7, 20))
+    pace = Pace(name="pace", schemes={title: RIVALS[title] for title in chosen}, rounds=rounds, long=long)
     return {
         "Li": Group(blind, FIRST),
         "MNIST": Group(rivals),
+        "time": Group([pace], FIRST),
         "CIFAR-10": Group(coloured if profile.name == "paper" else [], FIRST),
     }
 

@@ -3,7 +3,7 @@
 import copy
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cache, partial
 from statistics import median
@@ -44,6 +44,7 @@ class Rival(Experiment):
     accuser draws say how high innocent scores are. The `attacks` are named ``family: setting``.
     """
 
+    version: ClassVar[int] = 2
     pictures: ClassVar[int] = 6
 
     scheme: Scheme
@@ -54,7 +55,6 @@ class Rival(Experiment):
     lr: float = 1e-3
     nulls: int = 10
     fresh: int = 20
-    rounds: int = 5
 
     def parameters(self) -> dict[str, Any]:
         attacks = {label: {"attack": attack.name} | asdict(attack) for label, attack in self.attacks.items()}
@@ -110,7 +110,6 @@ class Contest:
         stages = [
             Stage(label="twin", scores={"accuracy": self.accuracy(self.twin)}),
             Stage(label="marked", scores=scores),
-            Stage(label="time", scores={"ratio": self.ratio()}),
             *self.innocent(),
         ]
         for label, attack in self.rival.attacks.items():
@@ -128,22 +127,6 @@ class Contest:
         accepted = self.scheme.judge(evidence, highest_null=self.highest).accepted
         p = None if math.isnan(evidence.p) else evidence.p
         return {"score": evidence.score, "trials": evidence.trials, "p": p, "accepted": accepted}
-
-    def ratio(self) -> float:
-        """The time of ten batches with the mark over that without, hardening left out: the median of some rounds."""
-        train = self.sets.train.take(min(640, len(self.sets.train)))
-        scheme = replace(self.scheme, steps=0) if isinstance(self.scheme, ClearStamp) else self.scheme
-        key = scheme.draw(self.twin, self.sets.train, seed=self.seed)
-        about: dict[str, Any] = {"epochs": 1, "lr": self.rival.lr, "progress": False}
-        ratios = []
-        for _ in range(self.rival.rounds):
-            alone, beside = copy.deepcopy(self.twin), copy.deepcopy(self.twin)
-            began = time.perf_counter()
-            fit(alone, train.loader(seed=self.seed), **about)
-            between = time.perf_counter()
-            scheme.embed(beside, train, key, seed=self.seed, **about)
-            ratios.append((time.perf_counter() - between) / (between - began))
-        return median(ratios)
 
     def innocent(self) -> Iterator[Stage]:
         """How the owner's key, fresh keys, and one that was made up fit models without a mark."""
@@ -191,6 +174,69 @@ def reduced(profile: Profile, dataset: str | None, most: int) -> Images:
     train = most if images.train is None else min(most, images.train)
     test = most // 5 if images.test is None else min(most // 5, images.test)
     return replace(images, train=train, test=test)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pace(Experiment):
+    """The time of a batch with each mark over that of one without: the median of `rounds`, one after another.
+
+    What comes before the first batch, such as hardening, is left out, as the difference between a long and a short
+    training is taken, both of the same model without a mark.
+    """
+
+    alone: ClassVar[bool] = True
+
+    schemes: dict[str, Scheme] = field(hash=False)
+    model: str = "cnn"
+    lr: float = 1e-3
+    short: int = 5
+    long: int = 20
+    rounds: int = 5
+
+    def parameters(self) -> dict[str, Any]:
+        plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "schemes"}
+        return plain | {"schemes": {title: {"name": each.name} | asdict(each) for title, each in self.schemes.items()}}
+
+    def settings(self, profile: Profile) -> Settings:
+        profile = replace(profile, precision="float32")
+        return Settings.of(self, profile, images := reduced(profile, None, 6_000), data=(images,))
+
+    def conduct(self, settings: Settings, seed: int) -> Findings:
+        train = load_sets(settings.images).train
+        model = plain(settings.images, self.model, settings.epochs, self.lr, seed)
+        about: dict[str, Any] = {"epochs": 1, "lr": self.lr, "progress": False}
+        stages = []
+        for title, chosen in self.schemes.items():
+            scheme = replace(chosen, steps=0) if isinstance(chosen, ClearStamp) else chosen
+            key = scheme.draw(model, train, seed=seed)
+            ratios = []
+            for _ in range(self.rounds):
+                alone = self.difference(train, partial(plainly, model, seed=seed, **about))
+                beside = self.difference(train, partial(marking, model, scheme, key, seed=seed, **about))
+                ratios.append(beside / alone)
+            scores: dict[str, Score] = {"time": median(ratios), "least": min(ratios), "most": max(ratios)}
+            stages.append(Stage(label=title, scores=scores))
+        return stages, {}, {}
+
+    def difference(self, train: DataSet, work: Callable[[DataSet], object]) -> float:
+        """Seconds of a long training less those of a short one."""
+        ends = []
+        for batches in (self.short, self.long):
+            data = train.take(min(64 * batches, len(train)))
+            began = time.perf_counter()
+            work(data)
+            ends.append(time.perf_counter() - began)
+        return ends[1] - ends[0]
+
+
+def plainly(model: nn.Module, data: DataSet, *, seed: int, **about: Any) -> None:
+    """Train a copy of a model."""
+    fit(copy.deepcopy(model), data.loader(seed=seed), **about)
+
+
+def marking(model: nn.Module, scheme: Scheme, key: Key, data: DataSet, **about: Any) -> None:
+    """Train a copy of a model with a mark."""
+    scheme.embed(copy.deepcopy(model), data, key, **about)
 
 
 # --------------------------------------------------------------------------------------------- Li et al. on MNIST

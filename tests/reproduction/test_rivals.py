@@ -5,13 +5,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from clearstamp.reproduction import report
+from clearstamp.reproduction import report, rivals
 from clearstamp.reproduction.experiments import perform
-from clearstamp.reproduction.profiles import profile
+from clearstamp.reproduction.profiles import load_sets, profile
 from clearstamp.reproduction.records import Record, Stage
 from clearstamp.reproduction.registry import RIVALS, Chapter, named
 from clearstamp.reproduction.report.rivals import survival
-from clearstamp.reproduction.rivals import Rival, told_apart
+from clearstamp.reproduction.rivals import Pace, Rival, told_apart
+from clearstamp.zoo.datasets import DataSet
 from tests.tables import compact
 
 
@@ -30,7 +31,7 @@ def record(rival: Rival, tmp_path_factory: pytest.TempPathFactory) -> Record:
 
 def test_every_measure_has_a_stage(rival: Rival, record: Record):
     innocent = [f"innocent, {who}" for who in ("owner's key", "fresh keys", "made-up key")]
-    assert [stage.label for stage in record.stages] == ["twin", "marked", "time", *innocent, *rival.attacks]
+    assert [stage.label for stage in record.stages] == ["twin", "marked", *innocent, *rival.attacks]
     assert record.results["innocent, fresh keys"]["of"] == rival.fresh * rival.nulls // 2
     assert record.results["innocent, fresh keys"]["accused"] == 0
     assert record.results["innocent, made-up key"]["score"] == 1.0
@@ -72,6 +73,30 @@ def test_the_tables_hold_every_watermark_and_every_attack(rival: Rival, record: 
     (points,) = report.points_tables([record])
     assert all(f"| {label} |" in compact(points.data) for label in rival.attacks)
     assert report.rivals_table([]).data == report.rivals_gallery([]).data == "*Not run in this profile.*"
+
+
+def test_the_time_of_a_mark_is_that_of_more_batches_over_that_of_as_many_without(monkeypatch):
+    """By a clock that the work itself moves: 3 a batch with the mark, 1 without, and 50 before the first."""
+    now = [0.0]
+    monkeypatch.setattr(rivals.time, "perf_counter", lambda: now[0])
+    pace = Pace(name="pace", schemes={}, short=2, long=6)
+    data = load_sets(profile("tiny").images()).train
+
+    def work(seconds: float) -> float:
+        def step(part: DataSet) -> None:
+            now[0] += 50 + seconds * len(part) / 64
+
+        return pace.difference(data, step)
+
+    assert work(3.0) / work(1.0) == 3.0
+
+
+def test_the_pace_of_every_watermark_is_measured_and_shown(monkeypatch, tmp_path):
+    monkeypatch.setenv("CLEARSTAMP_ARTIFACTS", str(tmp_path))
+    (pace,) = Chapter("09-side-by-side", "tiny")["time"].experiments
+    made = perform(pace.settings(profile("tiny")), 0)
+    assert [stage.label for stage in made.stages] == list(pace.schemes)
+    assert "| Uchida |" in compact(report.pace_table([made]).data)
 
 
 def test_a_detector_that_answers_the_queries_higher_has_an_area_of_one():

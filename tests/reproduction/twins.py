@@ -22,7 +22,7 @@ from clearstamp.reproduction.generalizability import CrossData, Row
 from clearstamp.reproduction.lifecycle import Fingerprint, LifeCycle, Scheduled, Trial
 from clearstamp.reproduction.price import Price, SealedTrial
 from clearstamp.reproduction.profiles import Profile
-from clearstamp.reproduction.rivals import Blind, Rival
+from clearstamp.reproduction.rivals import Blind, Pace, Rival
 from clearstamp.reproduction.runtime import Cost
 from clearstamp.schedules import ADMM, AugmentedLagrangian
 from clearstamp.schemes import Uchida
@@ -195,10 +195,11 @@ TWINS = [
     ),
     Twin(Unruled(name="unruled"), exact=False),
     Twin(
-        Rival(name="rival", scheme=Uchida(bits=32), attacks=RIVALLING, model="fc", nulls=2, fresh=2, rounds=1),
+        Rival(name="rival", scheme=Uchida(bits=32), attacks=RIVALLING, model="fc", nulls=2, fresh=2),
         scores=("accuracy", "score", "accused"),
         exact=False,
     ),
+    Twin(Pace(name="pace", schemes={"Uchida": Uchida()}, model="fc", short=1, long=2, rounds=1), scores=()),
     Twin(Blind(name="blind", owners=2, few=60), exact=False),
     Twin(Coverage(name="coverage", networks=("squeezenet1_1",))),
     Twin(Hardened(name="hardened", networks=("shufflenet_v2_x0_5",), steps=3, lr=1e-3)),

@@ -34,6 +34,7 @@ from clearstamp.reproduction.report.price import price_figure, price_table
 from clearstamp.reproduction.report.rivals import (
     blind_table,
     innocents_table,
+    pace_table,
     points_tables,
     rivals_gallery,
     rivals_table,
@@ -63,6 +64,7 @@ from clearstamp.reproduction.report.tables import (
 )
 
 __all__ = [
+    "pace_table",
     "survival_table",
     "rivals_table",
     "rivals_gallery",

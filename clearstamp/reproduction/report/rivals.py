@@ -82,13 +82,22 @@ def rivals_table(records: Sequence[Record]) -> Markdown:
             scheme.access,
             "yes" if scheme.readable else "no",
             column(made, "marked", "queries", ",.0f"),
-            column(made, "time", "ratio", ".2f"),
         ]
 
-    head = ("watermark", "cost, points", "score", "p", "bits", "asks for", "readable", "queries", "time of a batch")
+    head = ("watermark", "cost, points", "score", "p", "bits", "asks for", "readable", "queries")
     return shown(
         "Watermarks side by side", records, head, ((title, *row(made)) for title, made in titled(records).items())
     )
+
+
+def pace_table(records: Sequence[Record]) -> Markdown:
+    """One line a watermark: the time of a batch with it over that of one without, and the range of the rounds."""
+    rows = [
+        (stage.label, f"{stage.scores['time']:.2f}", f"{stage.scores['least']:.2f} to {stage.scores['most']:.2f}")
+        for record in records
+        for stage in record.stages
+    ]
+    return shown("What a watermark costs in training", records, ("watermark", "time of a batch", "range"), rows)
 
 
 def innocents_table(records: Sequence[Record]) -> Markdown:
