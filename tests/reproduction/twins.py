@@ -25,7 +25,7 @@ from clearstamp.reproduction.profiles import Profile
 from clearstamp.reproduction.rivals import Blind, Pace, Rival
 from clearstamp.reproduction.runtime import Cost
 from clearstamp.schedules import ADMM, AugmentedLagrangian
-from clearstamp.schemes import Uchida
+from clearstamp.schemes import Adi, Uchida
 from clearstamp.zoo.datasets import MNIST_FILES, DataSet, Split, load
 from clearstamp.zoo.packs import write_pack
 from clearstamp.zoo.recipe import Recipe
@@ -116,6 +116,17 @@ RIVALLING: dict[str, Attack] = {
     "interface: noise": attacks.QueryNoise(),
 }
 
+ASKED: dict[str, Attack] = {
+    "tuning": attacks.AdversarialTuning(epochs=1, lr=1e-3),
+    "dropped": attacks.DropClass(count=1),
+    "rounded": attacks.ScoreRounding(decimals=1),
+    "perturbed": attacks.ScorePerturbation(),
+    "sanitizer": attacks.Sanitizer(epochs=1),
+    "detector": attacks.Evasion(epochs=1),
+    "unlearning": attacks.Unlearning(steps=3),
+    "counter-claim": attacks.CounterClaim(),
+}
+
 TWINS = [
     *map(Twin, ON.values()),
     Twin(UNMARKED),
@@ -196,6 +207,11 @@ TWINS = [
     Twin(Unruled(name="unruled"), exact=False),
     Twin(
         Rival(name="rival", scheme=Uchida(bits=32), attacks=RIVALLING, model="fc", nulls=2, fresh=2),
+        scores=("accuracy", "score", "accused"),
+        exact=False,
+    ),
+    Twin(
+        Rival(name="rival-asked", scheme=Adi(triggers=20, per_batch=8), attacks=ASKED, model="fc", nulls=2, fresh=2),
         scores=("accuracy", "score", "accused"),
         exact=False,
     ),
