@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from clearstamp.attacks.base import Attack, Scene, check
+from clearstamp.attacks.base import OWN, Attack, Scene, check
 from clearstamp.data import LabelledImages
 from clearstamp.losses import StampLoss
 from clearstamp.pictures import draw_text
@@ -132,7 +132,7 @@ def random_keys(scene: Scene, count: int | None) -> Tensor:
     """Keys from the range that the paper names, of the attacker's own seed: the owner's is secret."""
     number = len(scene.stamp) if count is None else count
     check(number >= 1, "number of keys out of range", number, "at least 1")
-    return draw_keys(number, scene.stamp.keys.shape[1], seed=scene.seed + 1_000_003)
+    return draw_keys(number, scene.stamp.keys.shape[1], seed=scene.seed + OWN)
 
 
 def noise(scene: Scene, keys: Tensor) -> Tensor:

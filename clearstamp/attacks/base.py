@@ -24,6 +24,9 @@ from clearstamp.stamp import Stamp
 from clearstamp.training import accuracy
 from clearstamp.units import Graphs
 
+OWN = 1_000_003
+"""Added to an attacker's seed for what they draw as an owner would, so that it is not what the owner drew from it."""
+
 
 @dataclass(frozen=True)
 class Look:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clearstamp.attacks.base import Attack, Outcome, Scene, check
+from clearstamp.attacks.base import OWN, Attack, Outcome, Scene, check
 from clearstamp.attacks.training import reinitialised
 from clearstamp.errors import AttackError
 from clearstamp.pictures import develop, draw_text
@@ -45,7 +45,7 @@ class FalseClaim(Attack):
         count = len(scene.stamp)
         check(self.surrogates >= 2, "number of surrogates out of range", self.surrogates, "at least 2")
         check(self.candidates >= count, "number of candidates out of range", self.candidates, f"at least {count}")
-        keys = draw_keys(self.candidates, scene.stamp.keys.shape[1:], seed=scene.seed + 1_000_003)
+        keys = draw_keys(self.candidates, scene.stamp.keys.shape[1:], seed=scene.seed + OWN)
         shown = []
         for number in range(self.surrogates):
             surrogate = reinitialised(scene.model)
@@ -95,7 +95,7 @@ class Forgery(Attack):
     def run(self, scene: Scene) -> None:
         check(self.by in ("keys", "head", "copy"), "unknown kind of forgery", self.by, "keys, head or copy")
         count = len(scene.stamp)
-        keys = draw_keys(count, scene.stamp.keys.shape[1:], seed=scene.seed + 1_000_003, key_range=self.key_range)
+        keys = draw_keys(count, scene.stamp.keys.shape[1:], seed=scene.seed + OWN, key_range=self.key_range)
         back = transpose(scene.model, scene.graph(), readout=scene.readout)
         if self.by == "copy":
             scene.accuse(claim(keys, pictures(back, keys)))

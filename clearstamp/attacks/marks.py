@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from clearstamp.attacks.adaptive import Stretches
-from clearstamp.attacks.base import Attack, Scene, check
+from clearstamp.attacks.base import OWN, Attack, Scene, check
 from clearstamp.attacks.interface import Interface
 from clearstamp.attacks.training import reinitialised
 from clearstamp.data import Data
@@ -20,9 +20,6 @@ from clearstamp.schemes.base import training_images
 from clearstamp.steps import sgd
 from clearstamp.training import fit
 from clearstamp.wrapped import Wrapped
-
-OWN = 1_000_003
-"""Lies between an attacker's seed and the owner's."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from clearstamp.attacks.adaptive import Stretches
+from clearstamp.attacks.base import OWN
 from clearstamp.data import LabelledImages
 from clearstamp.errors import TrainingError
 from clearstamp.evidence.verdict import Outcome
@@ -121,7 +122,7 @@ class Hunt:
     def worthless(self, attacker: Attacker) -> Stamp:
         """Noise for the keys that the attacker has, and for some of their own in the place of the rest."""
         known = {"no key": 0, "one key": 1, "all keys": len(self.stamp)}[attacker]
-        keys = draw_keys(len(self.stamp), self.stamp.keys.shape[1:], seed=self.seed + 1_000_003)
+        keys = draw_keys(len(self.stamp), self.stamp.keys.shape[1:], seed=self.seed + OWN)
         keys[:known] = self.stamp.keys[:known]
         return Stamp(keys, torch.rand_like(self.stamp.secrets), self.stamp.labels)
 

@@ -13,7 +13,7 @@ from scipy import stats
 from torch import nn
 
 from clearstamp.attacks import ATTACKS, CounterClaim, SecondMark, Unlearning
-from clearstamp.attacks.marks import OWN
+from clearstamp.attacks.base import OWN
 from clearstamp.data import Data
 from clearstamp.errors import AttackError, SchemeError
 from clearstamp.schemes import (
