@@ -2,6 +2,7 @@
 
 from clearstamp.schemes.base import SCHEMES, Evidence, Judgement, Key, Mark, Scheme
 from clearstamp.schemes.li import Li
+from clearstamp.schemes.neunac import NeuNAC
 from clearstamp.schemes.stamps import ClearStamp
 from clearstamp.schemes.tartaglione import Tartaglione
 from clearstamp.schemes.triggers import Adi, FrontierStitching, SpecialLabel, Zhang
@@ -18,6 +19,7 @@ __all__ = [
     "Key",
     "Li",
     "Mark",
+    "NeuNAC",
     "Scheme",
     "SpecialLabel",
     "Tartaglione",

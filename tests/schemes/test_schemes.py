@@ -24,6 +24,7 @@ from clearstamp.schemes import (
     Key,
     Li,
     Mark,
+    NeuNAC,
     Scheme,
     SpecialLabel,
     Tartaglione,
@@ -54,6 +55,7 @@ SMALL = {
     "special-label": Small(SpecialLabel(triggers=20, per_batch=8)),
     "frontier-stitching": Small(FrontierStitching(triggers=20, per_batch=8)),
     "uchida": Small(Uchida(bits=32, strength=0.1, layer="4")),
+    "neu-nac": Small(NeuNAC()),
     "tartaglione": Small(Tartaglione(deviation=0.1, strength=0.1, batch_size=32)),
     "water-mas": Small(WaterMAS(bits=64, batch_size=32)),
 }
@@ -253,6 +255,8 @@ def test_every_scheme_meets_attacks(name):
     for attack in ("pruning", "fine-tuning", "noise"):
         found = ATTACKS[attack]().apply(model, images(), Mark(key))
         assert 0 <= found.after.evidence.score <= 1
+        if key.scheme.fragile:
+            assert not key.scheme.judge(found.after.evidence).accepted
         assert found.before.evidence.score == pytest.approx(key.scheme.extract(model, key).score)
 
 
