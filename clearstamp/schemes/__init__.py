@@ -5,6 +5,7 @@ from clearstamp.schemes.base import SCHEMES, Evidence, Judgement, Key, Mark, Sch
 from clearstamp.schemes.deepsigns import DeepSigns
 from clearstamp.schemes.gradsigns import GradSigns, WhiteBoxGradSigns
 from clearstamp.schemes.li import Li
+from clearstamp.schemes.neunac import NeuNAC
 from clearstamp.schemes.stamps import ClearStamp
 from clearstamp.schemes.tartaglione import Tartaglione
 from clearstamp.schemes.triggers import Adi, FrontierStitching, SpecialLabel, Zhang
@@ -24,6 +25,7 @@ __all__ = [
     "Key",
     "Li",
     "Mark",
+    "NeuNAC",
     "Scheme",
     "SpecialLabel",
     "Tartaglione",

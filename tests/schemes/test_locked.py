@@ -195,6 +195,10 @@ def test_a_picture_is_read_as_it_was_set():
     assert found.pictures.shape == (1, *key["picture"].shape)
     assert torch.allclose(found.pictures[0], key["picture"], atol=1e-5)
     assert found.score == pytest.approx(1) and found.trials == 196
+    negative = copy.deepcopy(model)
+    for weight in negative.parameters():
+        weight.data.neg_()
+    assert key.scheme.extract(negative, key).score == 0 and key.scheme.extract(negative, key).p > 0.999
     named = Tartaglione(text="A").draw(network(), images(), seed=7)
     assert torch.equal(named["picture"], Tartaglione(text="A").draw(network(), images(), seed=8)["picture"])
 

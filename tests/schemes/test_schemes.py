@@ -27,6 +27,7 @@ from clearstamp.schemes import (
     Key,
     Li,
     Mark,
+    NeuNAC,
     Scheme,
     SpecialLabel,
     Tartaglione,
@@ -64,6 +65,7 @@ SMALL = {
     "grad-signs": Small(GradSigns(**SLOPES), LONGER),
     "uchida": Small(Uchida(bits=32, strength=0.1, layer="4")),
     "white-box-grad-signs": Small(WhiteBoxGradSigns(**SLOPES), LONGER),
+    "neu-nac": Small(NeuNAC()),
     "tartaglione": Small(Tartaglione(deviation=0.1, strength=0.1, batch_size=32)),
     "water-mas": Small(WaterMAS(bits=64, batch_size=32)),
 }
@@ -263,6 +265,8 @@ def test_every_scheme_meets_attacks(name):
     for attack in ("pruning", "fine-tuning", "noise"):
         found = ATTACKS[attack]().apply(model, images(), Mark(key))
         assert 0 <= found.after.evidence.score <= 1
+        if key.scheme.fragile:
+            assert not key.scheme.judge(found.after.evidence).accepted
         assert found.before.evidence.score == pytest.approx(key.scheme.extract(model, key).score)
 
 
