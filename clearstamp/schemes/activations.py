@@ -1,7 +1,7 @@
 """Signs of activations: bits in what one layer gives for secret triggers."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -41,6 +41,7 @@ class ActivationSigns(Scheme):
     """
 
     access: ClassVar[Access] = "weights"
+    bits_each: ClassVar[int] = 1
 
     bits: int = 64
     triggers: int = 16
@@ -66,9 +67,24 @@ class ActivationSigns(Scheme):
     def loss(self, model: nn.Module, data: LabelledImages, key: Key) -> Callable[[], Tensor]:
         return HingeLoss(model, key, self)
 
+    def forge(self, model: nn.Module, data: LabelledImages, *, seed: int) -> Key:
+        """For each bit another neuron on its side of 0, as long as there are any."""
+        drawn = self.draw(model, data, seed=seed)
+        with examined(model):
+            ranked = self.found(model, drawn).argsort()
+        ones = int(drawn["bits"].sum())
+        neurons = torch.empty_like(drawn["neurons"])
+        neurons[drawn["bits"] == 1], neurons[drawn["bits"] == 0] = ranked.flip(0)[:ones], ranked[: len(neurons) - ones]
+        return replace(drawn, tensors=drawn.tensors | {"neurons": neurons})
+
+    def found(self, model: nn.Module, key: Key) -> Tensor:
+        """The mean of what the layer gives at a key's triggers, ``[units]``, on the CPU."""
+        with torch.no_grad():
+            return signals(model, key.settings["layer"], key["triggers"], "output").mean(0).cpu()
+
     def read(self, suspect: nn.Module, key: Key) -> Evidence:
-        with strangers(), torch.no_grad():
-            found = signals(suspect, key.settings["layer"], key["triggers"], "output").mean(0).cpu()
+        with strangers():
+            found = self.found(suspect, key)
         if len(found) != key.settings["units"]:
             raise UnfitError("a layer of another size", got=len(found), expected=key.settings["units"])
         return read_message(found[key["neurons"]], key["bits"])

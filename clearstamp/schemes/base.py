@@ -6,7 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -403,6 +403,16 @@ def read_message(signals: Tensor, bits: Tensor, **about: Any) -> Evidence:
     found = (signals > 0).to(torch.uint8)
     right, of = int((found == bits).sum()), len(bits)
     return Evidence(right / of, of, matching(right, of, 2), np.packbits(found.numpy()).tobytes(), **about)
+
+
+def turned(key: Key, numbers: Tensor) -> Key:
+    """The key with every row of its projection turned about that reads `numbers` as the wrong bit.
+
+    Drawn symmetrically about 0, a turned row looks like any other: how a forger makes bits fit a model.
+    """
+    wrong = (key["projection"] @ numbers > 0) != key["bits"].bool()
+    projection = torch.where(wrong[:, None], -key["projection"], key["projection"])
+    return replace(key, tensors=key.tensors | {"projection": projection})
 
 
 def training_images(data: LabelledImages, count: int, *, seed: int, label: int | None = None) -> tuple[Tensor, Tensor]:

@@ -22,6 +22,7 @@ from clearstamp.schemes.base import (
     images_of,
     read_message,
     strangers,
+    turned,
 )
 from clearstamp.schemes.layers import name_at, signals
 
@@ -46,6 +47,7 @@ class DeepSigns(Scheme):
     """
 
     access: ClassVar[Access] = "weights"
+    bits_each: ClassVar[int] = 1
 
     bits: int = 16
     gathering: float = 0.01
@@ -72,9 +74,19 @@ class DeepSigns(Scheme):
     def loss(self, model: nn.Module, data: LabelledImages, key: Key) -> Callable[[], Tensor]:
         return CentreLoss(model, images_of(data, key.settings["target"]), key, self)
 
+    def forge(self, model: nn.Module, data: LabelledImages, *, seed: int) -> Key:
+        drawn = self.draw(model, data, seed=seed)
+        with examined(model):
+            return turned(drawn, self.centre(model, drawn))
+
+    def centre(self, model: nn.Module, key: Key) -> Tensor:
+        """The mean of what the layer takes in at a key's images, ``[units]``, on the CPU."""
+        with torch.no_grad():
+            return signals(model, key.settings["layer"], key["images"], "input").mean(0).cpu().float()
+
     def read(self, suspect: nn.Module, key: Key) -> Evidence:
-        with strangers(), torch.no_grad():
-            found = signals(suspect, key.settings["layer"], key["images"], "input").mean(0).cpu().float()
+        with strangers():
+            found = self.centre(suspect, key)
         if len(found) != key["projection"].shape[1]:
             raise UnfitError("a layer of another size", got=len(found), expected=key["projection"].shape[1])
         return read_message(key["projection"] @ found, key["bits"])

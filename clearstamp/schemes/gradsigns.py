@@ -22,9 +22,11 @@ from clearstamp.schemes.base import (
     answers,
     device_of,
     drawn_bits,
+    examined,
     images_of,
     read_message,
     strangers,
+    turned,
 )
 
 
@@ -50,6 +52,7 @@ class GradSigns(Scheme):
     """
 
     access: ClassVar[Access] = "scores"
+    bits_each: ClassVar[int] = 1
 
     bits: int = 16
     carriers: int = 64
@@ -81,6 +84,11 @@ class GradSigns(Scheme):
 
     def loss(self, model: nn.Module, data: LabelledImages, key: Key) -> Callable[[], Tensor]:
         return SlopeLoss(model, images_of(data, key.settings["target"]), key, self)
+
+    def forge(self, model: nn.Module, data: LabelledImages, *, seed: int) -> Key:
+        drawn = self.draw(model, data, seed=seed)
+        with examined(model):
+            return turned(drawn, slopes(model, drawn["images"].to(device_of(model)), drawn).cpu().float())
 
     def read(self, suspect: nn.Module, key: Key) -> Evidence:
         queries = len(key["images"]) * (1 + len(key["carriers"]))

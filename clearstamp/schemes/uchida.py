@@ -1,7 +1,7 @@
 """Uchida et al.'s watermark: bits in the signs of secret projections of one layer's weights."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clearstamp.data import LabelledImages
-from clearstamp.schemes.base import Access, Evidence, Key, Scheme, UnfitError, drawn_bits, read_message
+from clearstamp.schemes.base import Access, Evidence, Key, Scheme, UnfitError, drawn_bits, read_message, turned
 from clearstamp.schemes.layers import layer_named, name_at
 
 
@@ -46,10 +46,7 @@ class Uchida(Scheme):
 
     def forge(self, model: nn.Module, data: LabelledImages, *, seed: int) -> Key:
         drawn = self.draw(model, data, seed=seed)
-        signals = drawn["projection"] @ mean_filter(model, drawn.settings["layer"]).detach().cpu().float()
-        wrong = (signals > 0) != drawn["bits"].bool()
-        turned = torch.where(wrong[:, None], -drawn["projection"], drawn["projection"])  # still normal, row by row
-        return replace(drawn, tensors=drawn.tensors | {"projection": turned})
+        return turned(drawn, mean_filter(model, drawn.settings["layer"]).detach().cpu().float())
 
     def read(self, suspect: nn.Module, key: Key) -> Evidence:
         found = mean_filter(suspect, key.settings["layer"]).detach().cpu().float()
