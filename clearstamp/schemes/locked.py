@@ -25,20 +25,27 @@ class LockedWeights(Scheme):
     Attributes:
         strength: the weight of the loss around the mark, lambda; 0 locks alone.
         batch_size: images of which each step takes that loss.
+        scale: the root mean square of the values, in standard deviations of the weights of each layer before training.
+            Pruning takes small ones first; large ones stand out.
     """
 
     access: ClassVar[Access] = "weights"
 
     strength: float
     batch_size: int = 64
+    scale: float = 3.0
 
     def __post_init__(self) -> None:
-        if self.strength < 0 or self.batch_size < 1:
-            raise SchemeError("settings out of range", got=self, expected="strength >= 0, batch_size >= 1")
+        if self.strength < 0 or self.batch_size < 1 or self.scale <= 0:
+            raise SchemeError("settings out of range", got=self, expected="strength >= 0, batch_size >= 1, scale > 0")
 
     @abstractmethod
     def values(self, key: Key) -> Tensor:
-        """What is set at the positions ``[n]``, in standard deviations of the weights of each layer."""
+        """What is to be read at the positions ``[n]``, of mean square 1."""
+
+    def wanted(self, key: Key) -> Tensor:
+        """What is set at the positions ``[n]``, in units of the weights."""
+        return self.scale * self.values(key) * key["spread"]
 
     @abstractmethod
     def around(self, positions: "Positions", images: Tensor, labels: Tensor) -> Tensor:
@@ -56,7 +63,7 @@ class LockedWeights(Scheme):
         return LockedLoss(self, model, data, key)
 
     def after_step(self, model: nn.Module, key: Key) -> None:
-        Positions(model, key).put(self.values(key) * key["spread"])
+        Positions(model, key).put(self.wanted(key))
 
     def locked(self, model: nn.Module, key: Key) -> Tensor:
         """The weights of a model at the positions ``[n]``. Raises `UnfitError` as `Positions` does."""
@@ -72,7 +79,7 @@ class LockedLoss:
     def __init__(self, scheme: LockedWeights, model: nn.Module, data: LabelledImages, key: Key):
         self.scheme, self.positions, device = scheme, Positions(model, key), device_of(model)
         self.spread = key["spread"].to(device)
-        self.wanted = (scheme.values(key) * key["spread"]).to(device)
+        self.wanted = scheme.wanted(key).to(device)
         batches = chain.from_iterable(repeat(data.loader(scheme.batch_size, seed=0)))
         self.batches = ((images.to(device), labels.to(device)) for images, labels in batches)
 

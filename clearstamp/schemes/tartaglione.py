@@ -23,9 +23,9 @@ class Tartaglione(LockedWeights):
     Tartaglione, Grangetto, Cavagnino and Botta, "Delving in the Loss Landscape to Embed Robust Watermarks into Neural
     Networks", ICPR 2020: the free weights learn the task, and to raise the loss of replicas in which noise moves the
     picture. As read here, the released code steps down that loss instead, lets weight decay shrink what it locks, and
-    sets weights ten times the picture's values; this step goes up, as in Tartaglione's lecture, locked weights are put
-    back, and the picture gets mean 0 and each layer's own standard deviation. A replica's loss above ln C, that of
-    guessing, is not raised further.
+    sets weights ten times the picture's values, whatever the layer; this step goes up, as in Tartaglione's lecture,
+    locked weights are put back, and the picture gets mean 0 and `scale` times each layer's own standard deviation. A
+    replica's loss above ln C, that of guessing, is not raised further.
 
     Positions are drawn in random order, so that an unrelated model deals its weights to the pixels of any picture at
     random, and p is that of Pearson's r: exact for normal weights, close for others. The score is r, or 0 below 0.
@@ -72,7 +72,7 @@ class Tartaglione(LockedWeights):
         return torch.stack(losses).mean()
 
     def forge(self, model: nn.Module, data: LabelledImages, *, seed: int) -> Key:
-        """Positions whose weights show the picture, as near as the model has them."""
+        """Positions whose weights show the picture, as near as the model has them, faint where `scale` is above 1."""
         drawn = self.draw(model, data, seed=seed)
         weights, wanted = in_spreads(model), self.values(drawn)
         flat = torch.empty(len(wanted), dtype=torch.int64)
@@ -84,7 +84,7 @@ class Tartaglione(LockedWeights):
         return replace(drawn, tensors=drawn.tensors | tensors)
 
     def read(self, suspect: nn.Module, key: Key) -> Evidence:
-        found, picture = self.locked(suspect, key).cpu().float() / key["spread"], key["picture"]
+        found, picture = self.locked(suspect, key).cpu().float() / key["spread"] / self.scale, key["picture"]
         if not found.isfinite().all() or found.std() <= 1e-6 * found.abs().max():
             raise UnfitError("weights that are all alike, or no numbers")
         by = pearsonr(found.double().numpy(), picture.double().flatten().numpy(), alternative="greater")

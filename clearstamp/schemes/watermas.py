@@ -21,8 +21,8 @@ class WaterMAS(LockedWeights):
     for Neural Network Watermarking", ICPR 2024: each step goes, in the locked weights alone, `radius` down the slope of
     the loss, and has the free weights raise the loss there, so that whoever moves the mark loses accuracy. The
     published settings were not at hand, nor any code: all numbers are chosen here. So is the message, of drawn bits, so
-    that p is exact, each set one standard deviation of its layer's weights from zero; and the `ceiling`, as a loss can
-    be raised without end. The statistics of norms learn nothing from these passes.
+    that p is exact, and the `ceiling`, as a loss can be raised without end. The statistics of norms learn nothing from
+    these passes.
 
     Attributes:
         bits: of the message, each in the sign of one weight.

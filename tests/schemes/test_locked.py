@@ -18,7 +18,10 @@ from clearstamp.schemes.locked import LockedWeights, Positions, carriers, placed
 from clearstamp.training import fit
 from tests.schemes.test_schemes import images, learnt, marked, network
 
-LOCKED = [Tartaglione(deviation=0.2, strength=0.5), WaterMAS(bits=196, radius=0.5, strength=0.5)]
+LOCKED: list[LockedWeights] = [
+    Tartaglione(deviation=0.2, strength=0.5, scale=1.0),
+    WaterMAS(bits=196, radius=0.5, strength=0.5, scale=1.0),
+]
 both = pytest.mark.parametrize("scheme", LOCKED, ids=lambda scheme: scheme.name)
 
 
@@ -172,11 +175,15 @@ def test_a_mark_lies_in_weights_alone_and_has_their_spread(scheme):
     was = {name: weight.std() for name, weight in carriers(model).items()}
     scheme.prepare(model, images(), key)
     assert all(weight.std() / was[name] == pytest.approx(1, abs=0.15) for name, weight in carriers(model).items())
+    assert scheme.locked(model, key).div(key["spread"]).square().mean().item() == pytest.approx(1)
+    larger = replace(scheme, scale=3.0)
+    larger.prepare(model, images(), replace(key, scheme=larger))
+    assert scheme.locked(model, key).div(key["spread"]).square().mean().item() == pytest.approx(9)
 
 
 @both
 def test_settings_and_models_that_leave_no_room_are_refused(scheme):
-    for wrong in ({"strength": -1.0}, {"batch_size": 0}):
+    for wrong in ({"strength": -1.0}, {"batch_size": 0}, {"scale": 0.0}):
         with pytest.raises(SchemeError, match="settings out of range"):
             replace(scheme, **wrong)
     with pytest.raises(SchemeError, match="number of positions out of range"):
