@@ -194,9 +194,9 @@ class LagrangianTurns(StampTurns[AugmentedLagrangian]):
 class ADMM(Schedule):
     """Two sets of weights that are drawn to each other, one for the task and one for the stamp: Appendix 7.4.
 
-    The alternating direction method of multipliers: after every `period` batches, on which theta steps down task loss +
-    rho/2 |theta - z + u|^2, as many steps take z down stamp loss + the same term, and u grows by theta - z. Each has an
-    optimizer of its own. The model holds theta; z and u take the memory of two more models. The paper proposes the
+    The alternating direction method of multipliers: after every `period` batches, on which theta steps down the task
+    loss + rho / 2 times the square of theta - z + u, as many steps take z down the stamp loss + the same term, and u
+    grows by theta - z. Each has an optimizer of its own. The model holds theta; z and u take the memory of two more models. The paper proposes the
     method without numbers: these are this library's choice. Raises `TrainingError` unless `rho` is positive and finite
     and `period` at least 1.
     """
