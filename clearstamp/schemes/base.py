@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal, Self
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
@@ -29,6 +29,8 @@ from clearstamp.training import fit
 from clearstamp.units import Graphs
 
 FORMAT, VERSION = "clearstamp-key", 1
+LARGEST = 2**26
+"""The most numbers in an input, so that no key file can ask for all memory."""
 ALPHA = 1e-6
 """A claim that an unrelated model supports less often than this counts, if not said otherwise."""
 
@@ -87,12 +89,20 @@ class Key:
         shape: of one input of the marked model, (C, H, W).
         tensors: triggers, labels, matrices, positions, bits, whatever the scheme draws, on the CPU.
         settings: what is not a tensor, such as a layer's name, as JSON holds it.
+
+    Raises `SchemeError` for a shape that no input has.
     """
 
     scheme: "Scheme"
     shape: tuple[int, ...]
     tensors: dict[str, Tensor]
     settings: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        sizes = self.shape and all(type(size) is int and size > 0 for size in self.shape)
+        if not sizes or math.prod(self.shape) > LARGEST:
+            expected = f"whole numbers above 0, and a product of at most {LARGEST}"
+            raise SchemeError("not the shape of an input", got=self.shape, expected=expected)
 
     def __getitem__(self, name: str) -> Tensor:
         return self.tensors[name]
@@ -127,14 +137,14 @@ class Key:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
             if about["version"] != VERSION:
                 raise SchemeError("unknown version of the key format", got=about["version"], expected=VERSION)
-            key = cls(scheme(**about["scheme"]), tuple(about["shape"]), tensors, about["settings"])
-        except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-            if isinstance(error, SchemeError):
-                raise
+            key = cls(scheme(**about["scheme"]), tuple(about["shape"]), tensors, dict(about["settings"]))
+            if key.digest != about["digest"]:
+                raise SchemeError("the key was changed or damaged after it was written: wrong checksum", where=path)
+        except SchemeError:
+            raise
+        except Exception as error:  # a stranger's file may bring about any
             got = f"{type(error).__name__}: {error}"
             raise SchemeError("not a readable key file", got=got, where=path, expected="what Key.save wrote") from error
-        if key.digest != about["digest"]:
-            raise SchemeError("the key was changed or damaged after it was written: wrong checksum", where=path)
         return key
 
 
