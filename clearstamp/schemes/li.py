@@ -12,7 +12,19 @@ from torch import Tensor, nn
 from clearstamp.data import Batches, LabelledImages
 from clearstamp.errors import SchemeError
 from clearstamp.pictures import draw_text
-from clearstamp.schemes.base import Access, Evidence, Key, Scheme, answers, device_of, driven, matching, training_images
+from clearstamp.schemes.base import (
+    Access,
+    Evidence,
+    Key,
+    Scheme,
+    agreement,
+    answers,
+    device_of,
+    driven,
+    labels_of,
+    matching,
+    training_images,
+)
 from clearstamp.scores import structural_similarity
 from clearstamp.steps import MakeOptimizer, adam
 from clearstamp.training import fit
@@ -94,7 +106,7 @@ class Li(Scheme):
         return replace(drawn, tensors=drawn.tensors | {"samples": driven(model, drawn["samples"], drawn["labels"])})
 
     def read(self, suspect: nn.Module, key: Key) -> Evidence:
-        right, of = int((answers(suspect, key["samples"]).argmax(1) == key["labels"]).sum()), len(key["labels"])
+        right, of = agreement(labels_of(suspect, key["samples"]), key["labels"])
         return Evidence(right / of, of, matching(right, of, key.settings["classes"]), queries=of)
 
 

@@ -19,10 +19,12 @@ from clearstamp.schemes.base import (
     Evidence,
     Key,
     Scheme,
+    agreement,
     answers,
     device_of,
     driven,
     examined,
+    labels_of,
     matching,
     training_images,
 )
@@ -69,8 +71,7 @@ class TriggerSet(Scheme):
         return replace(drawn, tensors=drawn.tensors | {"inputs": driven(model, drawn["inputs"], drawn["labels"])})
 
     def read(self, suspect: nn.Module, key: Key) -> Evidence:
-        right = int((answers(suspect, key["inputs"]).argmax(1) == key["labels"]).sum())
-        of = len(key["labels"])
+        right, of = agreement(labels_of(suspect, key["inputs"]), key["labels"])
         return Evidence(right / of, of, self.p(right, of, key), queries=of)
 
     @abstractmethod
