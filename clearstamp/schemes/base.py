@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
+from types import UnionType
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -174,6 +175,17 @@ class Scheme(ABC):
 
     def __init_subclass__(cls) -> None:
         register(cls, SCHEMES)
+
+    def __post_init__(self) -> None:
+        """Raise `SchemeError` for a setting of another type than its field's, or a number that is negative or none."""
+        for each in fields(self):
+            value, where = getattr(self, each.name), f"{each.name} of {self.name}"
+            kind = each.type if isinstance(each.type, type | UnionType) else type(each.default)
+            kind = kind | int if kind is float else kind
+            if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+                raise SchemeError("settings of another type", got=type(value).__name__, expected=kind, where=where)
+            if isinstance(value, int | float) and not 0 <= value < math.inf:
+                raise SchemeError("settings out of range", got=value, expected="finite, at least 0", where=where)
 
     @property
     def schedule(self) -> Schedule:

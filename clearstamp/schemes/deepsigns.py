@@ -60,6 +60,8 @@ class DeepSigns(Scheme):
     def draw(self, model: nn.Module, data: LabelledImages, *, seed: int) -> Key:
         if not 0 < self.share <= 1:
             raise SchemeError("share of the images out of range", got=self.share, expected="above 0, at most 1")
+        if self.sample < 1:
+            raise SchemeError("number of images a step out of range", got=self.sample, expected="at least 1")
         generator = torch.Generator().manual_seed(seed)
         drawn, name = int(torch.randint(data.classes, (), generator=generator)), self.layer or name_at(model, data, -1)
         target = drawn if self.target is None else self.target

@@ -65,6 +65,11 @@ class Li(Scheme):
     response: float = 0.01
     lr: float = 1e-3
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.per_batch < 1:
+            raise SchemeError("settings out of range", got=self, expected="per_batch >= 1")
+
     def draw(self, model: nn.Module, data: LabelledImages, *, seed: int) -> Key:
         size = sum(len(labels) for _, labels in data.loader(250))
         covers, _ = training_images(data, max(1, round(self.share * size)), seed=seed)

@@ -59,6 +59,7 @@ class ClearStamp(Scheme):
     lr: float = 1e-4
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.readout not in METHODS:
             raise SchemeError("unknown readout", got=repr(self.readout), expected=", ".join(METHODS))
 

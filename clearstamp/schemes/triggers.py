@@ -49,6 +49,7 @@ class TriggerSet(Scheme):
     per_batch: int = 2
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 1 <= self.per_batch <= self.triggers:
             got = f"{self.triggers} triggers, {self.per_batch} a batch"
             raise SchemeError("number of triggers out of range", got=got, expected="at least one, and one a batch")
@@ -135,7 +136,7 @@ class Zhang(TriggerSet):
         super().__post_init__()
         if self.kind not in KINDS:
             raise SchemeError("unknown kind of triggers", got=repr(self.kind), expected=", ".join(KINDS))
-        if self.decoys < 0 or (self.decoys and self.kind == "unrelated"):
+        if self.decoys and self.kind == "unrelated":
             got = f"{self.decoys} of kind {self.kind!r}"
             raise SchemeError(
                 "number of decoys out of range", got=got, expected="at least 0, and 0 of unrelated pictures"

@@ -3,7 +3,7 @@
 import copy
 import json
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +36,12 @@ def written(folder: Path, about: object) -> Path:
     [
         {name: value for name, value in ABOUT.items() if name != "digest"},
         "[" * 100_000 + "]" * 100_000,
-        json.dumps(ABOUT).replace('"4"', "[" * 600 + "]" * 600),
         ABOUT | {"settings": None},
         ABOUT | {"scheme": "uchida"},
         ABOUT | {"scheme": {"name": ["uchida"]}},
         None,
     ],
-    ids=["no checksum", "too deep", "too deep within", "no settings", "no scheme", "no name", "nothing"],
+    ids=["no checksum", "too deep", "no settings", "no scheme", "no name", "nothing"],
 )
 def test_a_key_file_of_any_other_form_is_refused(about, tmp_path):
     assert Key.load(written(tmp_path, ABOUT)).digest == KEY.digest
@@ -160,3 +159,26 @@ def test_what_is_no_model_no_key_and_no_list_of_models_is_refused():
         scheme.extract(learnt(1), None)
     with pytest.raises(SchemeError, match="one model in the place of several"):
         scheme.verify(learnt(1), KEY, null=learnt(2))
+
+
+NUMBERS = [
+    (type(small.scheme), each.name)
+    for small in SMALL.values()
+    for each in fields(small.scheme)
+    if isinstance(each.default, int | float) and each.type is not bool
+]
+
+
+@pytest.mark.parametrize(("scheme", "name"), NUMBERS, ids=lambda part: getattr(part, "name", part))
+def test_a_setting_that_is_no_number_of_its_kind_is_refused(scheme, name):
+    for wrong in (-1, torch.nan, torch.inf, "2", [2], None, True):
+        with pytest.raises(SchemeError, match="settings of another type|settings out of range"):
+            scheme(**{name: wrong})
+
+
+def test_settings_of_other_types_are_refused_in_key_files_too(tmp_path):
+    for wrong in ({"bits": "32"}, {"bits": 32.5}, {"strength": float("nan")}, {"layer": None}, {"layer": ["4"]}):
+        about = ABOUT | {"scheme": ABOUT["scheme"] | wrong}
+        with pytest.raises(SchemeError, match="settings of another type|settings out of range"):
+            Key.load(written(tmp_path, about))
+    assert Uchida(strength=1).strength == 1
