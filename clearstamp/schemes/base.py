@@ -232,9 +232,9 @@ class Scheme(ABC):
         """Train the model on its task from here, and mark it.
 
         Returns the key to deposit: the same one, unless the scheme completes it by what training brought. Raises
-        `TrainingError` as `fit` does.
+        `TrainingError` as `fit` does, and `SchemeError` for images of another shape than the key's.
         """
-        self.check(key)
+        self.check(key, data)
         self.prepare(model, data, key)
         loss = None if self.mixed else self.loss(model, data, key)
         fit(
@@ -320,10 +320,12 @@ class Scheme(ABC):
         """The inputs ``[n, C, H, W]`` that the owner asks a suspect; None where the weights are read."""
         return None
 
-    def check(self, key: Key) -> None:
-        """Raise `SchemeError` unless the key was drawn by this scheme, with these settings."""
+    def check(self, key: Key, data: LabelledImages | None = None) -> None:
+        """Raise `SchemeError` unless the key was drawn by this scheme, with these settings, and for such images."""
         if (got := getattr(key, "scheme", key)) != self:
             raise SchemeError("a key of another scheme", got=got, expected=self, remedy="use key.scheme")
+        if data is not None and tuple(data.shape) != key.shape:
+            raise SchemeError("images of another shape", got=data.shape, expected=key.shape)
 
 
 SCHEMES: dict[str, type[Scheme]] = {}

@@ -67,7 +67,7 @@ class DeepSigns(Scheme):
         target = drawn if self.target is None else self.target
         images = images_of(data, target)
         images = images[torch.randperm(len(images), generator=generator)[: math.ceil(self.share * len(images))]]
-        with examined(model), torch.no_grad():
+        with strangers(), examined(model), torch.no_grad():
             count = signals(model, name, images[:1], "input").numel()
         bits, projection = drawn_bits(self.bits, generator), torch.randn(self.bits, count, generator=generator)
         tensors = {"bits": bits, "projection": projection, "images": images}

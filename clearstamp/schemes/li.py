@@ -95,7 +95,7 @@ class Li(Scheme):
         seed: int = 0,
         progress: bool = True,
     ) -> Key:
-        self.check(key)
+        self.check(key, data)
         game = Game(self, model, key, data.loader(batch_size, seed=seed))
         fit(model, game, epochs=epochs, lr=lr, optimizer=optimizer, progress=progress)
         return completed(key, game.encoder)

@@ -144,6 +144,8 @@ class Zhang(TriggerSet):
 
     def draw(self, model: nn.Module, data: LabelledImages, *, seed: int) -> Key:
         generator = torch.Generator().manual_seed(seed)
+        if data.classes < 2:
+            raise SchemeError("too few classes", got=data.classes, expected="at least 2")
         source, target = torch.randperm(data.classes, generator=generator)[:2].tolist()
         if self.kind == "unrelated":
             inputs = abstract_pictures(self.triggers, data.shape, generator)

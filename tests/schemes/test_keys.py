@@ -3,6 +3,7 @@
 import copy
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from clearstamp.data import Data
 from clearstamp.errors import SchemeError
 from clearstamp.schemes import Adi, Key, Uchida
 from clearstamp.schemes.base import FORMAT, VERSION
@@ -182,3 +184,30 @@ def test_settings_of_other_types_are_refused_in_key_files_too(tmp_path):
         with pytest.raises(SchemeError, match="settings of another type|settings out of range"):
             Key.load(written(tmp_path, about))
     assert Uchida(strength=1).strength == 1
+
+
+@pytest.mark.parametrize("name", ["adi", "li", "uchida"])
+def test_a_model_is_not_marked_on_images_of_another_shape_than_its_key(name):
+    scheme = SMALL[name].scheme
+    model = start(scheme)
+    key, before = scheme.draw(model, images(), seed=7), copy.deepcopy(model.state_dict())
+    with pytest.raises(SchemeError, match=r"images of another shape; got: \(1, 16, 16\); expected: \(1, 14, 14\)"):
+        scheme.embed(model, Data(torch.rand(8, 1, 16, 16), torch.arange(8) % 4), key, epochs=1, progress=False)
+    assert all(torch.equal(value, before[part]) for part, value in model.state_dict().items())
+
+
+@every
+def test_what_a_scheme_cannot_mark_is_refused_or_marked_all_the_same(name):
+    """One class alone, and a model in another precision than its images."""
+    scheme, alone = SMALL[name].scheme, Data(images().images[:40], torch.zeros(40, dtype=torch.int64))
+    for model, data in ((start(scheme), alone), (start(scheme).double(), images())):
+        with suppress(SchemeError):
+            assert scheme.draw(model, data, seed=7).scheme == scheme
+
+
+def test_labels_may_be_integers_of_any_size():
+    few = Data(images().images[:40], images().labels[:40].int())
+    (_, labels), model = next(iter(few.loader(8))), start(SMALL["uchida"].scheme)
+    assert labels.dtype == torch.int64
+    key = SMALL["uchida"].scheme.draw(model, few, seed=7)
+    assert SMALL["uchida"].scheme.embed(model, few, key, epochs=1, progress=False) is key
