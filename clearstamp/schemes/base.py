@@ -296,8 +296,9 @@ class Scheme(ABC):
         """Judge the claim that a suspect holds the mark of this key.
 
         It is accepted for a p of at most `alpha`. Where p is nan the score decides, which is a convention: it has to
-        reach `threshold`, and to lie nearer to 1 than to the best of the models in `null`, which have no mark. Raises
-        `SchemeError` as `extract` and `judge` do.
+        reach `threshold`, and to lie nearer to 1 than to the best of the models in `null`, which have no mark. Where
+        all labels of a key are the same, a suspect that always answers that one reaches it too, so that its accuracy
+        has to be looked at as well. Raises `SchemeError` as `extract` and `judge` do.
         """
         if isinstance(null, nn.Module):
             raise SchemeError("one model in the place of several", got=type(null).__name__, remedy="null=[model]")
