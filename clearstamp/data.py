@@ -35,7 +35,7 @@ class Data(Dataset[tuple[Tensor, Tensor]]):
 
     Attributes:
         images: ``[n, C, H, W]``, uint8 from 0 to 255, or floats as the model takes them.
-        labels: ``[n]``, int64 from 0 on.
+        labels: ``[n]``, integers from 0 on, which come out as int64.
         classes: number of classes; 0 stands for one more than the largest label.
 
     Raises `DataError` for images and labels that do not fit each other.
@@ -68,7 +68,7 @@ class Data(Dataset[tuple[Tensor, Tensor]]):
 
     def __getitem__(self, index: int | slice | Sequence[int]) -> tuple[Tensor, Tensor]:
         images = self.images[index]
-        return images if images.is_floating_point() else images.float() / 255, self.labels[index]
+        return images if images.is_floating_point() else images.float() / 255, self.labels[index].long()
 
     @property
     def shape(self) -> tuple[int, int, int]:

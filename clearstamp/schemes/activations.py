@@ -56,7 +56,7 @@ class ActivationSigns(Scheme):
         bits, name = drawn_bits(self.bits, generator), self.layer or name_at(model, data, -2)
         low, high = next(iter(data.loader(250)))[0].aminmax()
         triggers = low + (high - low) * torch.rand(self.triggers, *data.shape, generator=generator)
-        with examined(model), torch.no_grad():
+        with strangers(), examined(model), torch.no_grad():
             units = signals(model, name, triggers[:1], "output").numel()
         if self.bits > units:
             raise SchemeError("more bits than neurons", got=self.bits, expected=f"at most {units}", where=name)

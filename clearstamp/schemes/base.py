@@ -1,5 +1,6 @@
 """The contract of every watermark: key material is drawn, embedded, extracted from a suspect, and judged."""
 
+import copy
 import hashlib
 import json
 import math
@@ -8,12 +9,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
+from types import UnionType
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
@@ -29,6 +31,8 @@ from clearstamp.training import fit
 from clearstamp.units import Graphs
 
 FORMAT, VERSION = "clearstamp-key", 1
+LARGEST = 2**26
+"""The most numbers in an input, so that no key file can ask for all memory."""
 ALPHA = 1e-6
 """A claim that an unrelated model supports less often than this counts, if not said otherwise."""
 
@@ -87,12 +91,20 @@ class Key:
         shape: of one input of the marked model, (C, H, W).
         tensors: triggers, labels, matrices, positions, bits, whatever the scheme draws, on the CPU.
         settings: what is not a tensor, such as a layer's name, as JSON holds it.
+
+    Raises `SchemeError` for a shape that no input has.
     """
 
     scheme: "Scheme"
     shape: tuple[int, ...]
     tensors: dict[str, Tensor]
     settings: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        sizes = self.shape and all(type(size) is int and size > 0 for size in self.shape)
+        if not sizes or math.prod(self.shape) > LARGEST:
+            expected = f"whole numbers above 0, and a product of at most {LARGEST}"
+            raise SchemeError("not the shape of an input", got=self.shape, expected=expected)
 
     def __getitem__(self, name: str) -> Tensor:
         return self.tensors[name]
@@ -127,14 +139,14 @@ class Key:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
             if about["version"] != VERSION:
                 raise SchemeError("unknown version of the key format", got=about["version"], expected=VERSION)
-            key = cls(scheme(**about["scheme"]), tuple(about["shape"]), tensors, about["settings"])
-        except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-            if isinstance(error, SchemeError):
-                raise
+            key = cls(scheme(**about["scheme"]), tuple(about["shape"]), tensors, dict(about["settings"]))
+            if key.digest != about["digest"]:
+                raise SchemeError("the key was changed or damaged after it was written: wrong checksum", where=path)
+        except SchemeError:
+            raise
+        except Exception as error:  # a stranger's file may bring about any
             got = f"{type(error).__name__}: {error}"
             raise SchemeError("not a readable key file", got=got, where=path, expected="what Key.save wrote") from error
-        if key.digest != about["digest"]:
-            raise SchemeError("the key was changed or damaged after it was written: wrong checksum", where=path)
         return key
 
 
@@ -163,6 +175,17 @@ class Scheme(ABC):
 
     def __init_subclass__(cls) -> None:
         register(cls, SCHEMES)
+
+    def __post_init__(self) -> None:
+        """Raise `SchemeError` for a setting of another type than its field's, or a number that is negative or none."""
+        for each in fields(self):
+            value, where = getattr(self, each.name), f"{each.name} of {self.name}"
+            kind = each.type if isinstance(each.type, type | UnionType) else type(each.default)
+            kind = kind | int if kind is float else kind
+            if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+                raise SchemeError("settings of another type", got=type(value).__name__, expected=kind, where=where)
+            if isinstance(value, int | float) and not 0 <= value < math.inf:
+                raise SchemeError("settings out of range", got=value, expected="finite, at least 0", where=where)
 
     @property
     def schedule(self) -> Schedule:
@@ -209,9 +232,9 @@ class Scheme(ABC):
         """Train the model on its task from here, and mark it.
 
         Returns the key to deposit: the same one, unless the scheme completes it by what training brought. Raises
-        `TrainingError` as `fit` does.
+        `TrainingError` as `fit` does, and `SchemeError` for images of another shape than the key's.
         """
-        self.check(key)
+        self.check(key, data)
         self.prepare(model, data, key)
         loss = None if self.mixed else self.loss(model, data, key)
         fit(
@@ -243,14 +266,25 @@ class Scheme(ABC):
     def extract(self, suspect: nn.Module, key: Key) -> Evidence:
         """What the key reads out of a suspect, which stays as it is, to its modes and the random generators.
 
-        A suspect that does not fit the key scores 0 at p = 1. Raises `SchemeError` for the key of another scheme.
+        A suspect that does not fit the key, not even in float32, scores 0 at p = 1. Raises `SchemeError` for the key of
+        another scheme, or one that lacks what this scheme draws, and for a suspect that is no module.
         """
         self.check(key)
-        try:
-            with examined(suspect):
-                return self.read(suspect, key)
-        except UnfitError:
-            return Evidence(0.0, 0, 1.0)
+        if not isinstance(suspect, nn.Module):
+            remedy = "put an interface into a module that answers logits"
+            raise SchemeError("a suspect that is no module", got=type(suspect).__name__, remedy=remedy)
+        for model in precisions(suspect):
+            try:
+                with examined(model):
+                    return self.read(model, key)
+            except UnfitError:
+                continue
+            except (SchemeError, torch.OutOfMemoryError, MemoryError):
+                raise
+            except Exception as error:  # of a stranger's key
+                got = f"{type(error).__name__}: {error}"
+                raise SchemeError("nothing can be read: the key or the suspect is damaged", got=got) from error
+        return Evidence(0.0, 0, 1.0)
 
     def reader(self, key: Key, graphs: Graphs) -> Callable[[nn.Module], Evidence]:
         """`extract` for many models, of which `graphs` has the captures."""
@@ -262,14 +296,22 @@ class Scheme(ABC):
         """Judge the claim that a suspect holds the mark of this key.
 
         It is accepted for a p of at most `alpha`. Where p is nan the score decides, which is a convention: it has to
-        reach `threshold`, and to lie nearer to 1 than to the best of the models in `null`, which have no mark. Raises
-        `SchemeError` as `extract` does.
+        reach `threshold`, and to lie nearer to 1 than to the best of the models in `null`, which have no mark. Where
+        all labels of a key are the same, a suspect that always answers that one reaches it too, so that its accuracy
+        has to be looked at as well. Raises `SchemeError` as `extract` and `judge` do.
         """
+        if isinstance(null, nn.Module):
+            raise SchemeError("one model in the place of several", got=type(null).__name__, remedy="null=[model]")
         highest = max((self.extract(model, key).score for model in null), default=math.nan)
         return self.judge(self.extract(suspect, key), alpha=alpha, highest_null=highest)
 
     def judge(self, evidence: Evidence, *, alpha: float = ALPHA, highest_null: float = math.nan) -> Judgement:
-        """The verdict of `verify` on what was read, with the highest score on a model without a mark, nan for none."""
+        """The verdict of `verify` on what was read, with the highest score on a model without a mark, nan for none.
+
+        Raises `SchemeError` for an `alpha` that is not between 0 and 1.
+        """
+        if not 0 < alpha < 1:
+            raise SchemeError("alpha out of range", got=alpha, expected="above 0, below 1")
         accepted = evidence.p <= alpha
         if math.isnan(evidence.p):
             accepted = evidence.score >= self.threshold and not evidence.score <= (1 + highest_null) / 2
@@ -279,10 +321,12 @@ class Scheme(ABC):
         """The inputs ``[n, C, H, W]`` that the owner asks a suspect; None where the weights are read."""
         return None
 
-    def check(self, key: Key) -> None:
-        """Raise `SchemeError` unless the key was drawn by this scheme, with these settings."""
-        if key.scheme != self:
-            raise SchemeError("a key of another scheme", got=key.scheme, expected=self, remedy="use key.scheme")
+    def check(self, key: Key, data: LabelledImages | None = None) -> None:
+        """Raise `SchemeError` unless the key was drawn by this scheme, with these settings, and for such images."""
+        if (got := getattr(key, "scheme", key)) != self:
+            raise SchemeError("a key of another scheme", got=got, expected=self, remedy="use key.scheme")
+        if data is not None and tuple(data.shape) != key.shape:
+            raise SchemeError("images of another shape", got=data.shape, expected=key.shape)
 
 
 SCHEMES: dict[str, type[Scheme]] = {}
@@ -322,6 +366,14 @@ class UnfitError(SchemeError):
     """A suspect that the key cannot be read out of: another shape, other layers, answers of another kind."""
 
 
+def precisions(suspect: nn.Module) -> Iterator[nn.Module]:
+    """The suspect, then a copy in float32 if it is of another precision, in which it may not take a key's inputs."""
+    yield suspect
+    tensors = (*suspect.parameters(), *suspect.buffers())
+    if any(tensor.is_floating_point() and tensor.dtype != torch.float32 for tensor in tensors):
+        yield copy.deepcopy(suspect).float()
+
+
 @contextmanager
 def examined(suspect: nn.Module) -> Iterator[None]:
     """A context with the suspect in evaluation mode and full precision, after which everything is as it was."""
@@ -332,6 +384,7 @@ def examined(suspect: nn.Module) -> Iterator[None]:
         with (
             torch.random.fork_rng([device] if device.type == "cuda" else []),
             torch.autocast(device.type, enabled=False),
+            torch.inference_mode(False),  # in which there are no slopes
         ):
             yield
     finally:
@@ -362,9 +415,15 @@ def answers(suspect: nn.Module, inputs: Tensor, *, at_once: int = 250) -> Tensor
     device = device_of(suspect)
     with strangers(), examined(suspect), torch.no_grad():
         found = torch.cat([suspect(part.to(device)).float().cpu() for part in inputs.split(at_once)])
-    if found.dim() != 2 or len(found) != len(inputs):
+    if found.dim() != 2 or len(found) != len(inputs) or found.shape[1] == 0:
         raise UnfitError("answers of another form", got=list(found.shape), expected=f"[{len(inputs)}, outputs]")
     return found
+
+
+def labels_of(suspect: nn.Module, inputs: Tensor) -> Tensor:
+    """The class ``[n]`` that a suspect answers to each input, as by `answers`; -1 for an answer that holds a NaN."""
+    found = answers(suspect, inputs)
+    return found.argmax(1).masked_fill(found.isnan().any(1), -1)
 
 
 @contextmanager
@@ -391,6 +450,17 @@ def matching(right: int, of: int, one_in: int) -> float:
     return float(chance.binomial(right, of, one_in))
 
 
+def agreement(found: Tensor, wanted: Tensor) -> tuple[int, int]:
+    """How many of the bits or labels ``[n]`` that were found a key wants, and n.
+
+    Raises `SchemeError` for a key that wants none, or another number of them.
+    """
+    if found.dim() != 1 or found.shape != wanted.shape or len(found) == 0:
+        got = f"{list(found.shape)} to read, {list(wanted.shape)} wanted"
+        raise SchemeError("a key whose parts do not fit each other", got=got, expected="[n] and [n], n >= 1")
+    return int((found == wanted).sum()), len(wanted)
+
+
 def drawn_bits(count: int, generator: torch.Generator) -> Tensor:
     """A message of so many bits ``[count]``, uint8. Raises `SchemeError` for none."""
     if count < 1:
@@ -401,7 +471,7 @@ def drawn_bits(count: int, generator: torch.Generator) -> Tensor:
 def read_message(signals: Tensor, bits: Tensor, **about: Any) -> Evidence:
     """The evidence of a drawn message ``[bits]``, of which each bit is read as the sign of a signal ``[bits]``."""
     found = (signals > 0).to(torch.uint8)
-    right, of = int((found == bits).sum()), len(bits)
+    right, of = agreement(found.masked_fill(signals.isnan(), 2), bits)  # a NaN shows neither bit
     return Evidence(right / of, of, matching(right, of, 2), np.packbits(found.numpy()).tobytes(), **about)
 
 

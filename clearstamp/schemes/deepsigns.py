@@ -60,12 +60,14 @@ class DeepSigns(Scheme):
     def draw(self, model: nn.Module, data: LabelledImages, *, seed: int) -> Key:
         if not 0 < self.share <= 1:
             raise SchemeError("share of the images out of range", got=self.share, expected="above 0, at most 1")
+        if self.sample < 1:
+            raise SchemeError("number of images a step out of range", got=self.sample, expected="at least 1")
         generator = torch.Generator().manual_seed(seed)
         drawn, name = int(torch.randint(data.classes, (), generator=generator)), self.layer or name_at(model, data, -1)
         target = drawn if self.target is None else self.target
         images = images_of(data, target)
         images = images[torch.randperm(len(images), generator=generator)[: math.ceil(self.share * len(images))]]
-        with examined(model), torch.no_grad():
+        with strangers(), examined(model), torch.no_grad():
             count = signals(model, name, images[:1], "input").numel()
         bits, projection = drawn_bits(self.bits, generator), torch.randn(self.bits, count, generator=generator)
         tensors = {"bits": bits, "projection": projection, "images": images}

@@ -68,6 +68,8 @@ class GradSigns(Scheme):
         places = torch.randperm(data.shape[0] * data.shape[1] * data.shape[2], generator=generator)
         if not 1 <= self.carriers <= len(places):
             raise SchemeError("number of carriers out of range", got=self.carriers, expected=f"1 to {len(places)}")
+        if self.sample < 1 or self.step == 0:
+            raise SchemeError("settings out of range", got=self, expected="sample >= 1, step > 0")
         drawn = int(torch.randint(data.classes, (), generator=generator))
         target = drawn if self.target is None else self.target
         images = images_of(data, target)

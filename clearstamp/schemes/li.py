@@ -12,7 +12,19 @@ from torch import Tensor, nn
 from clearstamp.data import Batches, LabelledImages
 from clearstamp.errors import SchemeError
 from clearstamp.pictures import draw_text
-from clearstamp.schemes.base import Access, Evidence, Key, Scheme, answers, device_of, driven, matching, training_images
+from clearstamp.schemes.base import (
+    Access,
+    Evidence,
+    Key,
+    Scheme,
+    agreement,
+    answers,
+    device_of,
+    driven,
+    labels_of,
+    matching,
+    training_images,
+)
 from clearstamp.scores import structural_similarity
 from clearstamp.steps import MakeOptimizer, adam
 from clearstamp.training import fit
@@ -53,6 +65,11 @@ class Li(Scheme):
     response: float = 0.01
     lr: float = 1e-3
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.per_batch < 1:
+            raise SchemeError("settings out of range", got=self, expected="per_batch >= 1")
+
     def draw(self, model: nn.Module, data: LabelledImages, *, seed: int) -> Key:
         size = sum(len(labels) for _, labels in data.loader(250))
         covers, _ = training_images(data, max(1, round(self.share * size)), seed=seed)
@@ -78,7 +95,7 @@ class Li(Scheme):
         seed: int = 0,
         progress: bool = True,
     ) -> Key:
-        self.check(key)
+        self.check(key, data)
         game = Game(self, model, key, data.loader(batch_size, seed=seed))
         fit(model, game, epochs=epochs, lr=lr, optimizer=optimizer, progress=progress)
         return completed(key, game.encoder)
@@ -94,7 +111,7 @@ class Li(Scheme):
         return replace(drawn, tensors=drawn.tensors | {"samples": driven(model, drawn["samples"], drawn["labels"])})
 
     def read(self, suspect: nn.Module, key: Key) -> Evidence:
-        right, of = int((answers(suspect, key["samples"]).argmax(1) == key["labels"]).sum()), len(key["labels"])
+        right, of = agreement(labels_of(suspect, key["samples"]), key["labels"])
         return Evidence(right / of, of, matching(right, of, key.settings["classes"]), queries=of)
 
 

@@ -36,8 +36,9 @@ class LockedWeights(Scheme):
     scale: float = 3.0
 
     def __post_init__(self) -> None:
-        if self.strength < 0 or self.batch_size < 1 or self.scale <= 0:
-            raise SchemeError("settings out of range", got=self, expected="strength >= 0, batch_size >= 1, scale > 0")
+        super().__post_init__()
+        if self.batch_size < 1 or self.scale == 0:
+            raise SchemeError("settings out of range", got=self, expected="batch_size >= 1, scale > 0")
 
     @abstractmethod
     def values(self, key: Key) -> Tensor:

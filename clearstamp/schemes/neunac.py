@@ -51,6 +51,7 @@ class NeuNAC(Scheme):
     bits_per_unit: int = 8
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 1 <= self.bits_per_unit <= 16:
             raise SchemeError("number of bits out of range", got=self.bits_per_unit, expected="1 to 16")
 

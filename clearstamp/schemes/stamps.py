@@ -19,7 +19,7 @@ from clearstamp.losses import StampLoss
 from clearstamp.method import EXACT, PAPER, RECOMMENDED, Method
 from clearstamp.reading import read, scored, try_bytes
 from clearstamp.schedules import Schedule
-from clearstamp.schemes.base import Access, Evidence, Key, Scheme, UnfitError, answers, matching
+from clearstamp.schemes.base import Access, Evidence, Key, Scheme, UnfitError, answers, device_of, matching
 from clearstamp.scores import structural_similarity
 from clearstamp.stamp import FROZEN, Stamp
 from clearstamp.training import harden
@@ -59,6 +59,7 @@ class ClearStamp(Scheme):
     lr: float = 1e-4
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.readout not in METHODS:
             raise SchemeError("unknown readout", got=repr(self.readout), expected=", ".join(METHODS))
 
@@ -135,9 +136,7 @@ class ClearStamp(Scheme):
 
     def read(self, suspect: nn.Module, key: Key) -> Evidence:
         try:
-            return self.reader(key, Graphs(torch.zeros(1, *key.shape, device=next(suspect.parameters()).device)))(
-                suspect
-            )
+            return self.reader(key, Graphs(torch.zeros(1, *key.shape, device=device_of(suspect))))(suspect)
         except ClearStampError as error:
             raise UnfitError("the suspect cannot be run backwards", got=str(error)) from error
 

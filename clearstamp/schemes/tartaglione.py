@@ -46,8 +46,8 @@ class Tartaglione(LockedWeights):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.replicas < 0 or self.deviation <= 0:
-            raise SchemeError("settings out of range", got=self, expected="replicas >= 0, deviation > 0")
+        if self.deviation == 0:
+            raise SchemeError("settings out of range", got=self, expected="deviation > 0")
 
     def draw(self, model: nn.Module, data: LabelledImages, *, seed: int) -> Key:
         generator = torch.Generator().manual_seed(seed)

@@ -19,10 +19,12 @@ from clearstamp.schemes.base import (
     Evidence,
     Key,
     Scheme,
+    agreement,
     answers,
     device_of,
     driven,
     examined,
+    labels_of,
     matching,
     training_images,
 )
@@ -47,6 +49,7 @@ class TriggerSet(Scheme):
     per_batch: int = 2
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 1 <= self.per_batch <= self.triggers:
             got = f"{self.triggers} triggers, {self.per_batch} a batch"
             raise SchemeError("number of triggers out of range", got=got, expected="at least one, and one a batch")
@@ -69,8 +72,7 @@ class TriggerSet(Scheme):
         return replace(drawn, tensors=drawn.tensors | {"inputs": driven(model, drawn["inputs"], drawn["labels"])})
 
     def read(self, suspect: nn.Module, key: Key) -> Evidence:
-        right = int((answers(suspect, key["inputs"]).argmax(1) == key["labels"]).sum())
-        of = len(key["labels"])
+        right, of = agreement(labels_of(suspect, key["inputs"]), key["labels"])
         return Evidence(right / of, of, self.p(right, of, key), queries=of)
 
     @abstractmethod
@@ -134,7 +136,7 @@ class Zhang(TriggerSet):
         super().__post_init__()
         if self.kind not in KINDS:
             raise SchemeError("unknown kind of triggers", got=repr(self.kind), expected=", ".join(KINDS))
-        if self.decoys < 0 or (self.decoys and self.kind == "unrelated"):
+        if self.decoys and self.kind == "unrelated":
             got = f"{self.decoys} of kind {self.kind!r}"
             raise SchemeError(
                 "number of decoys out of range", got=got, expected="at least 0, and 0 of unrelated pictures"
@@ -142,6 +144,8 @@ class Zhang(TriggerSet):
 
     def draw(self, model: nn.Module, data: LabelledImages, *, seed: int) -> Key:
         generator = torch.Generator().manual_seed(seed)
+        if data.classes < 2:
+            raise SchemeError("too few classes", got=data.classes, expected="at least 2")
         source, target = torch.randperm(data.classes, generator=generator)[:2].tolist()
         if self.kind == "unrelated":
             inputs = abstract_pictures(self.triggers, data.shape, generator)

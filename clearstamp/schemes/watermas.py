@@ -40,7 +40,7 @@ class WaterMAS(LockedWeights):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.radius <= 0 or self.ceiling <= 0:
+        if 0 in (self.radius, self.ceiling):
             raise SchemeError("settings out of range", got=self, expected="radius and ceiling > 0")
 
     def draw(self, model: nn.Module, data: LabelledImages, *, seed: int) -> Key:
