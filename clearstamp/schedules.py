@@ -196,9 +196,9 @@ class ADMM(Schedule):
 
     The alternating direction method of multipliers: after every `period` batches, on which theta steps down the task
     loss + rho / 2 times the square of theta - z + u, as many steps take z down the stamp loss + the same term, and u
-    grows by theta - z. Each has an optimizer of its own. The model holds theta; z and u take the memory of two more models. The paper proposes the
-    method without numbers: these are this library's choice. Raises `TrainingError` unless `rho` is positive and finite
-    and `period` at least 1.
+    grows by theta - z. Each has an optimizer of its own. The model holds theta; z and u take the memory of two more
+    models. The paper proposes the method without numbers: these are this library's choice. Raises `TrainingError`
+    unless `rho` is positive and finite and `period` at least 1.
     """
 
     rho: float = 0.1
