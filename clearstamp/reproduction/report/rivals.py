@@ -154,12 +154,12 @@ def points_tables(records: Sequence[Record]) -> list[Markdown]:
             return ["–", "–", "–", failed[0].split(";")[0]]
         accepted = sum(bool(record.results[label]["accepted"]) for record in made)
         numbers = (column(made, label, "accuracy"), column(made, label, "score"), greatest(made, label, "p"))
-        return [*numbers, f"accepted, {accepted} of {len(made)}"]
+        return [*numbers, f"{accepted} of {len(made)}"]
 
     tables = []
     for title, made in titled(records).items():
         labels = [stage.label for stage in made[0].stages if stage.attack]
-        head = ("attack", "accuracy", "score", "greatest p", "verdict")
+        head = ("attack", "accuracy", "score", "greatest p", "accepted")
         tables.append(shown(f"Every attack on {title}", made, head, ((label, *row(made, label)) for label in labels)))
     return tables
 
@@ -189,9 +189,10 @@ def blind_table(records: Sequence[Record]) -> Markdown:
     made = by_experiment(records)
     found = {name: [values(record.results) for record in of] for name, of in made.items()}
     titles = {"blind-published": "weights of the paper", "blind-code": "weights of the code"}
-    rows = (
+    rows = [
         (row, number, *(spread([each[place] for each in found[name]], ".4f") for name in found))
         for place, (row, number) in enumerate(LI.items())
-    )
+        if made
+    ]
     head = ("LeNet-5", "paper", *(titles[name] for name in found))
     return shown("Li et al., the paper beside reproduced", records, head, rows)
