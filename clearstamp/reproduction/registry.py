@@ -666,7 +666,7 @@ def side_by_side(profile: Profile) -> Groups:
         "quick": {"nulls": 4, "fresh": 5},
     }
     size, grid = few.get(profile.name, {}), contested(profile)
-    chosen = {"tiny": ("Uchida",), "quick": ("ClearStamp, adjoint", "Uchida", "Zhang, text")}.get(
+    chosen = {"tiny": ("Uchida",), "quick": ("ClearStamp, adjoint", "Uchida", "Zhang, unrelated")}.get(
         profile.name, tuple(RIVALS)
     )
     rivals = [Rival(name=f"rival-{named(title)}", scheme=RIVALS[title], attacks=grid, **size) for title in chosen]
