@@ -117,12 +117,13 @@ class Evasion(Interface):
         """From inputs ``[n, C, H, W]`` to logits ``[n, 2]``, the second one of an owner's query."""
         check(0 < self.share <= 1, "share out of range", self.share, "more than 0, at most 1")
         scheme, data = scene.mark.scheme, scene.need_data()
+        if scheme.queries(scene.mark.key) is None:
+            raise AttackError("the owner asks no queries that could be told", got=scheme.name)
         own = reinitialised(scene.model)
         key = scheme.draw(own, data, seed=scene.seed + OWN)
         about: dict[str, Any] = {"epochs": self.own_epochs, "lr": self.own_lr, "seed": scene.seed, "progress": False}
         queries = scheme.queries(scheme.embed(own, data, key, **about))
-        if queries is None:
-            raise AttackError("the owner asks no queries that could be told", got=scheme.name)
+        assert queries is not None, "as of the owner's key"
         count = max(1, round(self.share * sum(len(labels) for _, labels in data.loader(250))))
         images, _ = training_images(data, count, seed=scene.seed)
         queries = queries.repeat(-(-count // len(queries)), 1, 1, 1)[:count]  # as many of both kinds
