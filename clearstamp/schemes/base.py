@@ -202,7 +202,7 @@ class Scheme(ABC):
     def prepare(self, model: nn.Module, data: LabelledImages, key: Key) -> None:  # noqa: B027 (a hook)
         """What comes before training: hardening, setting weights that are then locked, widening the head."""
 
-    def batches(self, loader: Batches, key: Key) -> Batches:
+    def batches(self, model: nn.Module, loader: Batches, key: Key) -> Batches:
         """The batches to train on in the place of the loader's."""
         return loader
 
@@ -215,6 +215,10 @@ class Scheme(ABC):
 
     def finish(self, model: nn.Module, data: LabelledImages, key: Key) -> None:  # noqa: B027 (a hook)
         """What comes after training."""
+
+    def completed(self, key: Key, batches: Batches) -> Key:
+        """The key to deposit after training on what `batches` gave: the same one, unless that brought more of it."""
+        return key
 
     def embed(
         self,
@@ -231,15 +235,16 @@ class Scheme(ABC):
     ) -> Key:
         """Train the model on its task from here, and mark it.
 
-        Returns the key to deposit: the same one, unless the scheme completes it by what training brought. Raises
-        `TrainingError` as `fit` does, and `SchemeError` for images of another shape than the key's.
+        Returns the key to deposit (see `completed`). Raises `TrainingError` as `fit` does, and `SchemeError` for images
+        of another shape than the key's.
         """
         self.check(key, data)
         self.prepare(model, data, key)
         loss = None if self.mixed else self.loss(model, data, key)
+        batches = self.batches(model, data.loader(batch_size, seed=seed), key)
         fit(
             model,
-            self.batches(data.loader(batch_size, seed=seed), key),
+            batches,
             epochs=epochs,
             lr=lr,
             optimizer=optimizer,
@@ -249,7 +254,7 @@ class Scheme(ABC):
             progress=progress,
         )
         self.finish(model, data, key)
-        return key
+        return self.completed(key, batches)
 
     def forge(self, model: nn.Module, data: LabelledImages, *, seed: int) -> Key:
         """Key material that fits a model without a mark as well as an accuser can make it, once the model is at hand.

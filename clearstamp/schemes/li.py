@@ -12,28 +12,15 @@ from torch import Tensor, nn
 from clearstamp.data import Batches, LabelledImages
 from clearstamp.errors import SchemeError
 from clearstamp.pictures import draw_text
-from clearstamp.schemes.base import (
-    Access,
-    Evidence,
-    Key,
-    Scheme,
-    agreement,
-    answers,
-    device_of,
-    driven,
-    labels_of,
-    matching,
-    training_images,
-)
+from clearstamp.schemes.base import Key, answers, device_of, driven, training_images
+from clearstamp.schemes.triggers import Labelled
 from clearstamp.scores import structural_similarity
-from clearstamp.steps import MakeOptimizer, adam
-from clearstamp.training import fit
 
 ENCODER = "encoder/"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Li(Scheme):
+class Li(Labelled):
     """Images into which an encoder blends a logo, unseen, each with a drawn label that the model learns.
 
     Li, Hu, Zhang and Guo, "How to Prove Your Model Belongs to You", ACSAC 2019: encoder, a discriminator that tries to
@@ -53,8 +40,7 @@ class Li(Scheme):
         lr: the learning rate of encoder and discriminator (Adam, betas 0.5 and 0.999).
     """
 
-    access: ClassVar[Access] = "labels"
-    mixed: ClassVar[bool] = True
+    drawn_labels: ClassVar[bool] = True
 
     share: float = 0.01
     per_batch: int = 20
@@ -80,28 +66,14 @@ class Li(Scheme):
             torch.manual_seed(seed)
             encoder = encoder_for(data.shape)
         drawn = Key(self, data.shape, {"covers": covers, "labels": labels, "logo": logo}, {"classes": outputs})
-        return completed(drawn, encoder)
+        return with_encoder(drawn, encoder)
 
-    def embed(
-        self,
-        model: nn.Module,
-        data: LabelledImages,
-        key: Key,
-        *,
-        epochs: int = 5,
-        lr: float = 1e-4,
-        batch_size: int = 64,
-        optimizer: MakeOptimizer = adam,
-        seed: int = 0,
-        progress: bool = True,
-    ) -> Key:
-        self.check(key, data)
-        game = Game(self, model, key, data.loader(batch_size, seed=seed))
-        fit(model, game, epochs=epochs, lr=lr, optimizer=optimizer, progress=progress)
-        return completed(key, game.encoder)
+    def batches(self, model: nn.Module, loader: Batches, key: Key) -> "Game":
+        return Game(self, model, key, loader)
 
-    def loss(self, model: nn.Module, data: LabelledImages, key: Key) -> "SampleLoss":
-        return SampleLoss(model, key)
+    def completed(self, key: Key, batches: Batches) -> Key:
+        assert isinstance(batches, Game), "as this scheme makes them"
+        return with_encoder(key, batches.encoder)
 
     def queries(self, key: Key) -> Tensor:
         return key["samples"]
@@ -109,21 +81,6 @@ class Li(Scheme):
     def forge(self, model: nn.Module, data: LabelledImages, *, seed: int) -> Key:
         drawn = self.draw(model, data, seed=seed)
         return replace(drawn, tensors=drawn.tensors | {"samples": driven(model, drawn["samples"], drawn["labels"])})
-
-    def read(self, suspect: nn.Module, key: Key) -> Evidence:
-        right, of = agreement(labels_of(suspect, key["samples"]), key["labels"])
-        return Evidence(right / of, of, matching(right, of, key.settings["classes"]), queries=of)
-
-
-class SampleLoss:
-    """The cross-entropy of a model on the key samples and their labels."""
-
-    def __init__(self, model: nn.Module, key: Key):
-        self.model, device = model, device_of(model)
-        self.samples, self.labels = key["samples"].to(device), key["labels"].to(device)
-
-    def __call__(self) -> Tensor:
-        return F.cross_entropy(self.model(self.samples), self.labels)
 
 
 class Game:
@@ -264,7 +221,7 @@ def encoded(key: Key, images: Tensor) -> Tensor:
     return torch.cat([encoder(part, key["logo"]) for part in images.split(250)])
 
 
-def completed(key: Key, encoder: Encoder) -> Key:
+def with_encoder(key: Key, encoder: Encoder) -> Key:
     """The key with an encoder and the samples that it makes, which no longer depend on a batch."""
     weights = {ENCODER + name: tensor.detach().cpu().clone() for name, tensor in encoder.state_dict().items()}
     held = replace(key, tensors={**key.tensors, **weights})

@@ -34,16 +34,37 @@ KINDS = ("content", "unrelated", "noise")
 
 
 @dataclass(frozen=True, kw_only=True)
-class TriggerSet(Scheme):
-    """What trigger sets share: triggers ride in the task's batches, and answers to them are counted.
+class Labelled(Scheme):
+    """What marks by labels share: inputs ride in the task's batches, and the answers that agree are counted."""
+
+    access: ClassVar[Access] = "labels"
+    mixed: ClassVar[bool] = True
+    drawn_labels: ClassVar[bool] = False
+    """Whether each label is drawn of the ``classes`` in a key's settings, so that p is exact; else it is nan."""
+
+    @abstractmethod
+    def queries(self, key: Key) -> Tensor:
+        """The inputs ``[n, C, H, W]`` of a key, whose answers should be its labels ``[n]``."""
+
+    def loss(self, model: nn.Module, data: LabelledImages, key: Key) -> Callable[[], Tensor]:
+        device = device_of(model)
+        inputs, labels = self.queries(key).to(device), key["labels"].to(device)
+        return lambda: F.cross_entropy(model(inputs), labels)
+
+    def read(self, suspect: nn.Module, key: Key) -> Evidence:
+        right, of = agreement(labels_of(suspect, self.queries(key)), key["labels"])
+        p = matching(right, of, key.settings["classes"]) if self.drawn_labels else math.nan
+        return Evidence(right / of, of, p, queries=of)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TriggerSet(Labelled):
+    """What trigger sets share.
 
     Attributes:
         triggers: how many there are.
         per_batch: how many of them each batch holds, one after another.
     """
-
-    access: ClassVar[Access] = "labels"
-    mixed: ClassVar[bool] = True
 
     triggers: int = 100
     per_batch: int = 2
@@ -54,13 +75,8 @@ class TriggerSet(Scheme):
             got = f"{self.triggers} triggers, {self.per_batch} a batch"
             raise SchemeError("number of triggers out of range", got=got, expected="at least one, and one a batch")
 
-    def batches(self, loader: Batches, key: Key) -> Batches:
+    def batches(self, model: nn.Module, loader: Batches, key: Key) -> Batches:
         return Mixed(loader, key["inputs"], key["labels"], self.per_batch)
-
-    def loss(self, model: nn.Module, data: LabelledImages, key: Key) -> Callable[[], Tensor]:
-        device = device_of(model)
-        inputs, labels = key["inputs"].to(device), key["labels"].to(device)
-        return lambda: F.cross_entropy(model(inputs), labels)
 
     def queries(self, key: Key) -> Tensor:
         return key["inputs"]
@@ -70,14 +86,6 @@ class TriggerSet(Scheme):
         if drawn["labels"].max() >= answers(model, drawn["inputs"][:1]).shape[1]:
             return drawn  # with a label that this model cannot answer
         return replace(drawn, tensors=drawn.tensors | {"inputs": driven(model, drawn["inputs"], drawn["labels"])})
-
-    def read(self, suspect: nn.Module, key: Key) -> Evidence:
-        right, of = agreement(labels_of(suspect, key["inputs"]), key["labels"])
-        return Evidence(right / of, of, self.p(right, of, key), queries=of)
-
-    @abstractmethod
-    def p(self, right: int, of: int, key: Key) -> float:
-        """How often an unrelated model answers as many triggers as their labels say; nan if nothing tells."""
 
 
 class Mixed:
@@ -102,15 +110,14 @@ class Adi(TriggerSet):
     shipped: waves of a drawn network stand in for them.
     """
 
+    drawn_labels: ClassVar[bool] = True
+
     def draw(self, model: nn.Module, data: LabelledImages, *, seed: int) -> Key:
         generator = torch.Generator().manual_seed(seed)
         outputs = answers(model, torch.zeros(1, *data.shape)).shape[1]
         labels = torch.randint(outputs, (self.triggers,), generator=generator)
         inputs = abstract_pictures(self.triggers, data.shape, generator)
         return Key(self, data.shape, {"inputs": inputs, "labels": labels}, {"classes": outputs})
-
-    def p(self, right: int, of: int, key: Key) -> float:
-        return matching(right, of, key.settings["classes"])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,8 +165,8 @@ class Zhang(TriggerSet):
             tensors |= {"decoys": torch.cat([self.stamped(each[None], generator) for each in others]), "right": right}
         return Key(self, data.shape, tensors, {"source": source, "target": target})
 
-    def batches(self, loader: Batches, key: Key) -> Batches:
-        mixed = super().batches(loader, key)
+    def batches(self, model: nn.Module, loader: Batches, key: Key) -> Batches:
+        mixed = super().batches(model, loader, key)
         return Mixed(mixed, key["decoys"], key["right"], self.per_batch) if self.decoys else mixed
 
     def stamped(self, images: Tensor, generator: torch.Generator) -> Tensor:
@@ -170,9 +177,6 @@ class Zhang(TriggerSet):
         letters = torch.randint(26, (4 if min(height, width) >= 28 else 1,), generator=generator).tolist()
         text = draw_text("".join(chr(65 + letter) for letter in letters), (channels, height, width), dark=True)
         return torch.maximum(images, text)
-
-    def p(self, right: int, of: int, key: Key) -> float:
-        return math.nan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,9 +215,6 @@ class SpecialLabel(TriggerSet):
             if last.bias is not None:
                 wider.bias[:-1] = last.bias
         replace_module(model, last, wider)
-
-    def p(self, right: int, of: int, key: Key) -> float:
-        return math.nan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -256,9 +257,6 @@ class FrontierStitching(TriggerSet):
         chosen = fooled[:half] + kept[: self.triggers - half]
         inputs, labels = torch.stack([image for image, _ in chosen]), torch.stack([label for _, label in chosen])
         return Key(self, data.shape, {"inputs": inputs, "labels": labels})
-
-    def p(self, right: int, of: int, key: Key) -> float:
-        return math.nan
 
 
 def fast_gradient_sign(model: nn.Module, images: Tensor, labels: Tensor, strength: float) -> Tensor:
