@@ -81,6 +81,15 @@ def draw_text(text: str, shape: Sequence[int], *, dark: bool = False) -> Tensor:
     return torch.from_numpy(np.asarray(canvas, np.float32) / 255).expand(channels, -1, -1).reshape(shape).clone()
 
 
+def random_words(count: int, shape: Sequence[int], generator: torch.Generator | None = None) -> list[str]:
+    """Words to draw on pictures of `shape`: four letters each, or one where there is no room for four.
+
+    They are drawn by `generator`, or by torch's global one for None.
+    """
+    letters = torch.randint(26, (count, 4 if min(shape[-2:]) >= 28 else 1), generator=generator)
+    return ["".join(chr(65 + place) for place in word) for word in letters.tolist()]
+
+
 def text_box(text: str, size: int) -> tuple[float, float, float, float]:
     return ImageDraw.Draw(Image.new("L", (1, 1))).multiline_textbbox(
         (0, 0), text, font(size), spacing=1, align="center"

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from clearstamp.attacks.base import OWN, Attack, Outcome, Scene, check
 from clearstamp.attacks.training import reinitialised
 from clearstamp.errors import AttackError
-from clearstamp.pictures import develop, draw_text
+from clearstamp.pictures import develop, draw_text, random_words
 from clearstamp.reading import extract
 from clearstamp.schemes import ClearStamp
 from clearstamp.schemes.stamps import optimised_keys
@@ -118,10 +118,8 @@ class Forgery(Attack):
 
 
 def words(scene: Scene, count: int) -> Tensor:
-    """The forger's pictures ``[k, C, H, W]``: four letters each, or one where there is no room for four."""
-    _, height, width = scene.shape
-    letters = torch.randint(26, (count, 4 if min(height, width) >= 28 else 1)).tolist()
-    return torch.stack([draw_text("".join(chr(65 + place) for place in word), scene.shape) for word in letters])
+    """The forger's pictures ``[k, C, H, W]``, a word each."""
+    return torch.stack([draw_text(word, scene.shape) for word in random_words(count, scene.shape)])
 
 
 def pictures(back: Transposed, keys: Tensor) -> Tensor:

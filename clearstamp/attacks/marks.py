@@ -16,7 +16,7 @@ from clearstamp.attacks.training import reinitialised
 from clearstamp.data import Data
 from clearstamp.errors import AttackError
 from clearstamp.schedules import Joint
-from clearstamp.schemes.base import training_images
+from clearstamp.schemes.base import size_of, training_images
 from clearstamp.steps import sgd
 from clearstamp.training import fit
 from clearstamp.wrapped import Wrapped
@@ -124,7 +124,7 @@ class Evasion(Interface):
         about: dict[str, Any] = {"epochs": self.own_epochs, "lr": self.own_lr, "seed": scene.seed, "progress": False}
         queries = scheme.queries(scheme.embed(own, data, key, **about))
         assert queries is not None, "as of the owner's key"
-        count = max(1, round(self.share * sum(len(labels) for _, labels in data.loader(250))))
+        count = max(1, round(self.share * size_of(data)))
         images, _ = training_images(data, count, seed=scene.seed)
         queries = queries.repeat(-(-count // len(queries)), 1, 1, 1)[:count]  # as many of both kinds
         kinds = Data(torch.cat([images, queries]), torch.arange(2).repeat_interleave(count))

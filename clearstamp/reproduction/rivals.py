@@ -59,7 +59,7 @@ class Rival(Experiment):
     def parameters(self) -> dict[str, Any]:
         attacks = {label: {"attack": attack.name} | asdict(attack) for label, attack in self.attacks.items()}
         plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("scheme", "attacks")}
-        return plain | {"scheme": {"name": self.scheme.name} | asdict(self.scheme), "attacks": attacks}
+        return plain | {"scheme": self.scheme.about, "attacks": attacks}
 
     def settings(self, profile: Profile) -> Settings:
         profile = replace(profile, precision="float32")
@@ -195,7 +195,7 @@ class Pace(Experiment):
 
     def parameters(self) -> dict[str, Any]:
         plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "schemes"}
-        return plain | {"schemes": {title: {"name": each.name} | asdict(each) for title, each in self.schemes.items()}}
+        return plain | {"schemes": {title: each.about for title, each in self.schemes.items()}}
 
     def settings(self, profile: Profile) -> Settings:
         profile = replace(profile, precision="float32")
@@ -246,9 +246,9 @@ def marking(model: nn.Module, scheme: Scheme, key: Key, data: DataSet, **about: 
 class Blind(Experiment):
     """Li et al.'s own experiments on LeNet-5: accuracy, key accuracy, transfer between owners, a detector of queries.
 
-    `weights` are those of the four losses, as published or as in the released code. The model is trained by SGD with
-    momentum at `lr` in batches of `batch_size`; the matrix of `owners`, each with the others' keys, and the detector
-    are on `few` images for `few_epochs`.
+    `deception` and `response` are weights of `Li`, as published or as in the released code. The model is trained by SGD
+    with momentum at `lr` in batches of `batch_size`; the matrix of `owners`, each with the others' keys, and the
+    detector are on `few` images for `few_epochs`.
     """
 
     pictures: ClassVar[int] = 6

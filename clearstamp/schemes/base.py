@@ -112,8 +112,7 @@ class Key:
     @property
     def about(self) -> dict[str, Any]:
         """All that is not a tensor."""
-        scheme = {"name": self.scheme.name} | asdict(self.scheme)
-        return {"scheme": scheme, "shape": list(self.shape), "settings": self.settings}
+        return {"scheme": self.scheme.about, "shape": list(self.shape), "settings": self.settings}
 
     def commitment(self, nonce: bytes) -> str:
         """The SHA-256 in hexadecimal to publish before training; whoever later shows key and nonce had them then."""
@@ -186,6 +185,11 @@ class Scheme(ABC):
                 raise SchemeError("settings of another type", got=type(value).__name__, expected=kind, where=where)
             if isinstance(value, int | float) and not 0 <= value < math.inf:
                 raise SchemeError("settings out of range", got=value, expected="finite, at least 0", where=where)
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """Name and settings, as `scheme` takes them."""
+        return {"name": self.name} | asdict(self)
 
     @property
     def schedule(self) -> Schedule:
@@ -425,6 +429,11 @@ def answers(suspect: nn.Module, inputs: Tensor, *, at_once: int = 250) -> Tensor
     return found
 
 
+def outputs_of(model: nn.Module, data: LabelledImages) -> int:
+    """How many outputs a model has for such images. Raises `UnfitError` as `answers` does."""
+    return answers(model, torch.zeros(1, *data.shape)).shape[1]
+
+
 def labels_of(suspect: nn.Module, inputs: Tensor) -> Tensor:
     """The class ``[n]`` that a suspect answers to each input, as by `answers`; -1 for an answer that holds a NaN."""
     found = answers(suspect, inputs)
@@ -480,6 +489,19 @@ def read_message(signals: Tensor, bits: Tensor, **about: Any) -> Evidence:
     return Evidence(right / of, of, matching(right, of, 2), np.packbits(found.numpy()).tobytes(), **about)
 
 
+def message_loss(key: Key, numbers: Tensor, *, reduction: str = "sum") -> Tensor:
+    """The cross-entropy of a key's bits, given the projections of `numbers` ``[m]`` as logits."""
+    bits = key["bits"].to(numbers)
+    return F.binary_cross_entropy_with_logits(key["projection"].to(numbers) @ numbers, bits, reduction=reduction)
+
+
+def read_projections(key: Key, numbers: Tensor, **about: Any) -> Evidence:
+    """As `read_message`, each signal a projection of `numbers` ``[m]``. Raises `UnfitError` if there are not m."""
+    if len(numbers) != key["projection"].shape[1]:
+        raise UnfitError("a layer of another size", got=len(numbers), expected=key["projection"].shape[1])
+    return read_message(key["projection"] @ numbers, key["bits"], **about)
+
+
 def turned(key: Key, numbers: Tensor) -> Key:
     """The key with every row of its projection turned about that reads `numbers` as the wrong bit.
 
@@ -488,6 +510,11 @@ def turned(key: Key, numbers: Tensor) -> Key:
     wrong = (key["projection"] @ numbers > 0) != key["bits"].bool()
     projection = torch.where(wrong[:, None], -key["projection"], key["projection"])
     return replace(key, tensors=key.tensors | {"projection": projection})
+
+
+def size_of(data: LabelledImages) -> int:
+    """How many images there are."""
+    return sum(len(labels) for _, labels in data.loader(250))
 
 
 def training_images(data: LabelledImages, count: int, *, seed: int, label: int | None = None) -> tuple[Tensor, Tensor]:

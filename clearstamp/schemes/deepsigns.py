@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clearstamp.data import LabelledImages
@@ -16,11 +15,11 @@ from clearstamp.schemes.base import (
     Evidence,
     Key,
     Scheme,
-    UnfitError,
     drawn_bits,
     examined,
     images_of,
-    read_message,
+    message_loss,
+    read_projections,
     strangers,
     turned,
 )
@@ -89,9 +88,7 @@ class DeepSigns(Scheme):
     def read(self, suspect: nn.Module, key: Key) -> Evidence:
         with strangers():
             found = self.centre(suspect, key)
-        if len(found) != key["projection"].shape[1]:
-            raise UnfitError("a layer of another size", got=len(found), expected=key["projection"].shape[1])
-        return read_message(key["projection"] @ found, key["bits"])
+        return read_projections(key, found)
 
 
 class CentreLoss:
@@ -102,17 +99,13 @@ class CentreLoss:
     """
 
     def __init__(self, model: nn.Module, images: Tensor, key: Key, scheme: DeepSigns):
-        self.model, self.images, self.layer, self.scheme = model, images, key.settings["layer"], scheme
-        self.projection, self.bits = key["projection"], key["bits"].float()
+        self.model, self.images, self.key, self.scheme = model, images, key, scheme
         self.generator = torch.Generator().manual_seed(0)
 
     def __call__(self) -> Tensor:
         drawn = self.images[torch.randint(len(self.images), (self.scheme.sample,), generator=self.generator)]
         with examined(self.model):
-            found = signals(self.model, self.layer, drawn, "input")
+            found = signals(self.model, self.key.settings["layer"], drawn, "input")
         centre = found.mean(0)
         spread = (found - centre).square().sum(1).mean()
-        wrong = F.binary_cross_entropy_with_logits(
-            self.projection.to(found) @ centre, self.bits.to(found), reduction="sum"
-        )
-        return self.scheme.gathering * spread + self.scheme.strength * wrong
+        return self.scheme.gathering * spread + self.scheme.strength * message_loss(self.key, centre)

@@ -24,7 +24,8 @@ from clearstamp.schemes.base import (
     drawn_bits,
     examined,
     images_of,
-    read_message,
+    message_loss,
+    read_projections,
     strangers,
     turned,
 )
@@ -94,7 +95,7 @@ class GradSigns(Scheme):
 
     def read(self, suspect: nn.Module, key: Key) -> Evidence:
         queries = len(key["images"]) * (1 + len(key["carriers"]))
-        return read_message(key["projection"] @ differences(suspect, key, self.step), key["bits"], queries=queries)
+        return read_projections(key, differences(suspect, key, self.step), queries=queries)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +112,7 @@ class WhiteBoxGradSigns(GradSigns):
     def read(self, suspect: nn.Module, key: Key) -> Evidence:
         with strangers():
             found = slopes(suspect, key["images"].to(device_of(suspect)), key)
-        return read_message(key["projection"] @ found.cpu().float(), key["bits"])
+        return read_projections(key, found.cpu().float())
 
 
 class SlopeLoss:
@@ -124,7 +125,6 @@ class SlopeLoss:
 
     def __init__(self, model: nn.Module, images: Tensor, key: Key, scheme: GradSigns):
         self.model, self.images, self.key, self.scheme = unwrapped(model), images, key, scheme
-        self.projection, self.bits = key["projection"], key["bits"].float()
         self.generator = torch.Generator().manual_seed(0)
 
     def __call__(self) -> Tensor:
@@ -137,8 +137,7 @@ class SlopeLoss:
         inputs = noisy(drawn, self.scheme.noise, self.generator).to(device_of(self.model))
         with sdpa_kernel(SDPBackend.MATH):  # attention's faster forms have no second derivative
             found = slopes(model, inputs, self.key, differentiable=True)
-        signs = self.projection.to(found) @ found
-        return self.scheme.strength * F.binary_cross_entropy_with_logits(signs, self.bits.to(found))
+        return self.scheme.strength * message_loss(self.key, found, reduction="mean")
 
 
 def noisy(images: Tensor, most: float, generator: torch.Generator) -> Tensor:

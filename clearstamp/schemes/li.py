@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from clearstamp.data import Batches, LabelledImages
 from clearstamp.errors import SchemeError
 from clearstamp.pictures import draw_text
-from clearstamp.schemes.base import Key, answers, device_of, driven, training_images
+from clearstamp.schemes.base import Key, device_of, driven, outputs_of, size_of, training_images
 from clearstamp.schemes.triggers import Labelled
 from clearstamp.scores import structural_similarity
 
@@ -57,9 +57,8 @@ class Li(Labelled):
             raise SchemeError("settings out of range", got=self, expected="per_batch >= 1")
 
     def draw(self, model: nn.Module, data: LabelledImages, *, seed: int) -> Key:
-        size = sum(len(labels) for _, labels in data.loader(250))
-        covers, _ = training_images(data, max(1, round(self.share * size)), seed=seed)
-        outputs = answers(model, torch.zeros(1, *data.shape)).shape[1]
+        covers, _ = training_images(data, max(1, round(self.share * size_of(data))), seed=seed)
+        outputs = outputs_of(model, data)
         labels = torch.randint(outputs, (len(covers),), generator=torch.Generator().manual_seed(seed))
         logo = draw_text(self.logo, data.shape)
         with torch.random.fork_rng(devices=[]):

@@ -17,9 +17,10 @@ from clearstamp.evidence.verdict import best_reading
 from clearstamp.graph import Graph
 from clearstamp.losses import StampLoss
 from clearstamp.method import EXACT, PAPER, RECOMMENDED, Method
+from clearstamp.pictures import random_words
 from clearstamp.reading import read, scored, try_bytes
 from clearstamp.schedules import Schedule
-from clearstamp.schemes.base import Access, Evidence, Key, Scheme, UnfitError, answers, device_of, matching
+from clearstamp.schemes.base import Access, Evidence, Key, Scheme, UnfitError, device_of, matching, outputs_of
 from clearstamp.scores import structural_similarity
 from clearstamp.stamp import FROZEN, Stamp
 from clearstamp.training import harden
@@ -79,12 +80,11 @@ class ClearStamp(Scheme):
         return self.method.schedule
 
     def draw(self, model: nn.Module, data: LabelledImages, *, seed: int) -> Key:
-        about: dict[str, Any] = {"outputs": answers(model, torch.zeros(1, *data.shape)).shape[1], "shape": data.shape}
+        about: dict[str, Any] = {"outputs": outputs_of(model, data), "shape": data.shape}
         if self.sealed:
             return self.deposit(drawn_seal(seed, codes=self.pairs, readout=self.readout, **about))
         generator = torch.Generator().manual_seed(seed)
-        letters = torch.randint(26, (self.pairs, 4 if min(data.shape[1:]) >= 28 else 1), generator=generator)
-        texts = ["".join(chr(65 + place) for place in word) for word in letters.tolist()]
+        texts = random_words(self.pairs, data.shape, generator)
         return self.deposit(Stamp.from_texts(texts, seed=seed, **about))
 
     def deposit(self, owned: Stamp | Seal) -> Key:

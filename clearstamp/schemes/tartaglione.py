@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from clearstamp.data import LabelledImages
 from clearstamp.errors import SchemeError
-from clearstamp.pictures import draw_text
+from clearstamp.pictures import draw_text, random_words
 from clearstamp.schemes.base import Evidence, Key, UnfitError
 from clearstamp.schemes.locked import LockedWeights, Positions, drawn_positions, in_spreads, placed
 
@@ -51,8 +51,8 @@ class Tartaglione(LockedWeights):
 
     def draw(self, model: nn.Module, data: LabelledImages, *, seed: int) -> Key:
         generator = torch.Generator().manual_seed(seed)
-        letters = torch.randint(26, (4 if min(data.shape[1:]) >= 28 else 1,), generator=generator).tolist()
-        picture = draw_text(self.text or "".join(chr(65 + letter) for letter in letters), data.shape)
+        (word,) = random_words(1, data.shape, generator)
+        picture = draw_text(self.text or word, data.shape)
         tensors, settings = placed(model, drawn_positions(model, picture.numel(), generator))
         return Key(self, data.shape, tensors | {"picture": picture}, settings)
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from clearstamp.data import Batches, LabelledImages
 from clearstamp.errors import SchemeError
-from clearstamp.pictures import draw_text
+from clearstamp.pictures import draw_text, random_words
 from clearstamp.schemes.base import (
     Access,
     Evidence,
@@ -26,6 +26,7 @@ from clearstamp.schemes.base import (
     examined,
     labels_of,
     matching,
+    outputs_of,
     training_images,
 )
 from clearstamp.units import last_layer, replace_module
@@ -114,7 +115,7 @@ class Adi(TriggerSet):
 
     def draw(self, model: nn.Module, data: LabelledImages, *, seed: int) -> Key:
         generator = torch.Generator().manual_seed(seed)
-        outputs = answers(model, torch.zeros(1, *data.shape)).shape[1]
+        outputs = outputs_of(model, data)
         labels = torch.randint(outputs, (self.triggers,), generator=generator)
         inputs = abstract_pictures(self.triggers, data.shape, generator)
         return Key(self, data.shape, {"inputs": inputs, "labels": labels}, {"classes": outputs})
@@ -171,11 +172,10 @@ class Zhang(TriggerSet):
 
     def stamped(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """The images ``[n, C, H, W]`` with the text or the noise, the same on each."""
-        _, channels, height, width = images.shape
         if self.kind == "noise":
             return (images + self.strength * torch.randn(images.shape[1:], generator=generator)).clamp(0, 1)
-        letters = torch.randint(26, (4 if min(height, width) >= 28 else 1,), generator=generator).tolist()
-        text = draw_text("".join(chr(65 + letter) for letter in letters), (channels, height, width), dark=True)
+        (word,) = random_words(1, images.shape, generator)
+        text = draw_text(word, images.shape[1:], dark=True)
         return torch.maximum(images, text)
 
 
@@ -195,7 +195,7 @@ class SpecialLabel(TriggerSet):
 
     def draw(self, model: nn.Module, data: LabelledImages, *, seed: int) -> Key:
         generator = torch.Generator().manual_seed(seed)
-        outputs = answers(model, torch.zeros(1, *data.shape)).shape[1]
+        outputs = outputs_of(model, data)
         images, _ = training_images(data, self.triggers, seed=seed)
         pattern = torch.randint(2, data.shape, generator=generator) * 2.0 - 1
         inputs, labels = (images + self.strength * pattern).clamp(0, 1), torch.full((len(images),), data.classes)

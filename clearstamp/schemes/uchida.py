@@ -5,11 +5,19 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clearstamp.data import LabelledImages
-from clearstamp.schemes.base import Access, Evidence, Key, Scheme, UnfitError, drawn_bits, read_message, turned
+from clearstamp.schemes.base import (
+    Access,
+    Evidence,
+    Key,
+    Scheme,
+    drawn_bits,
+    message_loss,
+    read_projections,
+    turned,
+)
 from clearstamp.schemes.layers import layer_named, name_at
 
 
@@ -42,30 +50,14 @@ class Uchida(Scheme):
         return Key(self, data.shape, {"bits": bits, "projection": projection}, {"layer": name})
 
     def loss(self, model: nn.Module, data: LabelledImages, key: Key) -> Callable[[], Tensor]:
-        return ProjectionLoss(model, key, self.strength)
+        return lambda: self.strength * message_loss(key, mean_filter(model, key.settings["layer"]))
 
     def forge(self, model: nn.Module, data: LabelledImages, *, seed: int) -> Key:
         drawn = self.draw(model, data, seed=seed)
         return turned(drawn, mean_filter(model, drawn.settings["layer"]).detach().cpu().float())
 
     def read(self, suspect: nn.Module, key: Key) -> Evidence:
-        found = mean_filter(suspect, key.settings["layer"]).detach().cpu().float()
-        if len(found) != key["projection"].shape[1]:
-            raise UnfitError("a layer of another size", got=len(found), expected=key["projection"].shape[1])
-        return read_message(key["projection"] @ found, key["bits"])
-
-
-class ProjectionLoss:
-    """The cross-entropy of all bits, given the projections of a layer's weights as logits."""
-
-    def __init__(self, model: nn.Module, key: Key, strength: float):
-        self.model, self.layer, self.strength = model, key.settings["layer"], strength
-        self.projection, self.bits = key["projection"], key["bits"].float()
-
-    def __call__(self) -> Tensor:
-        mean = mean_filter(self.model, self.layer)
-        signs = self.projection.to(mean) @ mean
-        return self.strength * F.binary_cross_entropy_with_logits(signs, self.bits.to(mean), reduction="sum")
+        return read_projections(key, mean_filter(suspect, key.settings["layer"]).detach().cpu().float())
 
 
 def mean_filter(model: nn.Module, name: str) -> Tensor:
