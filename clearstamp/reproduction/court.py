@@ -122,9 +122,7 @@ class Court(Experiment):
 
     def settings(self, profile: Profile) -> Settings:
         profile = replace(profile, precision="float32")
-        images = profile.images()
-        train, test = min(images.train or self.most, self.most), min(images.test or 1_000, 1_000)
-        images = replace(images, train=train, test=test)
+        images = profile.images().at_most(self.most, 1_000)
         return Settings.of(self, profile, images, data=(images,))
 
 

@@ -34,6 +34,10 @@ class Images:
         """How many images of each split, None for all."""
         return {"train": self.train, "test": self.test}
 
+    def at_most(self, train: int, test: int) -> "Images":
+        """The first so many of them, of each split."""
+        return replace(self, train=min(self.train or train, train), test=min(self.test or test, test))
+
     def size(self, split: datasets.Split) -> int:
         """How many images there are to take from. Raises `DataError` if they are not there, or damaged."""
         if not self.held_out:

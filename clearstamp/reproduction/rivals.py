@@ -63,7 +63,8 @@ class Rival(Experiment):
 
     def settings(self, profile: Profile) -> Settings:
         profile = replace(profile, precision="float32")
-        return Settings.of(self, profile, images := reduced(profile, self.dataset, self.most), data=(images,))
+        images = profile.images(self.dataset).at_most(self.most, self.most // 5)
+        return Settings.of(self, profile, images, data=(images,))
 
     def check(self, settings: Settings) -> Iterator[ClearStampError]:
         yield from super().check(settings)
@@ -168,14 +169,6 @@ def plain(images: Images, name: str, epochs: int, lr: float, seed: int) -> nn.Mo
     return model.eval()
 
 
-def reduced(profile: Profile, dataset: str | None, most: int) -> Images:
-    """At most so many training images, and a fifth as many test images."""
-    images = profile.images(dataset)
-    train = most if images.train is None else min(most, images.train)
-    test = most // 5 if images.test is None else min(most // 5, images.test)
-    return replace(images, train=train, test=test)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Pace(Experiment):
     """The time of a batch with each mark over that of one without: the median of `rounds`, one after another.
@@ -199,7 +192,7 @@ class Pace(Experiment):
 
     def settings(self, profile: Profile) -> Settings:
         profile = replace(profile, precision="float32")
-        return Settings.of(self, profile, images := reduced(profile, None, 6_000), data=(images,))
+        return Settings.of(self, profile, images := profile.images().at_most(6_000, 1_200), data=(images,))
 
     def conduct(self, settings: Settings, seed: int) -> Findings:
         train = load_sets(settings.images).train
