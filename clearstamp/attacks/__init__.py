@@ -4,7 +4,7 @@ from clearstamp.attacks.adaptive import Erasure, Overwriting
 from clearstamp.attacks.base import ATTACKS, Attack, Judge, Look, Outcome, Scene
 from clearstamp.attacks.forgery import FalseClaim, Forgery
 from clearstamp.attacks.interface import QueryNoise, Sanitizer, ScorePerturbation, ScoreRounding
-from clearstamp.attacks.marks import CounterClaim, Evasion, SecondMark, Unlearning
+from clearstamp.attacks.marks import CounterClaim, Evasion, FeatureEvasion, SecondMark, Unlearning
 from clearstamp.attacks.preserving import (
     BatchNormRescaling,
     Composed,
@@ -34,6 +34,7 @@ __all__ = [
     "DummyUnits",
     "Erasure",
     "Evasion",
+    "FeatureEvasion",
     "FalseClaim",
     "FinePruning",
     "FineTuning",

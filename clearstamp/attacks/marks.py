@@ -1,7 +1,6 @@
 """Attackers who know by which scheme a model was marked, whatever scheme it is."""
 
 import copy
-import math
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal
@@ -16,9 +15,10 @@ from clearstamp.attacks.training import reinitialised
 from clearstamp.data import Data
 from clearstamp.errors import AttackError
 from clearstamp.schedules import Joint
-from clearstamp.schemes.base import size_of, training_images
+from clearstamp.schemes.base import answers, size_of, training_images
 from clearstamp.steps import sgd
 from clearstamp.training import fit
+from clearstamp.units import last_layer, replace_module
 from clearstamp.wrapped import Wrapped
 
 
@@ -127,14 +127,34 @@ class Evasion(Interface):
         count = max(1, round(self.share * size_of(data)))
         images, _ = training_images(data, count, seed=scene.seed)
         queries = queries.repeat(-(-count // len(queries)), 1, 1, 1)[:count]  # as many of both kinds
-        kinds = Data(torch.cat([images, queries]), torch.arange(2).repeat_interleave(count))
-        widths = (math.prod(scene.shape), 512, 256)
+        view = self.view(scene)
+        seen = answers(view, torch.cat([images, queries]))
+        kinds = Data(seen[:, :, None, None], torch.arange(2).repeat_interleave(count))
+        widths = (seen.shape[1], 512, 256)
         layers: list[nn.Module] = [nn.Flatten()]
         for inner, outer in pairwise(widths):
             layers += [nn.Linear(inner, outer), nn.ReLU()]
         detector = nn.Sequential(*layers, nn.Linear(widths[-1], 2)).to(scene.device)
         fit(detector, kinds.loader(seed=scene.seed), epochs=self.epochs, lr=self.lr, optimizer=sgd, progress=False)
-        return detector.eval()
+        return nn.Sequential(view, detector).eval()
+
+    def view(self, scene: Scene) -> nn.Module:
+        """From inputs ``[n, C, H, W]`` to what the detector sees of them ``[n, d]``."""
+        return nn.Flatten()
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureEvasion(Evasion):
+    """`Evasion` by a detector that sees, in the place of an input, what the model's last layer takes of it.
+
+    Li et al. (ACSAC 2019, section 6.3) tell queries from images better so than by the images themselves. Raises
+    `AttackError` for a model without a linear or convolutional layer as well.
+    """
+
+    def view(self, scene: Scene) -> nn.Module:
+        features = copy.deepcopy(scene.model)
+        replace_module(features, last_layer(features, scene.graph(features)), nn.Identity())
+        return nn.Sequential(features, nn.Flatten())
 
 
 class Guarded(Wrapped):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim import SGD
 
 from clearstamp.align import align_units
-from clearstamp.attacks import Attack, CounterClaim, Evasion, Scene
+from clearstamp.attacks import Attack, CounterClaim, Evasion, FeatureEvasion, Scene
 from clearstamp.errors import AttackError, ClearStampError, RecordError
 from clearstamp.graph import Graph, capture
 from clearstamp.reproduction.experiments import Experiment, Findings, Settings, device
@@ -30,6 +30,8 @@ from clearstamp.zoo.networks import MODELS, build
 
 ALIGNED = "rewriting, aligned"
 """The family of attacks that the owner answers by `align_units`."""
+DETECTORS: dict[str, type[Evasion]] = {"inputs": Evasion, "features": FeatureEvasion}
+"""The detectors of queries, by what they see of them."""
 INNOCENT = 1_000
 """Added to a number, the seed of a model without a mark."""
 
@@ -237,13 +239,14 @@ def marking(model: nn.Module, scheme: Scheme, key: Key, data: DataSet, **about: 
 
 @dataclass(frozen=True, kw_only=True)
 class Blind(Experiment):
-    """Li et al.'s own experiments on LeNet-5: accuracy, key accuracy, transfer between owners, a detector of queries.
+    """Li et al.'s own experiments on LeNet-5: accuracy, key accuracy, transfer between owners, detectors of queries.
 
     `deception` and `response` are weights of `Li`, as published or as in the released code. The model is trained by SGD
     with momentum at `lr` in batches of `batch_size`; the matrix of `owners`, each with the others' keys, and the
-    detector are on `few` images for `few_epochs`.
+    detectors are on `few` images for `few_epochs`.
     """
 
+    version: ClassVar[int] = 2
     pictures: ClassVar[int] = 6
 
     deception: float = 0.1
@@ -287,8 +290,10 @@ class Blind(Experiment):
         own = matrix.diagonal().mean().item()
         stages.append(Stage(label="transfer", scores={"own": own, "others": apart.mean().item()}))
         scene = Scene(owned[0][1], few, Mark(owned[0][0]), seed=seed)
-        detector = Evasion(own_epochs=epochs, share=1.0).detector(scene)
-        stages.append(Stage(label="detector", scores={"AUC": told_apart(detector, owned[0][0]["samples"], few[:][0])}))
+        for seen, evasion in DETECTORS.items():
+            detector = evasion(own_epochs=epochs, share=1.0).detector(scene)
+            area = told_apart(detector, owned[0][0]["samples"], few[:][0])
+            stages.append(Stage(label=f"detector of {seen}", scores={"AUC": area}))
         shown = torch.stack([key["covers"][:3], key["samples"][:3]]).flatten(0, 1)
         return stages, {"seen": shown, "transfer": matrix.flatten()}, {}
 

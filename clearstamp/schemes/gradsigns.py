@@ -1,5 +1,6 @@
 """GradSigns: bits in the signs of secret projections of the input's gradient, which an interface shows as well."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
@@ -97,6 +98,11 @@ class GradSigns(Scheme):
         queries = len(key["images"]) * (1 + len(key["carriers"]))
         return read_projections(key, differences(suspect, key, self.step), queries=queries)
 
+    def queries(self, key: Key) -> Tensor | None:
+        """The deposited images, then each of them with every carrier raised in turn."""
+        raised = [image + moves(key, self.step) for image in key["images"]]
+        return torch.cat([key["images"], *raised])
+
 
 @dataclass(frozen=True, kw_only=True)
 class WhiteBoxGradSigns(GradSigns):
@@ -113,6 +119,9 @@ class WhiteBoxGradSigns(GradSigns):
         with strangers():
             found = slopes(suspect, key["images"].to(device_of(suspect)), key)
         return read_projections(key, found.cpu().float())
+
+    def queries(self, key: Key) -> None:
+        """Nobody is asked."""
 
 
 class SlopeLoss:
@@ -155,11 +164,16 @@ def slopes(model: Callable[[Tensor], Tensor], images: Tensor, key: Key, *, diffe
 
 def differences(suspect: nn.Module, key: Key, step: float) -> Tensor:
     """The forward differences of what `slopes` has the derivatives of, ``[carriers]``, by queries alone."""
-    moves = torch.zeros(1 + len(key["carriers"]), key["images"][0].numel())
-    moves[torch.arange(1, len(moves)), key["carriers"]] = step
-    moves = moves.reshape(-1, *key.shape)
-    losses = torch.stack([task_loss(answers(suspect, image + moves), key) for image in key["images"]])
+    asked = F.pad(moves(key, step), (0,) * 6 + (1, 0))  # before the moved images the one that stays as it is
+    losses = torch.stack([task_loss(answers(suspect, image + asked), key) for image in key["images"]])
     return ((losses[:, 1:] - losses[:, :1]).mean(0) / step).float()
+
+
+def moves(key: Key, step: float) -> Tensor:
+    """What is added to an image ``[carriers, C, H, W]`` to raise one of a key's carriers by `step`."""
+    raised = torch.zeros(len(key["carriers"]), math.prod(key.shape))
+    raised[torch.arange(len(raised)), key["carriers"]] = step
+    return raised.reshape(-1, *key.shape)
 
 
 def task_loss(logits: Tensor, key: Key) -> Tensor:

@@ -127,6 +127,8 @@ ASKED: dict[str, Attack] = {
     "counter-claim": attacks.CounterClaim(),
 }
 
+SEEN: dict[str, Attack] = {"detector": attacks.FeatureEvasion(epochs=1)}
+
 TWINS = [
     *map(Twin, ON.values()),
     Twin(UNMARKED),
@@ -212,6 +214,11 @@ TWINS = [
     ),
     Twin(
         Rival(name="rival-asked", scheme=Adi(triggers=20, per_batch=8), attacks=ASKED, model="fc", nulls=2, fresh=2),
+        scores=("accuracy", "score", "accused"),
+        exact=False,
+    ),
+    Twin(
+        Rival(name="rival-seen", scheme=Adi(triggers=20, per_batch=8), attacks=SEEN, model="fc", nulls=2, fresh=2),
         scores=("accuracy", "score", "accused"),
         exact=False,
     ),

@@ -66,15 +66,6 @@ def test_queries_show_the_slopes_at_images_that_are_blank_but_for_the_noise():
     assert torch.allclose(differences(model, key, 1e-4), reference, atol=0.05 * reference.abs().max())
 
 
-def test_queries_are_counted():
-    asked = []
-    model = smooth()
-    model.register_forward_hook(lambda *call: asked.append(len(call[2])))
-    key = drawn(model)
-    asked.clear()
-    assert key.scheme.extract(model, key).queries == sum(asked) == 5 * (1 + 20)
-
-
 def test_the_key_of_one_way_to_read_serves_the_other():
     model, key = marked("grad-signs")
     other = replace(key, scheme=WhiteBoxGradSigns(**asdict(key.scheme)))

@@ -250,6 +250,20 @@ def test_p_of_fresh_keys_on_an_unmarked_model_is_uniform(name):
     )
 
 
+@every
+def test_an_owner_asks_the_queries_of_the_key_and_counts_them(name):
+    model, key = marked(name)
+    asked: list[torch.Tensor] = []
+    suspect = copy.deepcopy(model)
+    suspect.register_forward_pre_hook(lambda _, inputs: asked.extend(inputs[0]))
+    queries, found = key.scheme.queries(key), key.scheme.extract(suspect, key)
+    if name not in BLACK_BOX:
+        assert queries is None and found.queries == 0
+        return
+    assert found.queries == len(asked) == len(queries)
+    assert sorted(each.tolist() for each in asked) == sorted(each.tolist() for each in queries)
+
+
 @pytest.mark.parametrize("name", BLACK_BOX)
 @pytest.mark.parametrize("attack", ["permutation", "rescaling", "split-units", "batch-norm-rescaling"])
 def test_a_verdict_by_queries_is_unchanged_by_what_keeps_the_function(name, attack):

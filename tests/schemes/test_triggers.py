@@ -4,13 +4,14 @@ import pytest
 import torch
 from torch import nn
 
-from clearstamp.attacks import DropClass, Evasion, Scene
+from clearstamp.attacks import DropClass, Evasion, FeatureEvasion, Scene
 from clearstamp.attacks.marks import Guarded
 from clearstamp.errors import AttackError, SchemeError
 from clearstamp.schemes import Adi, FrontierStitching, Li, Mark, Uchida, Zhang
-from clearstamp.schemes.base import driven, training_images
+from clearstamp.schemes.base import answers, driven, training_images
 from clearstamp.schemes.li import encoded, encoder_for
 from clearstamp.schemes.triggers import Mixed, abstract_pictures, fast_gradient_sign
+from clearstamp.units import last_layer
 from tests.schemes.test_schemes import CLASSES, SHAPE, images, learnt, marked, network
 
 
@@ -20,8 +21,8 @@ def test_every_batch_holds_the_next_triggers_and_every_trigger_has_its_turn():
     mixed = Mixed(loader, inputs, labels, per_batch=2)
     turns = [batch[1][3:].tolist() for _ in range(3) for batch in mixed]
     assert turns == [[0, 1], [2, 3], [4, 0], [1, 2], [3, 4], [0, 1]]
-    for shown, answers in mixed:
-        assert torch.equal(shown[3:].flatten(), answers[3:].float())
+    for shown, expected in mixed:
+        assert torch.equal(shown[3:].flatten(), expected[3:].float())
 
 
 def test_abstract_pictures_fill_their_range_and_differ():
@@ -140,12 +141,22 @@ def test_training_brings_samples_near_their_covers():
 # ------------------------------------------------------------------------------------------- a detector of queries
 
 
-def test_a_detector_learns_to_tell_another_owner_s_queries_from_images():
+@pytest.mark.parametrize("evasion", [Evasion, FeatureEvasion])
+def test_a_detector_learns_to_tell_another_owner_s_queries_from_images(evasion):
     key = Adi(triggers=200).draw(network(), images(), seed=7)
     scene = Scene(network(), images(), Mark(key), seed=1)
-    detector = Evasion(epochs=100, lr=0.1, share=0.5).detector(scene)
+    detector = evasion(epochs=100, lr=0.1, share=0.5).detector(scene)
     flagged = [(detector(shown).argmax(1) == 1).float().mean() for shown in (key["inputs"], images()[:][0])]
     assert flagged[0] > flagged[1] + 0.5
+
+
+def test_a_detector_by_features_sees_what_the_last_layer_takes():
+    model, shown = network(), images()[:5][0]
+    scene = Scene(model, images(), Mark(Adi(triggers=8).draw(model, images(), seed=7)))
+    taken = []
+    last_layer(model, scene.graph()).register_forward_pre_hook(lambda _, inputs: taken.append(inputs[0]))
+    answers(model, shown)
+    torch.testing.assert_close(answers(FeatureEvasion().view(scene), shown), taken[0].flatten(1), rtol=0, atol=0)
 
 
 def test_what_is_flagged_is_answered_at_random_and_all_else_as_before():
