@@ -48,6 +48,7 @@ from clearstamp.reproduction.exact import Interface, Interviewed, Unruled
 from clearstamp.reproduction.experiments import Experiment, Settings, run_all
 from clearstamp.reproduction.foreign import Foreign, ForeignHardened
 from clearstamp.reproduction.generalizability import CrossData, Row
+from clearstamp.reproduction.layers import Gains, Layers, Manner
 from clearstamp.reproduction.lifecycle import Fingerprint, LifeCycle, Scheduled, Trial
 from clearstamp.reproduction.price import Price, SealedTrial
 from clearstamp.reproduction.profiles import Profile, profile
@@ -517,9 +518,23 @@ def runtime(profile: Profile) -> Groups:
             cost(f"cost-{name}", "stamp", model=name, channels=3, size=32, batch=8, **step) for name in networks
         ],
     }
+    small: dict[str, Any] = {} if profile.name == "paper" else {"model": "resnet18-narrow", "rounds": few["rounds"]}
+    base = Manner() if profile.name == "paper" else Manner(batch=16)
+    best = replace(base, channels_last=True, fused=True, threads=None)
+    changes = {
+        "channels side by side": replace(base, channels_last=True),
+        "fused optimizer": replace(base, fused=True),
+        "all cores": replace(base, threads=None),
+        "these three": best,
+        "16 bits": replace(base, precision="bfloat16"),
+        "these four": replace(best, precision="bfloat16"),
+        "batches four times as large": replace(base, batch=4 * base.batch),
+    }
     return {
         "costs": Group(costs, FIRST),
         "parts": Group([cost(f"part-{part}", part) for part in ("walk", "measure", "stamp", "update")], FIRST),
+        "layers": Group([Layers(name="layers-resnet18", **small)], FIRST),
+        "gains": Group([Gains(name="gains-resnet18", base=base, changes=changes, **small)], FIRST),
         "trials": Group(trials(profile), FIRST),
         "trials, attacked": Group(campaigns("lasting", lasting(profile), trials(profile)), FIRST),
         "schedules": Group(schedules(profile), FIRST),

@@ -207,7 +207,7 @@ def ratios(subject: Callable[[], None], twin: Callable[[], None], rounds: int, r
     return [seconds(subject, repeats) / seconds(twin, repeats) for _ in range(rounds)]
 
 
-def seconds(step: Callable[[], None], repeats: int) -> float:
+def seconds(step: Callable[[], object], repeats: int) -> float:
     """Seconds that some steps take."""
     began = time.perf_counter()
     for _ in range(repeats):
@@ -217,7 +217,7 @@ def seconds(step: Callable[[], None], repeats: int) -> float:
     return time.perf_counter() - began
 
 
-def operations(step: Callable[[], None]) -> int:
+def operations(step: Callable[[], object]) -> int:
     """Floating-point operations of a step's matrix products and convolutions."""
     with FlopCounterMode(display=False) as counter:
         step()

@@ -19,6 +19,7 @@ from clearstamp.reproduction.exact import Interface, Interviewed, Unruled
 from clearstamp.reproduction.experiments import Experiment
 from clearstamp.reproduction.foreign import Foreign, ForeignHardened
 from clearstamp.reproduction.generalizability import CrossData, Row
+from clearstamp.reproduction.layers import Gains, Layers, Manner
 from clearstamp.reproduction.lifecycle import Fingerprint, LifeCycle, Scheduled, Trial
 from clearstamp.reproduction.price import Price, SealedTrial
 from clearstamp.reproduction.profiles import Profile
@@ -222,6 +223,8 @@ TWINS = [
         scores=("accuracy", "score", "accused"),
         exact=False,
     ),
+    Twin(Layers(name="layers", model="resnet18-narrow", batch=2, rounds=1, side=64), scores=("count", "operations")),
+    Twin(Gains(name="gains", model="resnet18-narrow", rounds=2, changes={"fused": Manner(fused=True)}), scores=()),
     Twin(Pace(name="pace", schemes={"Uchida": Uchida()}, model="fc", short=1, long=2, rounds=1), scores=()),
     Twin(Blind(name="blind", owners=2, few=60), exact=False),
     Twin(Coverage(name="coverage", networks=("squeezenet1_1",))),

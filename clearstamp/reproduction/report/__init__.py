@@ -30,6 +30,7 @@ from clearstamp.reproduction.report.figures import (
     stamp_figure,
     walk_figure,
 )
+from clearstamp.reproduction.report.layers import gains_table, layers_table
 from clearstamp.reproduction.report.price import price_figure, price_table
 from clearstamp.reproduction.report.rivals import (
     blind_table,
@@ -69,6 +70,8 @@ __all__ = [
     "rivals_table",
     "rivals_gallery",
     "points_tables",
+    "layers_table",
+    "gains_table",
     "innocents_table",
     "blind_table",
     "queries_table",
