@@ -4,13 +4,15 @@ from dataclasses import replace
 
 import pytest
 import torch
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
 
 from clearstamp.reproduction import report, rivals
 from clearstamp.reproduction.experiments import perform
 from clearstamp.reproduction.profiles import load_sets, profile
 from clearstamp.reproduction.records import Record, Stage
 from clearstamp.reproduction.registry import RIVALS, Chapter, named
-from clearstamp.reproduction.report.rivals import survival
+from clearstamp.reproduction.report.rivals import FATES, survival
 from clearstamp.reproduction.rivals import Pace, Rival, told_apart
 from clearstamp.zoo.datasets import DataSet
 from tests.tables import compact
@@ -63,6 +65,21 @@ def test_a_mark_survives_a_family_if_it_does_every_attack_that_costs_little(reco
     assert survival(failed, "a") == "does not apply"
     lost = Stage(label="marked", scores={"accuracy": 0.9, "accepted": False, "score": 0.5})
     assert survival(replace(made, stages=[lost, *made.stages[1:]]), "a") == "not embedded"
+
+
+def test_the_worst_that_came_of_a_mark_has_its_colour(record: Record):
+    one = attacked(record, **{"a: 1": (0.9, True), "a: 2": (0.87, False), "a: 3": (0.5, False), "a: 4": (0.9, True)})
+    other = attacked(record, **{"a: 1": (0.9, True), "a: 2": (0.87, True), "a: 3": (0.9, False), "a: 4": (0.5, False)})
+    kept, lost, bought, none = FATES.values()
+    assert colours(report.survival_figure([one])) == [kept, lost, bought, kept]
+    assert colours(report.survival_figure([one, other])) == [kept, lost, lost, bought]
+    unmarked = Stage(label="marked", scores={"accuracy": 0.9, "accepted": False, "score": 0.5})
+    assert colours(report.survival_figure([replace(one, stages=[unmarked, *one.stages[1:]])])) == [none] * 4
+    assert report.survival_figure([]).data == "*Not run in this profile.*"
+
+
+def colours(figure: Figure) -> list[str]:
+    return [to_hex(patch.get_facecolor()) for patch in figure.axes[0].patches]
 
 
 def test_the_tables_hold_every_watermark_and_every_attack(rival: Rival, record: Record):

@@ -39,6 +39,7 @@ from clearstamp.reproduction.report.rivals import (
     points_tables,
     rivals_gallery,
     rivals_table,
+    survival_figure,
     survival_table,
 )
 from clearstamp.reproduction.report.sliders import Slider, attack_slider, hardening_slider, patches_slider
@@ -66,6 +67,7 @@ from clearstamp.reproduction.report.tables import (
 
 __all__ = [
     "pace_table",
+    "survival_figure",
     "survival_table",
     "rivals_table",
     "rivals_gallery",

@@ -1,16 +1,19 @@
 """What chapter 9 shows: every watermark by the same measures, under the same attacks."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from statistics import mean
 from typing import Any
 
+import matplotlib.pyplot as plt
 import torch
 from IPython.display import Markdown
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 from clearstamp.pictures import as_pictures
 from clearstamp.reproduction.records import Record
 from clearstamp.reproduction.registry import RIVALS, named
-from clearstamp.reproduction.report.exhibits import NOT_RUN
+from clearstamp.reproduction.report.exhibits import NOT_RUN, finished
 from clearstamp.reproduction.report.figures import images_figure
 from clearstamp.reproduction.report.stages import by_experiment
 from clearstamp.reproduction.report.tables import shown, spread
@@ -118,19 +121,31 @@ def innocents_table(records: Sequence[Record]) -> Markdown:
     return shown("Innocent models", records, head, ((title, *row(made)) for title, made in titled(records).items()))
 
 
+def holds(record: Record, scores: Mapping[str, Any]) -> bool:
+    """Whether the owner's claim is accepted after an attack; of a fragile mark, whether the change is seen."""
+    return bool(scores["score"] < 1 if told(record).fragile else scores["accepted"])
+
+
+def cheap(record: Record, label: str) -> bool:
+    """Whether an attack was made and cost little. A new task has an accuracy of its own."""
+    scores = record.results[label]
+    if "accuracy" not in scores:
+        return False
+    return label.startswith("head") or scores["accuracy"] >= record.results["marked"]["accuracy"] - WORTH
+
+
 def survival(record: Record, family: str) -> str:
     """Whether a mark is accepted after every attack of a family that costs little: yes, no, or why that is unsaid."""
-    results = {stage.label: stage.scores for stage in record.stages if (stage.attack or "").split(": ")[0] == family}
-    made = [scores for scores in results.values() if "accuracy" in scores]
-    base = record.results["marked"]["accuracy"]
-    cheap = [scores for scores in made if scores["accuracy"] >= base - WORTH or family.startswith("head")]
+    made = [stage for stage in record.stages if (stage.attack or "").split(": ")[0] == family]
     if not record.results["marked"]["accepted"]:
         return "not embedded"
-    if not cheap:
-        return "no such point" if made else "does not apply"
-    if told(record).fragile:
-        return "detected" if all(scores["score"] < 1 for scores in cheap) else "not detected"
-    return "yes" if all(scores["accepted"] for scores in cheap) else "no"
+    if all("failed" in stage.scores for stage in made):
+        return "does not apply"
+    found = [holds(record, stage.scores) for stage in made if cheap(record, stage.label)]
+    if not found:
+        return "no such point"
+    words = ("not detected", "detected") if told(record).fragile else ("no", "yes")
+    return words[all(found)]
 
 
 def survival_table(records: Sequence[Record]) -> Markdown:
@@ -145,6 +160,55 @@ def survival_table(records: Sequence[Record]) -> Markdown:
 
     rows = ((title, *(cell(made, family) for family in families)) for title, made in titled(records).items())
     return shown("Which attacks a watermark survives", records, ("watermark", *families), rows, "l")
+
+
+FATES = {
+    "accepted, or its change detected": "#cfe3f5",
+    "lost, at little cost": "#f4b183",
+    "lost, at the cost of more than 3.5 points": "#e0e0e0",
+    "does not apply, or nothing was there to lose": "#ffffff",
+}
+"""The colours of what comes of a mark."""
+
+
+def fate(record: Record, label: str) -> str:
+    """What comes of a mark by one attack."""
+    kept, lost, bought, none = FATES
+    if "failed" in record.results[label] or not record.results["marked"]["accepted"]:
+        return none
+    return kept if holds(record, record.results[label]) else lost if cheap(record, label) else bought
+
+
+def survival_figure(records: Sequence[Record]) -> Figure | Markdown:
+    """One row an attack, one column a watermark: the score that is left, and what comes of the mark.
+
+    Of several seeds the mean score, and the worst that came of any.
+    """
+    made = titled(records)
+    if not made:
+        return Markdown(NOT_RUN)
+    labels = list(dict.fromkeys(stage.label for record in records for stage in record.stages if stage.attack))
+    figure, axis = plt.subplots(figsize=(1.9 + 0.34 * len(made), 0.9 + 0.2 * len(labels)), layout="constrained")
+    worst = list(FATES)[1:] + list(FATES)[:1]
+    for across, of in enumerate(made.values()):
+        for down, label in enumerate(labels):
+            fates = {fate(record, label) for record in of if label in record.results}
+            colour = FATES[min(fates, key=worst.index)] if fates else "#ffffff"
+            axis.add_patch(Rectangle((across, down), 1, 1, facecolor=colour, edgecolor="white"))
+            left = [record.results[label]["score"] for record in of if "score" in record.results.get(label, {})]
+            axis.text(
+                across + 0.5, down + 0.55, f"{mean(left):.2f}" if left else "", fontsize=6, ha="center", va="center"
+            )
+    axis.set(xlim=(0, len(made)), ylim=(len(labels), 0))
+    axis.set_xticks([place + 0.5 for place in range(len(made))], list(made), rotation=90, fontsize=8)
+    axis.set_yticks([place + 0.5 for place in range(len(labels))], labels, fontsize=7)
+    axis.tick_params(length=0, labeltop=True, labelbottom=False)
+    axis.spines[:].set_visible(False)
+    patches = [
+        Rectangle((0, 0), 1, 1, facecolor=colour, edgecolor="grey", label=name) for name, colour in FATES.items()
+    ]
+    figure.legend(handles=patches, loc="outside lower left", ncols=2, fontsize=7, frameon=False)
+    return finished(figure, "What every attack leaves of each watermark", records)
 
 
 def points_tables(records: Sequence[Record]) -> list[Markdown]:
