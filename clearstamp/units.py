@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from clearstamp.channels import FIXED, WEIGHTED, Channels, Convolution, Layer, Use, kind
 from clearstamp.errors import AttackError, TransposeError
-from clearstamp.graph import Graph, arguments, capture, unwrapped
+from clearstamp.graph import Graph, Output, arguments, capture, unwrapped
 
 RESIZED = Layer | nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.PReLU
 """Modules that know their own size, which a rewriting corrects."""
@@ -239,28 +239,28 @@ def replace_tensor(owner: Any, name: str, value: Tensor) -> None:
         owner.num_features = len(value)
 
 
-def captured(model: nn.Module, example: Tensor | Graph) -> Graph:
+def captured(model: nn.Module, example: Tensor | Graph, output: Output = None) -> Graph:
     """The model's graph. Raises `AttackError` if it cannot be captured."""
     try:
-        return example if isinstance(example, Graph) else capture(model, example)
+        return example if isinstance(example, Graph) else capture(model, example, output)
     except TransposeError as error:
         raise AttackError("the model cannot be captured", got=str(error)) from error
 
 
 class Graphs:
-    """The graphs of models that take such an `example`: captured once for all models of one form.
+    """The graphs of models that take such an `example`, up to an `output`: captured once for all models of one form.
 
     `known` is a pair of a model and its graph. Raises `AttackError` for a model that cannot be captured.
     """
 
-    def __init__(self, example: Tensor, known: tuple[nn.Module, Graph] | None = None):
-        self.example = example
+    def __init__(self, example: Tensor, known: tuple[nn.Module, Graph] | None = None, output: Output = None):
+        self.example, self.output = example, output
         self.found = {} if known is None else {form(known[0]): known[1]}
 
     def __call__(self, model: nn.Module) -> Graph:
         seen = form(model)
         if seen not in self.found:
-            self.found[seen] = captured(model, self.example)
+            self.found[seen] = captured(model, self.example, self.output)
         return self.found[seen]
 
 

@@ -606,6 +606,7 @@ RIVALS: dict[str, Scheme] = {
     "ClearStamp, adjoint": ClearStamp(),
     "ClearStamp, paper": ClearStamp(readout="paper"),
     "ClearStamp, gradient": ClearStamp(readout="gradient"),
+    "ClearStamp, tapped": ClearStamp(tap="9"),
     "ClearStamp, unsealed": ClearStamp(sealed=False),
     "Uchida": Uchida(),
     "DeepSigns": DeepSigns(bits=32),

@@ -36,6 +36,9 @@ LARGEST = 2**26
 ALPHA = 1e-6
 """A claim that an unrelated model supports less often than this counts, if not said otherwise."""
 
+LATER = {"later": True}
+"""The metadata of a setting, by default None, that a scheme did not always have: the digests of older keys hold."""
+
 Access = Literal["labels", "scores", "weights"]
 """What of a suspect its owner must have: the classes that it answers, its logits, or its weights."""
 
@@ -188,8 +191,9 @@ class Scheme(ABC):
 
     @property
     def about(self) -> dict[str, Any]:
-        """Name and settings, as `scheme` takes them."""
-        return {"name": self.name} | asdict(self)
+        """Name and settings, as `scheme` takes them, without those that are `LATER` and as if they did not exist."""
+        later = {each.name for each in fields(self) if each.metadata == LATER and getattr(self, each.name) is None}
+        return {"name": self.name} | {name: value for name, value in asdict(self).items() if name not in later}
 
     @property
     def schedule(self) -> Schedule:

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
@@ -14,13 +14,13 @@ from clearstamp.data import LabelledImages
 from clearstamp.errors import ClearStampError, SchemeError
 from clearstamp.evidence.seal import Seal
 from clearstamp.evidence.verdict import best_reading
-from clearstamp.graph import Graph
+from clearstamp.graph import Graph, Output, Tap
 from clearstamp.losses import StampLoss
 from clearstamp.method import EXACT, PAPER, RECOMMENDED, Method
 from clearstamp.pictures import random_words
 from clearstamp.reading import read, scored, try_bytes
 from clearstamp.schedules import Schedule
-from clearstamp.schemes.base import Access, Evidence, Key, Scheme, UnfitError, device_of, matching, outputs_of
+from clearstamp.schemes.base import LATER, Access, Evidence, Key, Scheme, UnfitError, device_of, matching, outputs_of
 from clearstamp.scores import structural_similarity
 from clearstamp.stamp import FROZEN, Stamp
 from clearstamp.training import harden
@@ -47,6 +47,7 @@ class ClearStamp(Scheme):
         pairs: how many keys and pictures `draw` draws.
         steps: of hardening, at most; None for those of the method.
         lr: its learning rate.
+        tap: the layer behind which keys enter, so that a new head does no harm; None for the model's output.
     """
 
     access: ClassVar[Access] = "weights"
@@ -58,6 +59,7 @@ class ClearStamp(Scheme):
     pairs: int = 11
     steps: int | None = None
     lr: float = 1e-4
+    tap: str | None = field(default=None, metadata=LATER)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -79,19 +81,33 @@ class ClearStamp(Scheme):
     def schedule(self) -> Schedule:
         return self.method.schedule
 
+    @property
+    def output(self) -> Output:
+        """Where keys enter."""
+        return None if self.tap is None else Tap(self.tap)
+
     def draw(self, model: nn.Module, data: LabelledImages, *, seed: int) -> Key:
-        about: dict[str, Any] = {"outputs": outputs_of(model, data), "shape": data.shape}
+        about: dict[str, Any] = {"outputs": self.outputs(model, data), "shape": data.shape}
         if self.sealed:
-            return self.deposit(drawn_seal(seed, codes=self.pairs, readout=self.readout, **about))
+            return self.deposit(drawn_seal(seed, codes=self.pairs, readout=self.readout, tap=self.tap, **about))
         generator = torch.Generator().manual_seed(seed)
         texts = random_words(self.pairs, data.shape, generator)
         return self.deposit(Stamp.from_texts(texts, seed=seed, **about))
+
+    def outputs(self, model: nn.Module, data: LabelledImages) -> int | tuple[int, ...]:
+        """The shape of a key."""
+        if self.tap is None:
+            return outputs_of(model, data)
+        example = torch.zeros(1, *data.shape, device=device_of(model))
+        return transpose(model, example, readout=self.readout, output=self.output).key_shape
 
     def deposit(self, owned: Stamp | Seal) -> Key:
         """The key of a stamp, or of a seal, that its owner made otherwise."""
         if isinstance(owned, Seal):
             written = torch.frombuffer(bytearray(owned.whole()), dtype=torch.uint8)
-            return Key(replace(self, sealed=True, pairs=len(owned)), owned.choices.input, {"seal": written})
+            chosen = owned.choices
+            scheme = replace(self, sealed=True, pairs=len(owned), readout=chosen.readout, tap=chosen.tap)
+            return Key(scheme, chosen.input, {"seal": written})
         tensors = {"keys": owned.keys, "secrets": owned.secrets}
         tensors |= {FROZEN + name: value for name, value in owned.frozen.items()}
         settings: dict[str, Any] = {"labels": list(owned.labels)}
@@ -132,7 +148,7 @@ class ClearStamp(Scheme):
     def backwards(self, model: nn.Module, stamp: Stamp) -> Transposed:
         """The model run backwards by the scheme's readout."""
         example = stamp.secrets[:1].to(next(model.parameters()))
-        return transpose(model, example, readout=self.readout, frozen=stamp.frozen)
+        return transpose(model, example, readout=self.readout, output=self.output, frozen=stamp.frozen)
 
     def read(self, suspect: nn.Module, key: Key) -> Evidence:
         try:
@@ -142,7 +158,7 @@ class ClearStamp(Scheme):
 
     def reader(self, key: Key, graphs: Graphs) -> Callable[[nn.Module], Evidence]:
         """As `Scheme.reader`; raises `AttackError`, `TransposeError` or `StampError` for a model that does not fit."""
-        return StampReader(self, key, graphs)
+        return StampReader(self, key, graphs if self.tap is None else Graphs(graphs.example, output=self.output))
 
 
 class StampReader:
