@@ -20,7 +20,7 @@ from clearstamp.reproduction import audit, claims, markdown, records, report
 from clearstamp.reproduction.records import Record
 from clearstamp.reproduction.registry import Chapter
 from clearstamp.reproduction.report.tables import computed, listed, revision
-from clearstamp.rules import READOUTS
+from clearstamp.transposed.rules import READOUTS
 
 HERE = Path(__file__).parent
 FILES = "files"  # goes into the book as it is

@@ -8,24 +8,25 @@ embeds it with `embed`, or step by step with `transpose`, `harden` and `fit` wit
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from clearstamp.align import align_units
-from clearstamp.canonical import canonical_form
 from clearstamp.data import Data
 from clearstamp.errors import ClearStampError
 from clearstamp.evidence import Seal, Verdict, verify
-from clearstamp.graph import Tap
-from clearstamp.losses import Stamped, StampLoss
-from clearstamp.method import EXACT, PAPER, RECOMMENDED, Method
 from clearstamp.pictures import develop
-from clearstamp.queries import read_by_queries
 from clearstamp.reading import Reading, Recovered, extract, read, read_bytes
-from clearstamp.schedules import ADMM, Alternating, AugmentedLagrangian, Joint, Schedule
 from clearstamp.scores import correlation, similarity
 from clearstamp.stamp import PAPER_KEY, Stamp
 from clearstamp.suspects import Suspect, load_suspect
-from clearstamp.training import accuracy, embed, fit, harden
+from clearstamp.training.loops import accuracy, embed, fit, harden
+from clearstamp.training.losses import Stamped, StampLoss
+from clearstamp.training.method import EXACT, PAPER, RECOMMENDED, Method
+from clearstamp.training.schedules import ADMM, Alternating, AugmentedLagrangian, Joint, Schedule
 from clearstamp.transpose import freeze, transpose
-from clearstamp.transposed import Transposed, public_probe
+from clearstamp.transposed.base import Transposed, public_probe
+from clearstamp.transposed.graph import Tap
+from clearstamp.transposed.queries import read_by_queries
+from clearstamp.transposed.rules import register_vjp_rule
+from clearstamp.units.align import align_units
+from clearstamp.units.canonical import canonical_form
 
 if TYPE_CHECKING:
     from clearstamp.explorer import explore
@@ -69,6 +70,7 @@ __all__ = [
     "read",
     "read_by_queries",
     "read_bytes",
+    "register_vjp_rule",
     "similarity",
     "transpose",
     "verify",

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from clearstamp.attacks import Attack, Erasure, Noise, Pruning, Rescaling, Scene
 from clearstamp.data import Data, LabelledImages
 from clearstamp.errors import AttackError
-from clearstamp.method import RECOMMENDED
 from clearstamp.pictures import develop, montage
 from clearstamp.reading import Reading, read
 from clearstamp.stamp import Stamp
-from clearstamp.training import accuracy
+from clearstamp.training.loops import accuracy
+from clearstamp.training.method import RECOMMENDED
 from clearstamp.transpose import transpose
 
 ERASURE_STEPS = 16

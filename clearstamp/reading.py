@@ -5,13 +5,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from clearstamp.coding import Found, decode, read_bits
+from clearstamp.coding.payload import Found, decode, read_bits
 from clearstamp.errors import CodingError
-from clearstamp.losses import check_fit
 from clearstamp.pictures import develop
 from clearstamp.scores import correlation, similarity
 from clearstamp.stamp import Stamp
-from clearstamp.transposed import Transposed
+from clearstamp.training.losses import check_fit
+from clearstamp.transposed.base import Transposed
 
 
 def extract(back: Transposed, stamp: Stamp) -> Tensor:

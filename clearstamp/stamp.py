@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from clearstamp.coding import Payload, encode
+from clearstamp.coding.payload import Payload, encode
 from clearstamp.errors import StampError
 from clearstamp.files import checksum, write_atomically
 from clearstamp.pictures import draw_text, open_image, picture_shape

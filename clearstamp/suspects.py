@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from clearstamp.errors import SuspectError
-from clearstamp.graph import still_twin, unwrapped
+from clearstamp.transposed.graph import still_twin, unwrapped
 
 __all__ = ["Report", "Suspect", "load_suspect"]
 

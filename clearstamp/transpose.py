@@ -5,11 +5,11 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from clearstamp.errors import TransposeError
-from clearstamp.gradient import Gradient
-from clearstamp.graph import Graph, Output, capture, unwrapped
-from clearstamp.rules import READOUTS, Readout
-from clearstamp.transposed import Transposed
-from clearstamp.walk import Walked
+from clearstamp.transposed.base import Transposed
+from clearstamp.transposed.gradient import Gradient
+from clearstamp.transposed.graph import Graph, Output, capture, unwrapped
+from clearstamp.transposed.rules import READOUTS, Readout
+from clearstamp.transposed.walk import Walked
 
 NAMES = (*READOUTS, Gradient.readout)
 """The name of every readout."""
@@ -26,11 +26,12 @@ def transpose(
     """The model run backwards: a callable from keys ``[k, *output]`` to images ``[k, *input]``.
 
     `example` is any input batch ``[n, *input]`` that the model accepts; only its shape, type and device matter. Or it
-    is what `clearstamp.graph.capture` made of one, which serves every readout and every model of an architecture. The
-    model is captured once with `torch.export` and never changed; weights are read at every call, so gradients reach
-    the forward model. `readout` is ``"adjoint"``, as this library recommends, ``"paper"``, as published, or
-    ``"gradient"``, which needs neither capture nor rules (see `clearstamp.gradient`). Wrappers for data parallelism,
-    averaging and compilation are seen through. A model that ends in a softmax is read from its logits on.
+    is what `clearstamp.transposed.graph.capture` made of one, which serves every readout and every model of an
+    architecture. The model is captured once with `torch.export` and never changed; weights are read at every call, so
+    gradients reach the forward model. `readout` is ``"adjoint"``, as this library recommends, ``"paper"``, as
+    published, or ``"gradient"``, which needs neither capture nor rules (see `clearstamp.transposed.gradient`). Wrappers
+    for data parallelism, averaging and compilation are seen through. A model that ends in a softmax is read from its
+    logits on.
 
     Of several outputs the first one of a tuple, or what is called ``logits``, is meant, or what `output` says: a name,
     a position, or a function of what the model returns. A `Tap` names a layer at whose output keys enter instead, so

@@ -7,7 +7,7 @@ class Wrapped(nn.Module):
     """A model that is asked and answers through an interface: inputs ``[n, ...]`` in, logits ``[n, outputs]`` out.
 
     A subclass changes one or the other, by `asked` and `answered`, and no weight. Answers are float32, as is usual of
-    interfaces. Whoever has the weights has the `model` inside, and `clearstamp.graph.unwrapped` takes it out.
+    interfaces. Whoever has the weights has the `model` inside; `clearstamp.transposed.graph.unwrapped` takes it out.
     """
 
     def __init__(self, model: nn.Module):

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from clearstamp.errors import StampError, TransposeError
 from clearstamp.stamp import Stamp
 from clearstamp.transpose import freeze, transpose
-from clearstamp.transposed import public_probe
+from clearstamp.transposed.base import public_probe
 
 EXACT = {"rtol": 1e-12, "atol": 1e-12}  # float64, the same sums in another order
 EXAMPLE = torch.zeros(1, 6, dtype=torch.float64)

@@ -158,11 +158,10 @@ def test_prose_refers_to_an_exhibit_by_its_number_and_says_where_there_is_none(b
 
 
 BESIDE = (
-    *("data.LabelledImages", "rules.register_vjp_rule", "training.Fit", "training.Hardening"),
-    *("gradient.Gradient", "gradient.drawn_probes", "queries.Queried"),
+    *("data.LabelledImages", "training.loops.Fit", "training.loops.Hardening"),
+    *("transposed.gradient.Gradient", "transposed.gradient.drawn_probes", "transposed.queries.Queried"),
 )
-"""Public names that no `__all__` holds: what is asked of data, what registers a rule, how the exact readout reads, and
-what functions return."""
+"""Public names that no `__all__` holds: what data have, how the exact readout reads, and what functions return."""
 
 
 def test_the_reference_lists_every_public_name_once_and_nothing_else(built: Path) -> None:

@@ -14,7 +14,7 @@ from clearstamp.errors import AttackError, StampError
 from clearstamp.explorer import ERASURE_STEPS, Explorer, Manipulation, explore
 from clearstamp.reading import read
 from clearstamp.stamp import Stamp
-from clearstamp.training import harden
+from clearstamp.training.loops import harden
 from clearstamp.transpose import transpose
 
 SHAPE = (1, 12, 12)

@@ -21,6 +21,10 @@ def test_arrows_point_down():
     assert done.returncode == 0, done.stdout
 
 
+def test_the_core_stays_thin():
+    assert sum(len(path.read_text("utf-8").splitlines()) for path in PACKAGE.glob("*.py")) < 2_500
+
+
 def test_importing_the_library_imports_torch_and_little_else():
     code = f"import sys, clearstamp; print(*sorted({LATER} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -7,11 +7,11 @@ from torch import nn
 from clearstamp.errors import StampError
 from clearstamp.pictures import develop
 from clearstamp.reading import extract, read
-from clearstamp.rules import READOUTS
 from clearstamp.scores import correlation, similarity
 from clearstamp.stamp import Stamp
 from clearstamp.transpose import transpose
-from clearstamp.transposed import Transposed
+from clearstamp.transposed.base import Transposed
+from clearstamp.transposed.rules import READOUTS
 
 SHAPE = (1, 28, 28)
 TEXTS = list("ABCDEFGHIJ")

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from clearstamp import files
 from clearstamp import stamp as module
-from clearstamp.coding import decode
+from clearstamp.coding.payload import decode
 from clearstamp.errors import StampError
 from clearstamp.pictures import as_pictures, draw_text, montage
 from clearstamp.scores import SimilarityTo, similarity

@@ -12,10 +12,10 @@ from torch.nn.utils import prune
 from torch.optim.swa_utils import AveragedModel
 
 from clearstamp.errors import TransposeError
-from clearstamp.graph import capture
-from clearstamp.rules import READOUTS
 from clearstamp.transpose import transpose
-from clearstamp.transposed import public_probe
+from clearstamp.transposed.base import public_probe
+from clearstamp.transposed.graph import capture
+from clearstamp.transposed.rules import READOUTS
 from tests.reference import small_cnn_backwards
 
 EXACT = {"rtol": 1e-12, "atol": 1e-12}  # float64, the same sums in another order

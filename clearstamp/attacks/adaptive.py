@@ -10,12 +10,12 @@ from torch import Tensor
 
 from clearstamp.attacks.base import OWN, Attack, Scene, check
 from clearstamp.data import LabelledImages
-from clearstamp.losses import StampLoss
 from clearstamp.pictures import draw_text
 from clearstamp.reading import extract
-from clearstamp.schedules import Alternating
 from clearstamp.stamp import Stamp, draw_keys
-from clearstamp.training import fit, harden
+from clearstamp.training.loops import fit, harden
+from clearstamp.training.losses import StampLoss
+from clearstamp.training.schedules import Alternating
 from clearstamp.transpose import transpose
 
 

@@ -12,17 +12,17 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from clearstamp.canonical import merged
 from clearstamp.data import Batches, LabelledImages
 from clearstamp.errors import AttackError
-from clearstamp.graph import Graph
-from clearstamp.method import RECOMMENDED
 from clearstamp.reading import Reading
 from clearstamp.registered import register
 from clearstamp.schemes import ClearStamp, Evidence, Key, Mark
 from clearstamp.stamp import Stamp
-from clearstamp.training import accuracy
-from clearstamp.units import Graphs
+from clearstamp.training.loops import accuracy
+from clearstamp.training.method import RECOMMENDED
+from clearstamp.transposed.graph import Graph
+from clearstamp.units.canonical import merged
+from clearstamp.units.spaces import Graphs
 
 OWN = 1_000_003
 """Added to an attacker's seed for what they draw as an owner would, so that it is not what the owner drew from it."""
@@ -257,9 +257,9 @@ class Attack(ABC):
 
         `data` are the attacker's images, `test` those on which accuracy is measured (`data` for None). `mark` is what
         the owner embedded, by any scheme; a stamp is read in `readout`, and with `merge` from what
-        `clearstamp.canonical.merged` makes of the suspect. For the next attack on the same model, `before` saves
-        measuring it again, and `graph`, from `clearstamp.graph.capture`, capturing it. Raises `AttackError` for data
-        that do not fit, and if the attack does not fit the model or the mark.
+        `clearstamp.units.canonical.merged` makes of the suspect. For the next attack on the same model, `before` saves
+        measuring it again, and `graph`, from `clearstamp.transposed.graph.capture`, capturing it. Raises `AttackError`
+        for data that do not fit, and if the attack does not fit the model or the mark.
         """
         test, mark = data if test is None else test, as_mark(mark, readout, merge=merge)
         for images in (data, test):

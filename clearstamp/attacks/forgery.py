@@ -19,10 +19,10 @@ from clearstamp.reading import extract
 from clearstamp.schemes import ClearStamp
 from clearstamp.schemes.stamps import optimised_keys
 from clearstamp.stamp import Stamp, draw_keys
-from clearstamp.training import fit, harden
+from clearstamp.training.loops import fit, harden
 from clearstamp.transpose import transpose
-from clearstamp.transposed import Transposed
-from clearstamp.units import last_layer
+from clearstamp.transposed.base import Transposed
+from clearstamp.units.spaces import last_layer
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clearstamp.attacks.base import Attack, Scene, check
-from clearstamp.graph import unwrapped
-from clearstamp.steps import adam
+from clearstamp.training.steps import adam
+from clearstamp.transposed.graph import unwrapped
 from clearstamp.wrapped import Wrapped
 
 

@@ -14,11 +14,11 @@ from clearstamp.attacks.interface import Interface
 from clearstamp.attacks.training import reinitialised
 from clearstamp.data import Data
 from clearstamp.errors import AttackError
-from clearstamp.schedules import Joint
 from clearstamp.schemes.base import answers, size_of, training_images
-from clearstamp.steps import sgd
-from clearstamp.training import fit
-from clearstamp.units import last_layer, replace_module
+from clearstamp.training.loops import fit
+from clearstamp.training.schedules import Joint
+from clearstamp.training.steps import sgd
+from clearstamp.units.spaces import last_layer, replace_module
 from clearstamp.wrapped import Wrapped
 
 

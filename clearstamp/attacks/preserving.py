@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from clearstamp.attacks.base import Attack, Scene, check
-from clearstamp.canonical import Vectors, runs
-from clearstamp.channels import Channels, Layer
 from clearstamp.errors import AttackError
-from clearstamp.graph import Graph
-from clearstamp.units import Place, Space, find_spaces, gather, last_layer, widen
+from clearstamp.transposed.graph import Graph
+from clearstamp.units.canonical import Vectors, runs
+from clearstamp.units.channels import Channels, Layer
+from clearstamp.units.spaces import Place, Space, find_spaces, gather, last_layer, widen
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from clearstamp.attacks.base import Attack, Scene, check
 from clearstamp.data import Batches
 from clearstamp.errors import AttackError
-from clearstamp.graph import Graph
-from clearstamp.steps import OPTIMIZERS, MakeOptimizer, adam
-from clearstamp.training import fit
-from clearstamp.units import last_layer, replace_module, replace_tensor
+from clearstamp.training.loops import fit
+from clearstamp.training.steps import OPTIMIZERS, MakeOptimizer, adam
+from clearstamp.transposed.graph import Graph
+from clearstamp.units.spaces import last_layer, replace_module, replace_tensor
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,8 +7,8 @@ import torch
 
 from clearstamp.attacks.base import Attack, Scene, check
 from clearstamp.attacks.training import train
-from clearstamp.steps import adam
-from clearstamp.units import find_spaces, layers
+from clearstamp.training.steps import adam
+from clearstamp.units.spaces import find_spaces, layers
 
 Scope = Literal["global", "layer", "channels"]
 

@@ -20,18 +20,18 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from clearstamp.codes import Bits
-from clearstamp.coding import Payload, capacity, draw_bits, laid_out, places
+from clearstamp.coding.codes import Bits
+from clearstamp.coding.payload import Payload, capacity, draw_bits, laid_out, places
 from clearstamp.errors import SealError
 from clearstamp.evidence import chance
 from clearstamp.evidence.draws import SEED, Draws, blocks, commitment, root
 from clearstamp.evidence.readers import READERS, Numbers, Pixels
 from clearstamp.files import write_atomically
-from clearstamp.graph import Graph, Tap, capture
 from clearstamp.pictures import draw_text, open_image, picture_shape
 from clearstamp.stamp import MAX_KEY, Stamp
 from clearstamp.transpose import NAMES, transpose
-from clearstamp.transposed import PROBE_SEED, Transposed
+from clearstamp.transposed.base import PROBE_SEED, Transposed
+from clearstamp.transposed.graph import Graph, Tap, capture
 
 ALPHABET = "45AFGJLMNQRVWXYZ"
 """Sixteen letters that are hard to take for one another: the worst pair, at 14 x 14 pixels, correlates at 0.70."""

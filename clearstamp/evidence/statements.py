@@ -14,7 +14,7 @@ from clearstamp.evidence.seal import Seal, strict_json
 from clearstamp.evidence.signing import Signer, fingerprint
 from clearstamp.evidence.verdict import Verdict
 from clearstamp.files import checksum, write_atomically
-from clearstamp.graph import unwrapped
+from clearstamp.transposed.graph import unwrapped
 
 BESIDE = {"signature": ".sig", "token": ".tsr", "calendar": ".ots"}
 """How the names of the files end that lie beside a statement."""

@@ -8,8 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clearstamp.canonical import merged
-from clearstamp.coding import decode, patch_sums
+from clearstamp.coding.payload import decode, patch_sums
 from clearstamp.errors import SealError
 from clearstamp.evidence import chance
 from clearstamp.evidence.readers import READERS, UNIT, Numbers, Pixels, best, cells, centred, grey, template
@@ -17,7 +16,8 @@ from clearstamp.evidence.seal import Seal, pixels
 from clearstamp.pictures import as_pictures, develop
 from clearstamp.reading import extract
 from clearstamp.stamp import Stamp
-from clearstamp.transposed import Transposed
+from clearstamp.transposed.base import Transposed
+from clearstamp.units.canonical import merged
 
 WEAK = Decimal("1e-6")
 """A p of at most this is worth saying, and no match: a forger needs about 1 / p seeds."""

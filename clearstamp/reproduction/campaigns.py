@@ -8,11 +8,11 @@ from torch import Tensor, nn
 
 from clearstamp.attacks import Attack, Look
 from clearstamp.errors import ClearStampError, RecordError
-from clearstamp.graph import capture
 from clearstamp.reproduction.experiments import Experiment, Findings, device
 from clearstamp.reproduction.lifecycle import LifeCycle, LifeSettings, trained
 from clearstamp.reproduction.profiles import Profile, load_sets
 from clearstamp.reproduction.records import Score, Stage
+from clearstamp.transposed.graph import capture
 from clearstamp.zoo import DataSet
 
 UNMARKED = LifeCycle(name="unmarked", keys=0)

@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 from torch import Tensor
 
-from clearstamp.coding import decode, read_bits
+from clearstamp.coding.payload import decode, read_bits
 from clearstamp.reproduction.experiments import Findings
 from clearstamp.reproduction.generalizability import Row
 from clearstamp.reproduction.lifecycle import LifeCycle, LifeSettings

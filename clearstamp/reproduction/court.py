@@ -24,7 +24,6 @@ from clearstamp.evidence.readers import Numbers, best, grey, template, trained
 from clearstamp.evidence.seal import pixels
 from clearstamp.evidence.verdict import TESTS, look
 from clearstamp.evidence.verdict import Outcome as Finding
-from clearstamp.method import RECOMMENDED
 from clearstamp.pictures import as_pictures, develop, draw_text
 from clearstamp.reading import read
 from clearstamp.reproduction.campaigns import Campaign, halves
@@ -34,9 +33,10 @@ from clearstamp.reproduction.profiles import Images, Profile, load_sets
 from clearstamp.reproduction.records import Score, Stage
 from clearstamp.schemes.stamps import drawn_seal
 from clearstamp.stamp import Stamp
-from clearstamp.training import accuracy, embed, fit
+from clearstamp.training.loops import accuracy, embed, fit
+from clearstamp.training.method import RECOMMENDED
 from clearstamp.transpose import transpose
-from clearstamp.transposed import Transposed
+from clearstamp.transposed.base import Transposed
 from clearstamp.zoo import DataSet
 from clearstamp.zoo.networks import build
 

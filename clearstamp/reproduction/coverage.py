@@ -10,13 +10,13 @@ from torch import Tensor, nn
 from torchvision import models
 
 from clearstamp.errors import ClearStampError, RecordError, TransposeError
-from clearstamp.graph import Graph, capture
 from clearstamp.reading import read
 from clearstamp.reproduction.experiments import Experiment, Findings, Settings, device
 from clearstamp.reproduction.records import BOTH_READOUTS, Stage
 from clearstamp.stamp import Stamp
-from clearstamp.training import harden
+from clearstamp.training.loops import harden
 from clearstamp.transpose import transpose
+from clearstamp.transposed.graph import Graph, capture
 
 OUTPUTS = 10
 HANDFUL = (

@@ -8,17 +8,17 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from clearstamp.losses import StampLoss
-from clearstamp.queries import read_by_queries
 from clearstamp.reading import read
 from clearstamp.reproduction.experiments import Experiment, Findings, Settings
 from clearstamp.reproduction.lifecycle import LifeSettings, OnModel, text_stamp, trained
 from clearstamp.reproduction.profiles import load_sets
 from clearstamp.reproduction.records import Stage
-from clearstamp.schedules import Joint
 from clearstamp.scores import correlation, similarity
-from clearstamp.training import fit, harden
+from clearstamp.training.loops import fit, harden
+from clearstamp.training.losses import StampLoss
+from clearstamp.training.schedules import Joint
 from clearstamp.transpose import transpose
+from clearstamp.transposed.queries import read_by_queries
 
 # ------------------------------------------------------------------------------------------- through an interface
 

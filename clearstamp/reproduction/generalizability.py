@@ -10,8 +10,8 @@ from clearstamp.reading import read
 from clearstamp.reproduction.experiments import device
 from clearstamp.reproduction.lifecycle import Life, LifeCycle, LifeSettings, fresh_model, train, tuning
 from clearstamp.reproduction.profiles import Images, Profile, load_sets
-from clearstamp.training import accuracy
-from clearstamp.units import last_layer, replace_module
+from clearstamp.training.loops import accuracy
+from clearstamp.units.spaces import last_layer, replace_module
 
 
 @dataclass(frozen=True, kw_only=True)

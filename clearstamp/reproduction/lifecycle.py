@@ -9,22 +9,22 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from clearstamp.checkpoint import tensors
 from clearstamp.errors import ClearStampError, RecordError
 from clearstamp.files import checksum
-from clearstamp.graph import capture
-from clearstamp.losses import StampLoss
 from clearstamp.reading import Reading, read
 from clearstamp.reproduction.experiments import FEW, Experiment, Findings, Settings, device, trained_weights
 from clearstamp.reproduction.profiles import Precision, Profile, load_sets
 from clearstamp.reproduction.records import BOTH_READOUTS, Moment, Readout, Score, Stage
-from clearstamp.schedules import Alternating, Joint, Schedule
 from clearstamp.scores import similarity
 from clearstamp.stamp import PAPER_KEY, Stamp
-from clearstamp.steps import OPTIMIZERS
-from clearstamp.training import Fit, accuracy, fit, harden
+from clearstamp.training.checkpoint import tensors
+from clearstamp.training.loops import Fit, accuracy, fit, harden
+from clearstamp.training.losses import StampLoss
+from clearstamp.training.schedules import Alternating, Joint, Schedule
+from clearstamp.training.steps import OPTIMIZERS
 from clearstamp.transpose import freeze, transpose
-from clearstamp.transposed import Transposed
+from clearstamp.transposed.base import Transposed
+from clearstamp.transposed.graph import capture
 from clearstamp.zoo.networks import MODELS, build
 from clearstamp.zoo.recipe import Normalize, Recipe
 

@@ -16,20 +16,20 @@ from clearstamp.attacks.base import OWN
 from clearstamp.data import LabelledImages
 from clearstamp.errors import TrainingError
 from clearstamp.evidence.verdict import Outcome
-from clearstamp.graph import capture
-from clearstamp.losses import StampLoss
 from clearstamp.reading import read
 from clearstamp.reproduction.court import Sealed, looked_at
 from clearstamp.reproduction.experiments import Findings, device
 from clearstamp.reproduction.lifecycle import LifeSettings, OnModel, fresh_model, trained
 from clearstamp.reproduction.profiles import load_sets
 from clearstamp.reproduction.records import Score, Stage
-from clearstamp.schedules import Alternating
 from clearstamp.stamp import Stamp, draw_keys
-from clearstamp.steps import adam
-from clearstamp.training import accuracy, fit
+from clearstamp.training.loops import accuracy, fit
+from clearstamp.training.losses import StampLoss
+from clearstamp.training.schedules import Alternating
+from clearstamp.training.steps import adam
 from clearstamp.transpose import transpose
-from clearstamp.transposed import Transposed
+from clearstamp.transposed.base import Transposed
+from clearstamp.transposed.graph import capture
 
 Attacker = Literal["trains on", "no key", "one key", "all keys"]
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass, fields, replace
 from itertools import product
 from typing import Any
 
-from clearstamp import method
 from clearstamp.attacks import (
     AdversarialTuning,
     Attack,
@@ -55,7 +54,6 @@ from clearstamp.reproduction.profiles import Profile, profile
 from clearstamp.reproduction.records import BOTH_READOUTS, Readout, Record
 from clearstamp.reproduction.rivals import ALIGNED, Blind, Pace, Rival
 from clearstamp.reproduction.runtime import Cost
-from clearstamp.schedules import ADMM, Alternating, AugmentedLagrangian, Joint, Schedule
 from clearstamp.schemes import (
     ActivationSigns,
     Adi,
@@ -73,6 +71,8 @@ from clearstamp.schemes import (
     WhiteBoxGradSigns,
     Zhang,
 )
+from clearstamp.training import method
+from clearstamp.training.schedules import ADMM, Alternating, AugmentedLagrangian, Joint, Schedule
 from clearstamp.zoo.recipe import Recipe
 
 FIRST = (0,)

@@ -14,17 +14,17 @@ from scipy.stats import mannwhitneyu
 from torch import Tensor, nn
 from torch.optim import SGD
 
-from clearstamp.align import align_units
 from clearstamp.attacks import Attack, CounterClaim, Evasion, FeatureEvasion, Scene
 from clearstamp.errors import AttackError, ClearStampError, RecordError
-from clearstamp.graph import Graph, capture
 from clearstamp.reproduction.experiments import Experiment, Findings, Settings, device
 from clearstamp.reproduction.profiles import Images, Profile, load_sets
 from clearstamp.reproduction.records import Score, Stage
 from clearstamp.schemes import ClearStamp, Evidence, Key, Li, Mark, Scheme
 from clearstamp.schemes.li import encoded
 from clearstamp.scores import structural_similarity
-from clearstamp.training import accuracy, fit
+from clearstamp.training.loops import accuracy, fit
+from clearstamp.transposed.graph import Graph, capture
+from clearstamp.units.align import align_units
 from clearstamp.zoo.datasets import DataSet
 from clearstamp.zoo.networks import MODELS, build
 

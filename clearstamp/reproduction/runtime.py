@@ -14,14 +14,14 @@ from torch.optim import Adam, Optimizer
 from torch.utils.flop_counter import FlopCounterMode
 
 from clearstamp.errors import ClearStampError, RecordError
-from clearstamp.losses import StampLoss
 from clearstamp.reproduction.coverage import OUTPUTS, classifier, classifiers
 from clearstamp.reproduction.experiments import Experiment, Findings, Settings, device
 from clearstamp.reproduction.profiles import Profile
 from clearstamp.reproduction.records import Score, Stage
 from clearstamp.scores import structural_similarity
 from clearstamp.stamp import Stamp
-from clearstamp.steps import Losses, adam, guarded_step
+from clearstamp.training.losses import StampLoss
+from clearstamp.training.steps import Losses, adam, guarded_step
 from clearstamp.transpose import transpose
 from clearstamp.zoo.networks import MODELS, build
 

@@ -37,12 +37,12 @@ from clearstamp.attacks import (
 from clearstamp.data import Data
 from clearstamp.evidence.verifier import SHA256, WEIGHTS, Verifier, resized, standardised
 from clearstamp.files import write_atomically
-from clearstamp.losses import StampLoss
 from clearstamp.pictures import develop, draw_text
 from clearstamp.reading import extract
 from clearstamp.reproduction.markdown import table
 from clearstamp.stamp import Stamp
-from clearstamp.training import fit, harden
+from clearstamp.training.loops import fit, harden
+from clearstamp.training.losses import StampLoss
 from clearstamp.transpose import transpose
 from clearstamp.zoo import build, load
 

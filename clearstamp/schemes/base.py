@@ -23,12 +23,12 @@ from clearstamp.data import Batches, LabelledImages
 from clearstamp.errors import SchemeError
 from clearstamp.evidence import chance
 from clearstamp.files import checksum, write_atomically
-from clearstamp.graph import Graph
 from clearstamp.registered import register
-from clearstamp.schedules import Joint, Schedule
-from clearstamp.steps import MakeOptimizer, adam
-from clearstamp.training import fit
-from clearstamp.units import Graphs
+from clearstamp.training.loops import fit
+from clearstamp.training.schedules import Joint, Schedule
+from clearstamp.training.steps import MakeOptimizer, adam
+from clearstamp.transposed.graph import Graph
+from clearstamp.units.spaces import Graphs
 
 FORMAT, VERSION = "clearstamp-key", 1
 LARGEST = 2**26
@@ -363,7 +363,7 @@ class Mark:
 
     Attributes:
         key: the owner's.
-        owner: from a suspect and its graph makes the model that is read, such as `clearstamp.canonical.merged`.
+        owner: from a suspect and its graph makes the model that is read, such as `clearstamp.units.canonical.merged`.
     """
 
     key: Key

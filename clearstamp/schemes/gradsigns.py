@@ -13,7 +13,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from clearstamp.data import LabelledImages
 from clearstamp.errors import SchemeError
-from clearstamp.graph import unwrapped
 from clearstamp.schemes.base import (
     Access,
     Evidence,
@@ -30,6 +29,7 @@ from clearstamp.schemes.base import (
     strangers,
     turned,
 )
+from clearstamp.transposed.graph import unwrapped
 
 
 @dataclass(frozen=True, kw_only=True)

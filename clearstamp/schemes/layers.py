@@ -5,12 +5,12 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from clearstamp.channels import Layer
 from clearstamp.data import LabelledImages
 from clearstamp.errors import SchemeError
-from clearstamp.graph import unwrapped
 from clearstamp.schemes.base import UnfitError, device_of
-from clearstamp.units import layers
+from clearstamp.transposed.graph import unwrapped
+from clearstamp.units.channels import Layer
+from clearstamp.units.spaces import layers
 
 Side = Literal["input", "output"]
 """Which numbers of a layer are meant: those that it takes in, behind the ReLU before it, or those that it gives."""

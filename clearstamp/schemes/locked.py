@@ -12,8 +12,8 @@ from torch.func import functional_call
 
 from clearstamp.data import LabelledImages
 from clearstamp.errors import SchemeError
-from clearstamp.graph import unwrapped
 from clearstamp.schemes.base import Access, Key, Scheme, UnfitError, device_of
+from clearstamp.transposed.graph import unwrapped
 
 
 @dataclass(frozen=True, kw_only=True)

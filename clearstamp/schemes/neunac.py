@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from clearstamp.data import LabelledImages
 from clearstamp.errors import SchemeError
-from clearstamp.graph import unwrapped
 from clearstamp.schemes.base import ALPHA, Access, Evidence, Judgement, Key, Scheme, UnfitError
+from clearstamp.transposed.graph import unwrapped
 
 UNIT = 16
 """Weights in a unit, and bytes of its hash."""

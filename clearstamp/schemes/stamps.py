@@ -9,24 +9,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clearstamp.coding import Payload
+from clearstamp.coding.payload import Payload
 from clearstamp.data import LabelledImages
 from clearstamp.errors import ClearStampError, SchemeError
 from clearstamp.evidence.seal import Seal
 from clearstamp.evidence.verdict import best_reading
-from clearstamp.graph import Graph, Output, Tap
-from clearstamp.losses import StampLoss
-from clearstamp.method import EXACT, PAPER, RECOMMENDED, Method
 from clearstamp.pictures import random_words
 from clearstamp.reading import read, scored, try_bytes
-from clearstamp.schedules import Schedule
 from clearstamp.schemes.base import LATER, Access, Evidence, Key, Scheme, UnfitError, device_of, matching, outputs_of
 from clearstamp.scores import structural_similarity
 from clearstamp.stamp import FROZEN, Stamp
-from clearstamp.training import harden
+from clearstamp.training.loops import harden
+from clearstamp.training.losses import StampLoss
+from clearstamp.training.method import EXACT, PAPER, RECOMMENDED, Method
+from clearstamp.training.schedules import Schedule
 from clearstamp.transpose import transpose
-from clearstamp.transposed import Transposed
-from clearstamp.units import Graphs
+from clearstamp.transposed.base import Transposed
+from clearstamp.transposed.graph import Graph, Output, Tap
+from clearstamp.units.spaces import Graphs
 
 METHODS = {"adjoint": RECOMMENDED, "paper": PAPER, "gradient": EXACT}
 """How a stamp is embedded for each readout."""

@@ -29,7 +29,7 @@ from clearstamp.schemes.base import (
     outputs_of,
     training_images,
 )
-from clearstamp.units import last_layer, replace_module
+from clearstamp.units.spaces import last_layer, replace_module
 
 KINDS = ("content", "unrelated", "noise")
 

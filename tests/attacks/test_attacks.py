@@ -42,17 +42,17 @@ from clearstamp.attacks import (
 from clearstamp.attacks.training import Adversarial
 from clearstamp.data import Data
 from clearstamp.errors import AttackError
-from clearstamp.graph import Graph, capture
-from clearstamp.method import RECOMMENDED
 from clearstamp.pictures import draw_text
 from clearstamp.reading import extract
 from clearstamp.schemes import Adi, Mark
 from clearstamp.schemes.stamps import METHODS
 from clearstamp.scores import similarity
 from clearstamp.stamp import Stamp, draw_keys
-from clearstamp.training import harden
+from clearstamp.training.loops import harden
+from clearstamp.training.method import RECOMMENDED
 from clearstamp.transpose import transpose
-from clearstamp.units import find_spaces
+from clearstamp.transposed.graph import Graph, capture
+from clearstamp.units.spaces import find_spaces
 from clearstamp.zoo import networks
 
 SHAPE = (1, 12, 12)
@@ -200,7 +200,7 @@ def captures(monkeypatch) -> list[nn.Module]:
         seen.append(model)
         return capture(model, example)
 
-    monkeypatch.setattr("clearstamp.units.capture", noted)
+    monkeypatch.setattr("clearstamp.units.spaces.capture", noted)
     return seen
 
 

@@ -13,9 +13,9 @@ from clearstamp.errors import AttackError
 from clearstamp.reading import read
 from clearstamp.scores import structural_similarity
 from clearstamp.stamp import Stamp
-from clearstamp.training import fit
+from clearstamp.training.loops import fit
 from clearstamp.transpose import transpose
-from clearstamp.units import last_layer
+from clearstamp.units.spaces import last_layer
 
 SHAPE = (1, 12, 12)
 EXAMPLE = torch.zeros(1, *SHAPE)

@@ -9,12 +9,12 @@ from torch import Tensor, nn
 from clearstamp.attacks import Attack, Pruning, QueryNoise, Sanitizer, Scene, ScorePerturbation, ScoreRounding
 from clearstamp.data import Data
 from clearstamp.errors import AttackError
-from clearstamp.graph import unwrapped
-from clearstamp.queries import read_by_queries
 from clearstamp.reading import extract
 from clearstamp.scores import correlation
 from clearstamp.stamp import Stamp
 from clearstamp.transpose import transpose
+from clearstamp.transposed.graph import unwrapped
+from clearstamp.transposed.queries import read_by_queries
 from clearstamp.wrapped import Wrapped
 from clearstamp.zoo import networks
 

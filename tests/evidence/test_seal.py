@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 import clearstamp as cs
-from clearstamp.coding import read_bits
+from clearstamp.coding.payload import read_bits
 from clearstamp.errors import SealError
 from clearstamp.evidence import Choices, Seal
 from clearstamp.evidence.seal import ALPHABET, opened, png, sheet, strict_json

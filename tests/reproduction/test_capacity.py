@@ -7,9 +7,8 @@ import pytest
 import torch
 
 from clearstamp.attacks import Quantization
-from clearstamp.coding import decode
+from clearstamp.coding.payload import decode
 from clearstamp.errors import TrainingError
-from clearstamp.losses import StampLoss
 from clearstamp.reproduction import report
 from clearstamp.reproduction.campaigns import campaigns
 from clearstamp.reproduction.capacity import LICENCE, Capacity, judge
@@ -18,6 +17,7 @@ from clearstamp.reproduction.profiles import PROFILES
 from clearstamp.reproduction.records import Stage
 from clearstamp.reproduction.report.stages import in_words
 from clearstamp.stamp import Stamp
+from clearstamp.training.losses import StampLoss
 from clearstamp.transpose import transpose
 from clearstamp.zoo.networks import build
 from tests import books

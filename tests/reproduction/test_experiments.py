@@ -6,7 +6,6 @@ import torch
 
 from clearstamp.attacks import LogitShift
 from clearstamp.errors import RecordError
-from clearstamp.losses import StampLoss
 from clearstamp.reading import read
 from clearstamp.reproduction import experiments, lifecycle, records
 from clearstamp.reproduction.campaigns import Campaign
@@ -16,6 +15,7 @@ from clearstamp.reproduction.generalizability import CrossData, Row, move
 from clearstamp.reproduction.lifecycle import Fingerprint, LifeCycle, Trial, text_stamp, trained
 from clearstamp.reproduction.profiles import PROFILES, Images, load_sets
 from clearstamp.stamp import PAPER_KEY, Stamp
+from clearstamp.training.losses import StampLoss
 from clearstamp.transpose import transpose
 from clearstamp.zoo import datasets
 from clearstamp.zoo.networks import build

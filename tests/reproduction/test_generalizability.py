@@ -13,7 +13,7 @@ from clearstamp.reproduction.lifecycle import Life, LifeCycle
 from clearstamp.reproduction.profiles import PROFILES, Images, load_sets
 from clearstamp.reproduction.registry import PAPER, Chapter, table4
 from clearstamp.transpose import freeze
-from clearstamp.transposed import public_probe
+from clearstamp.transposed.base import public_probe
 from clearstamp.zoo import datasets
 from clearstamp.zoo.networks import MODELS
 

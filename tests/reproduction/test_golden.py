@@ -20,13 +20,13 @@ import pytest
 import torch
 from PIL import Image
 
-from clearstamp import rules
 from clearstamp.attacks import ATTACKS, Rescaling
-from clearstamp.losses import StampLoss
 from clearstamp.pictures import montage
 from clearstamp.reproduction import capacity, experiments, lifecycle
 from clearstamp.reproduction.court import UNIT
 from clearstamp.reproduction.profiles import PROFILES, load_sets
+from clearstamp.training.losses import StampLoss
+from clearstamp.transposed import rules
 from clearstamp.zoo import datasets as data
 from tests.reproduction.twins import SCALE, SIZES, TWINS, Twin, images, write_sets
 

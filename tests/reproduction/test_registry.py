@@ -10,15 +10,15 @@ import nbformat
 import pytest
 
 from clearstamp.errors import RecordError
-from clearstamp.losses import StampLoss
-from clearstamp.method import PAPER
 from clearstamp.reproduction import claims, registry
 from clearstamp.reproduction.lifecycle import LifeCycle
 from clearstamp.reproduction.profiles import PROFILES
 from clearstamp.reproduction.records import BOTH_READOUTS
 from clearstamp.reproduction.registry import CHAPTERS, Chapter, Group, declared
-from clearstamp.schedules import Joint
-from clearstamp.training import fit, harden
+from clearstamp.training.loops import fit, harden
+from clearstamp.training.losses import StampLoss
+from clearstamp.training.method import PAPER
+from clearstamp.training.schedules import Joint
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = {path.stem: path for path in (ROOT / "notebooks").glob("*.ipynb")}

@@ -20,7 +20,7 @@ from clearstamp.reproduction.registry import OURS, PAPER, by_recipe, table4
 from clearstamp.reproduction.report import Slider, by_model
 from clearstamp.reproduction.report.stages import in_words
 from clearstamp.reproduction.runtime import Cost
-from clearstamp.schedules import ADMM, Alternating, AugmentedLagrangian, Joint
+from clearstamp.training.schedules import ADMM, Alternating, AugmentedLagrangian, Joint
 from clearstamp.transpose import transpose
 from clearstamp.zoo.networks import build
 from tests.books import record

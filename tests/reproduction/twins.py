@@ -25,8 +25,8 @@ from clearstamp.reproduction.price import Price, SealedTrial
 from clearstamp.reproduction.profiles import Profile
 from clearstamp.reproduction.rivals import Blind, Pace, Rival
 from clearstamp.reproduction.runtime import Cost
-from clearstamp.schedules import ADMM, AugmentedLagrangian
 from clearstamp.schemes import Adi, Uchida
+from clearstamp.training.schedules import ADMM, AugmentedLagrangian
 from clearstamp.zoo.datasets import MNIST_FILES, DataSet, Split, load
 from clearstamp.zoo.packs import write_pack
 from clearstamp.zoo.recipe import Recipe

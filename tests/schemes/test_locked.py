@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from clearstamp.data import Data
 from clearstamp.errors import SchemeError
-from clearstamp.schedules import Joint
 from clearstamp.schemes import Key, Tartaglione, WaterMAS
 from clearstamp.schemes.locked import LockedWeights, Positions, carriers, placed
-from clearstamp.training import fit
+from clearstamp.training.loops import fit
+from clearstamp.training.schedules import Joint
 from tests.schemes.test_schemes import images, learnt, marked, network
 
 LOCKED: list[LockedWeights] = [

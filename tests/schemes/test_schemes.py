@@ -36,8 +36,8 @@ from clearstamp.schemes import (
     WhiteBoxGradSigns,
     Zhang,
 )
-from clearstamp.steps import OPTIMIZERS
-from clearstamp.training import fit
+from clearstamp.training.loops import fit
+from clearstamp.training.steps import OPTIMIZERS
 
 SHAPE = (1, 14, 14)
 CLASSES = 4

@@ -11,7 +11,7 @@ from clearstamp.schemes import Adi, FrontierStitching, Li, Mark, Uchida, Zhang
 from clearstamp.schemes.base import answers, driven, training_images
 from clearstamp.schemes.li import encoded, encoder_for
 from clearstamp.schemes.triggers import Mixed, abstract_pictures, fast_gradient_sign
-from clearstamp.units import last_layer
+from clearstamp.units.spaces import last_layer
 from tests.schemes.test_schemes import CLASSES, SHAPE, images, learnt, marked, network
 
 

@@ -6,7 +6,7 @@ from torch import nn
 
 from clearstamp.errors import ClearStampError
 from clearstamp.stamp import Stamp
-from clearstamp.training import harden
+from clearstamp.training.loops import harden
 from clearstamp.transpose import transpose
 from clearstamp.zoo.networks import MODELS, build
 

@@ -16,7 +16,7 @@ from clearstamp.pictures import develop, montage
 from clearstamp.reproduction.records import Record
 from clearstamp.reproduction.report.exhibits import NOT_RUN, finished
 from clearstamp.reproduction.report.stages import SCORES, STAGES, by_model, in_words
-from clearstamp.walk import Walked
+from clearstamp.transposed.walk import Walked
 
 
 def stamp_figure(record: Record) -> Figure:

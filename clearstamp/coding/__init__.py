@@ -1,0 +1,1 @@
+"""Bytes as pictures, and back in spite of errors."""

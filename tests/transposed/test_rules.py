@@ -1,0 +1,203 @@
+"""Every rule against a slow reference, each found by capturing a call of its operation."""
+
+from functools import cache
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from clearstamp.errors import TransposeError
+from clearstamp.transpose import transpose
+from clearstamp.transposed.base import Transposed
+from clearstamp.transposed.graph import Graph, capture, operation
+from clearstamp.transposed.rules import READOUTS, Readout, Rule, register_vjp_rule
+from tests.cases import CASES, IMAGE, INPUTS, Case, randn
+from tests.reference import CONVENTIONS, dense_transpose
+
+TOLERANCE = {"rtol": 1e-10, "atol": 1e-10}  # of float64 sums of at most a few hundred terms
+KEYS = 3
+
+# torch warns, once, that its forward pass copies the input for an even kernel with padding='same'
+pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel:UserWarning")
+
+PAIRS = [pytest.param(readout, case, id=f"{readout}-{case}") for readout in READOUTS for case in CASES]
+ORDER = {"convention": 0, "passthrough": 1, "adjoint": 2}
+
+
+class Call(nn.Module):
+    """A model that makes the call of one case."""
+
+    def __init__(self, case: Case):
+        super().__init__()
+        self.case = case
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.case.forward(x)
+
+
+def example(case: Case) -> Tensor:
+    return torch.zeros(1, *case.shape, dtype=torch.float64)
+
+
+@cache
+def captured(case_at: int) -> Graph:
+    case = CASES[case_at]
+    return capture(Call(case), example(case))
+
+
+def rules_of(readout: str, case: Case) -> list[Rule]:
+    """The rules that the signal passes on its way back through a case."""
+    graph = captured(CASES.index(case))
+    found = (READOUTS[readout].rules.get(operation(node)) for node in graph.nodes if node in graph.signals)
+    return [rule for rule in found if rule is not None]
+
+
+def chief(readout: str, case: Case) -> Rule:
+    """Of these the one that decides what comes out: the others move the signal at most."""
+    return min(rules_of(readout, case), key=lambda rule: (rule.name == "identity", ORDER[rule.label], rule.moves))
+
+
+def backwards(readout: str, case: Case) -> Transposed:
+    return transpose(Call(case), captured(CASES.index(case)), readout=readout)
+
+
+def signals(case: Case) -> Tensor:
+    """Random signals of the shape of the case's output."""
+    return torch.randn_like(case.forward(torch.randn(KEYS, *case.shape, dtype=torch.float64)))
+
+
+@pytest.mark.parametrize(("readout", "case"), PAIRS)
+def test_a_rule_does_what_its_label_says(readout, case):
+    rule, y = chief(readout, case), signals(case)
+    untouched = y.clone()
+    back = backwards(readout, case)
+    torch.manual_seed(1)
+    drops = any(argument is True for argument in case.args) or case.kwargs.get("training", False)
+    image = back(y, dropout=0.0) if drops else back(y)
+    torch.manual_seed(1)
+    if rule.label == "adjoint":
+        expected = dense_transpose(case.forward, case.shape, y)
+    elif rule.label == "convention":
+        expected = CONVENTIONS[rule.name](case, y)
+    else:
+        expected = case.forward(y)
+    assert image.shape == (KEYS, *case.shape)
+    assert torch.equal(y, untouched), "a rule must not work in place"
+    tolerance = {"rtol": 0, "atol": 0} if rule.label == "passthrough" else TOLERANCE
+    torch.testing.assert_close(image, expected, **tolerance)
+
+
+# ---------------------------------------------------------------------------------------------------- the tables
+
+
+@pytest.mark.parametrize("readout", READOUTS)
+def test_every_rule_has_a_case(readout):
+    tried = {operation(node) for at in range(len(CASES)) for node in captured(at).signals}
+    elsewhere = {"aten::_native_batch_norm_legit_no_training", "aten::alias", "aten::copy", "aten::_unsafe_view"}
+    assert sorted(set(READOUTS[readout].rules) - tried - elsewhere) == []
+
+
+def test_every_convention_has_a_formula_and_every_formula_a_rule():
+    conventions = {
+        rule.name for table in READOUTS.values() for rule in table.rules.values() if rule.label == "convention"
+    }
+    assert conventions == set(CONVENTIONS)
+
+
+@pytest.mark.parametrize("readout", READOUTS)
+def test_every_rule_names_its_source(readout):
+    rules = READOUTS[readout].rules.values()
+    assert all(entry.source for entry in rules)
+    assert {entry.label for entry in rules} == {"adjoint", "convention", "passthrough"}
+
+
+def test_only_convolutions_and_linear_layers_are_weighted():
+    weighted = {name for table in READOUTS.values() for name, rule in table.rules.items() if rule.weighted}
+    convolutions = {f"aten::conv{kind}{axes}d" for kind in ("", "_transpose") for axes in (1, 2, 3)}
+    assert weighted == {"aten::linear"} | convolutions
+
+
+def test_a_second_rule_for_an_operation_raises():
+    with pytest.raises(TransposeError, match="aten::relu has a rule in the 'adjoint' readout already"):
+        register_vjp_rule(torch.ops.aten.relu, label="passthrough", source="a test", readouts=("adjoint",))(
+            lambda y, x: y
+        )
+
+
+def test_a_readout_is_a_table_of_rules_that_anybody_can_make():
+    rules = dict(READOUTS["adjoint"].rules)
+    rules["aten::relu"] = Rule(lambda y, x: 2 * y, "convention", "a test")
+    model = nn.Sequential(nn.Linear(4, 3), nn.ReLU()).double()
+    back = transpose(model, torch.zeros(1, 4, dtype=torch.float64), readout=Readout("doubled", rules))
+    keys = randn(KEYS, 3)
+    assert back.readout == "doubled"
+    torch.testing.assert_close(back(keys), 2 * keys @ model[0].weight, **TOLERANCE)
+
+
+# -------------------------------------------------------------------------------------------------------- modules
+
+MODULES = [
+    *((make, INPUTS[1]) for make in (lambda: nn.Conv1d(4, 6, 3, stride=2, groups=2), lambda: nn.BatchNorm1d(4))),
+    *((make, INPUTS[2]) for make in (lambda: nn.Conv2d(4, 6, 3, padding="same", dilation=2), nn.Identity)),
+    (lambda: nn.Conv2d(4, 6, 3, padding=1, padding_mode="circular"), INPUTS[2]),
+    (lambda: nn.Conv3d(4, 6, 2, stride=2, bias=False), INPUTS[3]),
+    (lambda: nn.ConvTranspose2d(4, 2, 3, stride=2), INPUTS[2]),
+    (lambda: nn.BatchNorm2d(4, eps=1e-2), INPUTS[2]),
+    *((make, IMAGE) for make in (lambda: nn.PixelShuffle(2), lambda: nn.ChannelShuffle(2), lambda: nn.Flatten(2))),
+    *((make, IMAGE) for make in (lambda: nn.Upsample(scale_factor=2), lambda: nn.Unflatten(1, (2, 2)))),
+    *((make, IMAGE) for make in (nn.ReLU, nn.PReLU, nn.GELU, nn.Tanhshrink, nn.SiLU, nn.ReLU6, nn.Softplus)),
+    (lambda: nn.ZeroPad2d(1), IMAGE),
+]
+
+
+@pytest.mark.parametrize(("make", "shape"), [pytest.param(*c, id=type(c[0]()).__name__) for c in MODULES])
+def test_a_module_is_its_operations(make, shape):
+    layer = make().double().eval()
+    y = torch.randn_like(layer(torch.zeros(KEYS, *shape, dtype=torch.float64)))
+    image = transpose(layer, torch.zeros(1, *shape, dtype=torch.float64), readout="adjoint")(y)
+    activation = type(layer).__module__.endswith("activation")
+    torch.testing.assert_close(image, layer(y) if activation else dense_transpose(layer, shape, y), **TOLERANCE)
+
+
+@pytest.mark.parametrize("readout", READOUTS)
+def test_batch_norm_after_a_change_in_place_is_the_same_rule(readout):
+    class Overwriting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm2d(4)
+            nn.init.uniform_(self.norm.weight, 0.5, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.norm(x) @ torch.eye(6, dtype=torch.float64)
+            x[:, 0] = 3 * x[:, 0]
+            return x.detach()
+
+    model, plain = Overwriting().double(), nn.BatchNorm2d(4).double()
+    plain.load_state_dict(model.norm.state_dict())
+    y = randn(KEYS, *INPUTS[2])
+    tripled = y.clone()
+    tripled[:, 0] *= 3
+    back, expected = (
+        transpose(m, torch.zeros(1, *INPUTS[2], dtype=torch.float64), readout=readout) for m in (model, plain)
+    )
+    torch.testing.assert_close(back(y), expected(tripled), **TOLERANCE)
+
+
+def test_adjoint_batch_norm_needs_running_statistics():
+    with pytest.raises(TransposeError, match="running statistics.*readout='paper'"):
+        transpose(nn.BatchNorm2d(4, track_running_stats=False), torch.zeros(1, *INPUTS[2]), readout="adjoint")
+
+
+class Doubled(nn.Linear):
+    """Runs a forward of its own."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.linear(input, 2 * self.weight, self.bias)
+
+
+def test_a_subclass_with_a_forward_of_its_own_is_run_backwards_as_it_computes():
+    layer = Doubled(4, 3).double()
+    back = transpose(layer, torch.zeros(1, 4, dtype=torch.float64), readout="adjoint")
+    keys = randn(KEYS, 3)
+    torch.testing.assert_close(back(keys), keys @ (2 * layer.weight), **TOLERANCE)
