@@ -19,6 +19,7 @@ from clearstamp.errors import AttackError, ClearStampError, RecordError
 from clearstamp.reproduction.experiments import Experiment, Findings, Settings, device
 from clearstamp.reproduction.profiles import Images, Profile, load_sets
 from clearstamp.reproduction.records import Score, Stage
+from clearstamp.reproduction.runtime import kept_for_backward
 from clearstamp.schemes import ClearStamp, Evidence, Key, Li, Mark, Scheme
 from clearstamp.schemes.li import encoded
 from clearstamp.scores import structural_similarity
@@ -171,14 +172,20 @@ def plain(images: Images, name: str, epochs: int, lr: float, seed: int) -> nn.Mo
     return model.eval()
 
 
+Work = Callable[[nn.Module, DataSet], object]
+"""A training of a model on images."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Pace(Experiment):
     """The time of a batch with each mark over that of one without: the median of `rounds`, one after another.
 
     What comes before the first batch, such as hardening, is left out, as the difference between a long and a short
-    training is taken, both of the same model without a mark.
+    training is taken, both of the same model without a mark. ``memory``: the most that is kept for a backward pass of
+    the short training, over as much without the mark.
     """
 
+    version: ClassVar[int] = 2
     alone: ClassVar[bool] = True
 
     schemes: dict[str, Scheme] = field(hash=False)
@@ -199,39 +206,45 @@ class Pace(Experiment):
     def conduct(self, settings: Settings, seed: int) -> Findings:
         train = load_sets(settings.images).train
         model = plain(settings.images, self.model, settings.epochs, self.lr, seed)
-        about: dict[str, Any] = {"epochs": 1, "lr": self.lr, "progress": False}
+        about: dict[str, Any] = {"epochs": 1, "lr": self.lr, "seed": seed}
         stages = []
         for title, chosen in self.schemes.items():
             scheme = replace(chosen, steps=0) if isinstance(chosen, ClearStamp) else chosen
-            key = scheme.draw(model, train, seed=seed)
+            unmarked = partial(training, **about)
+            marked = partial(training, scheme=scheme, key=scheme.draw(model, train, seed=seed), **about)
             ratios = []
             for _ in range(self.rounds):
-                alone = self.difference(train, partial(plainly, model, seed=seed, **about))
-                beside = self.difference(train, partial(marking, model, scheme, key, seed=seed, **about))
-                ratios.append(beside / alone)
+                alone = self.difference(model, train, unmarked)
+                ratios.append(self.difference(model, train, marked) / alone)
             scores: dict[str, Score] = {"time": median(ratios), "least": min(ratios), "most": max(ratios)}
+            scores["memory"] = self.memory(model, train, marked) / self.memory(model, train, unmarked)
             stages.append(Stage(label=title, scores=scores))
         return stages, {}, {}
 
-    def difference(self, train: DataSet, work: Callable[[DataSet], object]) -> float:
+    def difference(self, model: nn.Module, train: DataSet, work: Work) -> float:
         """Seconds of a long training less those of a short one."""
         ends = []
         for batches in (self.short, self.long):
-            data = train.take(min(64 * batches, len(train)))
+            copied, data = copy.deepcopy(model), train.take(min(64 * batches, len(train)))
             began = time.perf_counter()
-            work(data)
+            work(copied, data)
             ends.append(time.perf_counter() - began)
         return ends[1] - ends[0]
 
+    def memory(self, model: nn.Module, train: DataSet, work: Work) -> int:
+        """The most bytes that a short training keeps for a backward pass."""
+        copied, data = copy.deepcopy(model), train.take(min(64 * self.short, len(train)))
+        return kept_for_backward(copied, lambda: work(copied, data))
 
-def plainly(model: nn.Module, data: DataSet, *, seed: int, **about: Any) -> None:
-    """Train a copy of a model."""
-    fit(copy.deepcopy(model), data.loader(seed=seed), **about)
 
-
-def marking(model: nn.Module, scheme: Scheme, key: Key, data: DataSet, **about: Any) -> None:
-    """Train a copy of a model with a mark."""
-    scheme.embed(copy.deepcopy(model), data, key, **about)
+def training(
+    model: nn.Module, data: DataSet, *, scheme: Scheme | None = None, key: Key | None = None, seed: int, **about: Any
+) -> None:
+    """Train a model, with a mark if there is a scheme and its key."""
+    if scheme is None or key is None:
+        fit(model, data.loader(seed=seed), progress=False, **about)
+    else:
+        scheme.embed(model, data, key, seed=seed, progress=False, **about)
 
 
 # --------------------------------------------------------------------------------------------- Li et al. on MNIST

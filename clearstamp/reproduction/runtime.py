@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.optim import Adam, Optimizer
+from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.flop_counter import FlopCounterMode
 
 from clearstamp.errors import ClearStampError, RecordError
@@ -232,7 +233,14 @@ def memory(bench: Workbench, name: str) -> int:
     step = getattr(bench, name)
     step()  # allocates gradients and states
     weights = list(bench.model.parameters())
-    own = {weight.untyped_storage().data_ptr() for weight in weights}
+    kept = kept_for_backward(bench.model, step)
+    states = [s for o in bench.optimizers.values() for state in o.state.values() for s in state.values()]
+    return kept + sum(t.nbytes for t in (*weights, *(w.grad for w in weights if w.grad is not None), *states))
+
+
+def kept_for_backward(model: nn.Module, training: Callable[[], object]) -> int:
+    """The most bytes beside a model's weights that are kept for backward passes from one optimizer step to the next."""
+    own = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
     kept: dict[int, int] = {}
     peak = 0
 
@@ -244,9 +252,10 @@ def memory(bench: Workbench, name: str) -> int:
             peak = max(peak, sum(kept.values()))
         return tensor
 
-    for optimizer in bench.optimizers.values():
-        optimizer.register_step_post_hook(lambda *_: kept.clear())
-    with saved_tensors_hooks(keep, lambda tensor: tensor):
-        step()
-    states = [s for o in bench.optimizers.values() for state in o.state.values() for s in state.values()]
-    return peak + sum(t.nbytes for t in (*weights, *(w.grad for w in weights if w.grad is not None), *states))
+    ended = register_optimizer_step_post_hook(lambda *_: kept.clear())
+    try:
+        with saved_tensors_hooks(keep, lambda tensor: tensor):
+            training()
+    finally:
+        ended.remove()
+    return peak

@@ -6,6 +6,7 @@ import pytest
 import torch
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
+from torch import nn
 
 from clearstamp.reproduction import report, rivals
 from clearstamp.reproduction.experiments import perform
@@ -100,10 +101,10 @@ def test_the_time_of_a_mark_is_that_of_more_batches_over_that_of_as_many_without
     data = load_sets(profile("tiny").images()).train
 
     def work(seconds: float) -> float:
-        def step(part: DataSet) -> None:
+        def step(model: nn.Module, part: DataSet) -> None:
             now[0] += 50 + seconds * len(part) / 64
 
-        return pace.difference(data, step)
+        return pace.difference(nn.Identity(), data, step)
 
     assert work(3.0) / work(1.0) == 3.0
 
@@ -113,6 +114,7 @@ def test_the_pace_of_every_watermark_is_measured_and_shown(monkeypatch, tmp_path
     (pace,) = Chapter("09-side-by-side", "tiny")["time"].experiments
     made = perform(pace.settings(profile("tiny")), 0)
     assert [stage.label for stage in made.stages] == list(pace.schemes)
+    assert all(stage.scores["memory"] >= 1 for stage in made.stages)
     assert "| Uchida |" in compact(report.pace_table([made]).data)
 
 

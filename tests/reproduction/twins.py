@@ -225,7 +225,7 @@ TWINS = [
     ),
     Twin(Layers(name="layers", model="resnet18-narrow", batch=2, rounds=1, side=64), scores=("count", "operations")),
     Twin(Gains(name="gains", model="resnet18-narrow", rounds=2, changes={"fused": Manner(fused=True)}), scores=()),
-    Twin(Pace(name="pace", schemes={"Uchida": Uchida()}, model="fc", short=1, long=2, rounds=1), scores=()),
+    Twin(Pace(name="pace", schemes={"Uchida": Uchida()}, model="fc", short=1, long=2, rounds=1), scores=("memory",)),
     Twin(Blind(name="blind", owners=2, few=60), exact=False),
     Twin(Coverage(name="coverage", networks=("squeezenet1_1",))),
     Twin(Hardened(name="hardened", networks=("shufflenet_v2_x0_5",), steps=3, lr=1e-3)),

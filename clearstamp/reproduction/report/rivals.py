@@ -96,13 +96,17 @@ def rivals_table(records: Sequence[Record]) -> Markdown:
 
 
 def pace_table(records: Sequence[Record]) -> Markdown:
-    """One line a watermark: the time of a batch with it over that of one without, and the range of the rounds."""
+    """One line a watermark: the time and the memory of a batch with it over those of one without."""
     rows = [
-        (stage.label, f"{stage.scores['time']:.2f}", f"{stage.scores['least']:.2f} to {stage.scores['most']:.2f}")
+        (
+            *(stage.label, f"{stage.scores['time']:.2f}"),
+            *(f"{stage.scores['least']:.2f} to {stage.scores['most']:.2f}", f"{stage.scores['memory']:.2f}"),
+        )
         for record in records
         for stage in record.stages
     ]
-    return shown("What a watermark costs in training", records, ("watermark", "time of a batch", "range"), rows)
+    head = ("watermark", "time of a batch", "range", "memory")
+    return shown("What a watermark costs in training", records, head, rows)
 
 
 def innocents_table(records: Sequence[Record]) -> Markdown:
