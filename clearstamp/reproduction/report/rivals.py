@@ -138,38 +138,10 @@ def cheap(record: Record, label: str) -> bool:
     return label.startswith("head") or scores["accuracy"] >= record.results["marked"]["accuracy"] - WORTH
 
 
-def survival(record: Record, family: str) -> str:
-    """Whether a mark is accepted after every attack of a family that costs little: yes, no, or why that is unsaid."""
-    made = [stage for stage in record.stages if (stage.attack or "").split(": ")[0] == family]
-    if not record.results["marked"]["accepted"]:
-        return "not embedded"
-    if all("failed" in stage.scores for stage in made):
-        return "does not apply"
-    found = [holds(record, stage.scores) for stage in made if cheap(record, stage.label)]
-    if not found:
-        return "no such point"
-    words = ("not detected", "detected") if told(record).fragile else ("no", "yes")
-    return words[all(found)]
-
-
-def survival_table(records: Sequence[Record]) -> Markdown:
-    """One line a watermark, one column a family of attacks: survived or not, of the seeds."""
-    families = list(
-        dict.fromkeys(stage.attack.split(": ")[0] for record in records for stage in record.stages if stage.attack)
-    )
-
-    def cell(made: Sequence[Record], family: str) -> str:
-        found = [survival(record, family) for record in made]
-        return found[0] if len(set(found)) == 1 else f"{found.count('yes')} of {len(found)}"
-
-    rows = ((title, *(cell(made, family) for family in families)) for title, made in titled(records).items())
-    return shown("Which attacks a watermark survives", records, ("watermark", *families), rows, "l")
-
-
 FATES = {
     "accepted, or its change detected": "#cfe3f5",
     "lost, at little cost": "#f4b183",
-    "lost, at the cost of more than 3.5 points": "#e0e0e0",
+    f"lost, at the cost of more than {100 * WORTH:g} points": "#e0e0e0",
     "does not apply, or nothing was there to lose": "#ffffff",
 }
 """The colours of what comes of a mark."""
@@ -181,6 +153,27 @@ def fate(record: Record, label: str) -> str:
     if "failed" in record.results[label] or not record.results["marked"]["accepted"]:
         return none
     return kept if holds(record, record.results[label]) else lost if cheap(record, label) else bought
+
+
+def survival_table(records: Sequence[Record]) -> Markdown:
+    """One line a watermark: how many attacks it withstood of those that cost little, and the others by name.
+
+    Of several seeds an attack counts as lost if the mark was lost once; behind it stands how often.
+    """
+
+    def row(made: Sequence[Record]) -> tuple[str, str]:
+        labels = list(dict.fromkeys(stage.label for record in made for stage in record.stages if stage.attack))
+        fates = {label: [fate(record, label) for record in made if label in record.results] for label in labels}
+        kept, lost, *_ = FATES
+        if not any(record.results["marked"]["accepted"] for record in made):
+            return "–", "not embedded"
+        counts = {label: of.count(lost) for label, of in fates.items()}
+        survived = [label for label, of in fates.items() if kept in of and not counts[label]]
+        names = (f"{label} ({n} of {len(made)})" if n < len(made) else label for label, n in counts.items() if n)
+        return f"{len(survived)} of {len(survived) + sum(n > 0 for n in counts.values())}", ", ".join(names)
+
+    rows = ((title, *row(made)) for title, made in titled(records).items())
+    return shown("Which attacks a watermark survives", records, ("watermark", "survives", "lost to"), rows, "lrl")
 
 
 def survival_figure(records: Sequence[Record]) -> Figure | Markdown:
