@@ -1,21 +1,28 @@
 """What a run would do, before its first step: experiments, data, records, time, and what cannot work."""
 
 import json
+import math
 import os
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
+from statistics import median
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from clearstamp.errors import ClearStampError, DataError, RecordError
 from clearstamp.reproduction import records
 from clearstamp.reproduction.experiments import Experiment, Settings, find, has_weights
+from clearstamp.reproduction.lifecycle import LifeCycle, LifeSettings
 from clearstamp.reproduction.profiles import Images
 from clearstamp.reproduction.records import Record
 from clearstamp.reproduction.registry import CHAPTERS, Chapter, resolved
 from clearstamp.zoo import datasets
+from clearstamp.zoo.networks import build
 
 SECONDS = Path(__file__).with_name("seconds.json")
 """Measured wall times by profile and name: one thread, beside another such process, on two cores."""
@@ -29,6 +36,7 @@ class Step:
         record: the one that answers to it, None if there is none.
         lost: whether another run needs its trained model, which is missing though it has a record.
         seconds: how long it should take, None if that is not known.
+        estimated: whether that was not measured, but follows from its arithmetic.
     """
 
     settings: Settings
@@ -36,6 +44,7 @@ class Step:
     record: Record | None
     lost: bool
     seconds: float | None
+    estimated: bool = False
 
     @property
     def experiment(self) -> Experiment:
@@ -126,8 +135,12 @@ class Plan:
     def total(self) -> str:
         """How much there is to do, in words."""
         todo = self.todo()
-        seconds, unknown = sum(step.seconds or 0 for step in todo), sum(step.seconds is None for step in todo)
+        measured, estimated = ([step for step in todo if step.estimated is kind] for kind in (False, True))
+        seconds, unknown = sum(step.seconds or 0 for step in measured), sum(step.seconds is None for step in todo)
         text = f"{len(self.steps)} experiments, {len(todo)} of them to run: {seconds / 60:.0f} minutes of one core"
+        if estimated:
+            hours = sum(step.seconds or 0 for step in estimated) / 3600
+            text += f", and by their arithmetic about {hours:.0f} hours for {len(estimated)} that never ran"
         return text + (f", and {unknown} of them whose time is not known" if unknown else "")
 
 
@@ -148,8 +161,9 @@ def described(images: Images) -> str:
 
 def minutes(steps: Iterable[Step]) -> str:
     """Expected minutes of what is to be run; empty if they are not known, or nothing is to be run."""
-    known = [step.seconds for step in steps if step.todo and step.seconds is not None]
-    return f"{sum(known) / 60:.1f} min" if known else ""
+    known = [step for step in steps if step.todo and step.seconds is not None]
+    text = f"{sum(step.seconds or 0 for step in known) / 60:.1f} min" if known else ""
+    return f"about {text}" if any(step.estimated for step in known) else text
 
 
 def make(profile_name: str, chapters: Sequence[str] = tuple(CHAPTERS), only: Sequence[str] = ()) -> Plan:
@@ -179,9 +193,12 @@ def make(profile_name: str, chapters: Sequence[str] = tuple(CHAPTERS), only: Seq
         for name in settings.bases
         if (record := found[name, seed]) and not has_weights(record)
     }
+    estimate = Estimate((runs[key], record) for key, record in found.items() if record)
     steps = {}
     for key, settings in sorted(runs.items(), key=lambda pair: len(pair[1].needs)):  # models before attacks
-        step = Step(settings, key[1], found[key], key in lost, expected(profile_name, key[0], found[key]))
+        seconds = expected(profile_name, key[0], found[key])
+        estimated = None if seconds is not None else estimate(settings)
+        step = Step(settings, key[1], found[key], key in lost, seconds or estimated, estimated is not None)
         steps[step.name] = step
     recorded = bool(os.environ.get("CLEARSTAMP_RECORDED"))
     return Plan(profile_name, tuple(dict.fromkeys(chapters)), steps, damaged, recorded)
@@ -215,6 +232,72 @@ def expected(profile_name: str, name: str, record: Record | None) -> float | Non
         with suppress(RecordError):
             return records.load(path).seconds
     return measured().get(profile_name, {}).get(name)
+
+
+class Estimate:
+    """Seconds that a life cycle takes, by its arithmetic, at the pace of `made`: the recorded ones and their settings.
+
+    The pace is that of the networks that are nearest in the operations of an image, the median of lives that went all
+    their way, as what ends in hardening may end early. It is as good as machines are alike, and as what ran beside.
+    """
+
+    def __init__(self, made: Iterable[tuple[Settings, Record]]):
+        self.made = made
+
+    @cached_property
+    def paces(self) -> dict[float, list[float]]:
+        """Seconds an operation, by the logarithm of the operations of one image."""
+        found: dict[float, list[float]] = {}
+        for settings, record in self.made:
+            if (life := arithmetic(settings)) and life.complete:
+                found.setdefault(math.log(life.image), []).append(record.seconds / life.whole)
+        return found
+
+    def __call__(self, settings: Settings) -> float | None:
+        """None for any other experiment, and if there is nothing to judge by."""
+        life = arithmetic(settings)
+        if life is None or not self.paces:
+            return None
+        nearest = min(self.paces, key=lambda size: abs(size - math.log(life.image)))
+        return life.whole * median(self.paces[nearest])
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """The operations of one image's way through a network, and of a whole life cycle; is it more than hardening?"""
+
+    image: float
+    whole: float
+    complete: bool
+
+
+def arithmetic(settings: Settings) -> Arithmetic | None:
+    """The operations of a life cycle: stamp steps of hardening, then the task and its stamp steps, then fine-tuning.
+
+    None for any other experiment, and for one that cannot work.
+    """
+    life, images = settings.experiment, settings.images
+    if not isinstance(life, LifeCycle) or not isinstance(settings, LifeSettings) or any(life.check(settings)):
+        return None
+    image = forward(settings.network, images.dataset)
+    both_ways = 3 * image  # backwards to the weights and to the inputs
+    count = images.train or images.size("train")
+    stamp_steps, seen = float(settings.hardening_steps if life.keys else 0), 0
+    if settings.until == "finetuned":
+        seen = count * (settings.epochs + settings.finetune_epochs)
+        stamp_steps += settings.epochs * count / settings.batch_size / settings.every
+    return Arithmetic(image, both_ways * (seen + life.keys * stamp_steps), complete=seen > 0)
+
+
+@cache
+def forward(network: str, dataset: str) -> float:
+    """Multiplications and additions of one image's way through a network."""
+    shape, classes = datasets.form(dataset)
+    with torch.device("meta"):
+        model = build(network, shape, classes, seed=0).eval()
+    with FlopCounterMode(display=False) as counter:
+        model(torch.empty(1, *shape, device="meta"))
+    return float(counter.get_total_flops())
 
 
 @cache

@@ -105,6 +105,12 @@ def size(name: str, split: Split) -> int:
     return pack_size(there) if there.is_file() else SOURCES[name].sizes[split]
 
 
+def form(name: str) -> tuple[tuple[int, int, int], int]:
+    """The shape (C, H, W) of an image of a data set, and the number of classes. Nothing is read."""
+    source = SOURCES.get(name)
+    return ((1, 28, 28), 10) if source is None else ((3, *SIZE), source.classes)
+
+
 def download() -> None:
     """Fetch every set that is missing, into ``data/``. Raises `DataError` if one cannot be had."""
     for name, split in product(LOADERS, get_args(Split)):

@@ -175,6 +175,27 @@ def test_times_are_those_of_records_then_those_that_were_measured(monkeypatch, t
     plan.measured.cache_clear()
 
 
+def test_a_life_that_never_ran_takes_its_arithmetic_at_the_pace_of_those_that_did(monkeypatch):
+    about = {"hardening_steps": 2, "train_images": 64, "test_images": 20, "epochs": 1, "finetune_epochs": 2}
+    monkeypatch.setitem(PROFILES, "tiny", replace(PROFILES["tiny"], **about))
+    here = LifeCycle(name="one", model="fc", keys=2, every=1, batch_size=32)
+    (record,) = run_all([here], "tiny")
+    image = plan.forward("fc", "digits")
+    assert image == 2 * (784 * 1024 + 2 * 1024 * 1024 + 1024 * 10)
+    done = plan.arithmetic(here.settings(PROFILES["tiny"]))
+    assert done == plan.Arithmetic(image, 3 * image * (64 * 3 + 2 * (2 + 2)), complete=True)
+    other = replace(here, name="other", keys=6, until="hardened")
+    made = plan.make("tiny", chapter(monkeypatch, here, other, LifeCycle(name="CNN", until="hardened")))
+    assert made.steps["other-seed0"].seconds == pytest.approx(record.seconds * 6 * 2 / (64 * 3 + 2 * (2 + 2)))
+    assert [made.steps[f"{name}-seed0"].estimated for name in ("one", "other", "CNN")] == [False, True, True]
+    assert "to run" in made.table() and "about 0.0 min" in made.table() and "for 2 that never ran" in made.total()
+
+
+def test_without_any_record_no_time_is_made_up(monkeypatch):
+    made = plan.make("tiny", chapter(monkeypatch, LifeCycle(name="one", model="fc", until="hardened")))
+    assert made.steps["one-seed0"].seconds is None and "1 of them whose time is not known" in made.total()
+
+
 def test_every_experiment_of_quick_has_a_measured_time():
     names = {name for name, _ in registry.declared("quick")}
     assert names <= plan.measured()["quick"].keys()

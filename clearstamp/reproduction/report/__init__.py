@@ -31,6 +31,7 @@ from clearstamp.reproduction.report.figures import (
     walk_figure,
 )
 from clearstamp.reproduction.report.layers import gains_table, layers_table
+from clearstamp.reproduction.report.missing import missing_table
 from clearstamp.reproduction.report.price import price_figure, price_table
 from clearstamp.reproduction.report.rivals import (
     blind_table,
@@ -73,6 +74,7 @@ __all__ = [
     "rivals_gallery",
     "points_tables",
     "layers_table",
+    "missing_table",
     "gains_table",
     "innocents_table",
     "blind_table",

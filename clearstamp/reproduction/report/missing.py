@@ -1,0 +1,39 @@
+"""What was not run, and what it would take."""
+
+from IPython.display import Markdown
+
+from clearstamp.reproduction import plan as plans
+from clearstamp.reproduction.plan import Step
+from clearstamp.reproduction.records import Record
+from clearstamp.reproduction.report.stages import in_words
+from clearstamp.reproduction.report.tables import shown
+
+
+def missing_table(chapter: str, profile: str) -> Markdown:
+    """One line a life cycle of a chapter that has no record: the hours of one core that it would take, each seed."""
+    steps = [step for step in plans.make(profile, [chapter]).of(chapter) if step.record is None]
+    found: dict[str, list[Step]] = {}
+    for step in steps:
+        if step.seconds is not None:
+            found.setdefault(in_words(unmade(step)), []).append(step)
+    if not found:
+        return Markdown("Nothing of this chapter is left to run.")
+    rows = [
+        (words, str(len(of)), f"{'about ' * of[0].estimated}{(of[0].seconds or 0) / 3600:.1f}")
+        for words, of in found.items()
+    ]
+    return shown("What is left to run", (), ("model", "seeds", "hours of one core, each"), rows, "lrr")
+
+
+def unmade(step: Step) -> Record:
+    """A record without results, as the step's would be."""
+    experiment = step.experiment
+    return Record(
+        experiment=experiment.name,
+        kind=type(experiment).__name__,
+        version=experiment.version,
+        profile=step.settings.profile,
+        parameters=step.settings.parameters,
+        seed=step.seed,
+        stages=[],
+    )
