@@ -228,6 +228,11 @@ class Attack(ABC):
         register(cls, ATTACKS)
 
     @property
+    def about(self) -> dict[str, Any]:
+        """Name and settings, as records keep them."""
+        return {"attack": self.name} | asdict(self)
+
+    @property
     def needs_unmarked(self) -> bool:
         """Whether the attacker needs a model without a stamp."""
         return False

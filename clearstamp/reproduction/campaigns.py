@@ -1,7 +1,7 @@
 """Attacks of one kind on one marked model as one experiment."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -39,7 +39,7 @@ class Campaign(Experiment):
         return self.on.attacked_pictures
 
     def parameters(self) -> dict[str, Any]:
-        attacks = {label: {"attack": attack.name} | asdict(attack) for label, attack in self.attacks.items()}
+        attacks = {label: attack.about for label, attack in self.attacks.items()}
         own = {"unseen": self.unseen, "merge": self.merge, "attacks": attacks}
         return own | {"on": self.on.parameters(), "unmarked": self.unmarked.parameters()}
 

@@ -4,7 +4,7 @@ import copy
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cache, partial
 from statistics import median
 from typing import Any, ClassVar
@@ -60,7 +60,7 @@ class Rival(Experiment):
     fresh: int = 20
 
     def parameters(self) -> dict[str, Any]:
-        attacks = {label: {"attack": attack.name} | asdict(attack) for label, attack in self.attacks.items()}
+        attacks = {label: attack.about for label, attack in self.attacks.items()}
         plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("scheme", "attacks")}
         return plain | {"scheme": self.scheme.about, "attacks": attacks}
 
