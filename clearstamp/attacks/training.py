@@ -232,7 +232,10 @@ class Answers:
 
 @dataclass(frozen=True, kw_only=True)
 class Averaging(Attack):
-    """The weighted mean of the marked model's weights and an unmarked model's; `weight` is that of the unmarked."""
+    """The weighted mean of the marked model's weights and an unmarked model's; `weight` is that of the unmarked.
+
+    Raises `AttackError` for an unmarked model of another form.
+    """
 
     weight: float = 0.5
 
@@ -242,11 +245,14 @@ class Averaging(Attack):
 
     def run(self, scene: Scene) -> None:
         check(0 <= self.weight <= 1, "weight out of range", self.weight, "0 to 1")
-        other = scene.need_unmarked()
+        ours, others = scene.model.state_dict(), scene.need_unmarked().state_dict()
+        forms = [{(name, tensor.shape) for name, tensor in each.items()} for each in (ours, others)]
+        if differing := sorted({name for name, _ in forms[0] ^ forms[1]}):
+            raise AttackError("the unmarked model has another form", got=", ".join(differing))
         with torch.no_grad():
-            for own, theirs in zip(scene.model.state_dict().values(), other.state_dict().values(), strict=True):
+            for name, own in ours.items():
                 if own.is_floating_point():
-                    own.lerp_(theirs.to(own.device), self.weight)
+                    own.lerp_(others[name].to(own), self.weight)
 
 
 def train(scene: Scene, epochs: int, lr: float, optimizer: MakeOptimizer, batches: Batches | None = None) -> None:

@@ -533,6 +533,9 @@ def test_an_average_lies_between(model, stamp, data):
             torch.testing.assert_close(c, (1 - weight) * a + weight * b)
     with pytest.raises(AttackError, match="needs a model without a stamp.*unmarked="):
         Averaging().apply(model, data, stamp)
+    wider = nn.Sequential(*model[:-1], nn.Linear(model[-1].in_features, model[-1].out_features + 1))
+    with pytest.raises(AttackError, match="the unmarked model has another form"):
+        Averaging().apply(model, data, stamp, unmarked=wider)
 
 
 # -------------------------------------------------------------------------------------------------------- adaptive
