@@ -158,7 +158,11 @@ class ClearStamp(Scheme):
 
     def reader(self, key: Key, graphs: Graphs) -> Callable[[nn.Module], Evidence]:
         """As `Scheme.reader`; raises `AttackError`, `TransposeError` or `StampError` for a model that does not fit."""
-        return StampReader(self, key, graphs if self.tap is None else Graphs(graphs.example, output=self.output))
+        return StampReader(self, key, self.graphs(graphs))
+
+    def graphs(self, graphs: Graphs) -> Graphs:
+        """Those of the same inputs that end where keys enter."""
+        return graphs if self.tap is None else Graphs(graphs.example, output=self.output)
 
 
 class StampReader:
