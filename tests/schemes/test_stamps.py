@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from clearstamp.attacks import ATTACKS, Forgery
-from clearstamp.errors import AttackError
+from clearstamp.errors import AttackError, SchemeError
 from clearstamp.evidence.seal import Seal
 from clearstamp.schemes import ClearStamp, Key, Mark
 from tests.schemes.test_schemes import SHAPE, images, network
@@ -97,6 +97,12 @@ def test_no_head_is_forged_where_none_is_read():
     key = TAPPED.draw(model, images(), seed=7)
     with pytest.raises(AttackError, match="keys enter before it"):
         Forgery(by="head", steps=2).apply(model, images(), Mark(key))
+
+
+@pytest.mark.parametrize("settings", [{"tap": "no such layer"}, {"tap": ""}, {"tap": "8", "pairs": 1}, {"pairs": 1}])
+def test_what_cannot_be_drawn_is_an_error_of_the_scheme(settings):
+    with pytest.raises(SchemeError, match="stamp cannot be drawn"):
+        ClearStamp(**settings).draw(network(), images(), seed=7)
 
 
 @pytest.mark.parametrize("readout", ["adjoint", "paper", "gradient"])
