@@ -16,7 +16,6 @@ from clearstamp.stamp import Stamp, draw_keys
 from clearstamp.training.loops import fit, harden
 from clearstamp.training.losses import StampLoss
 from clearstamp.training.schedules import Alternating
-from clearstamp.transpose import transpose
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +41,7 @@ class Adaptive(Attack):
         check(1 <= self.looks <= self.steps, "number of steps out of range", got, "at least as many steps as looks")
         ends = [self.steps * i // self.looks for i in range(self.looks + 1)]
         answers = Stamp(keys, images, tuple(map(str, range(len(keys)))))
-        back = transpose(scene.model, scene.graph(), readout=scene.readout)
+        back = scene.backwards()
         if self.repair:
             stretches = Stretches(scene.need_data(), scene.seed, [end - start for start, end in pairwise(ends)])
             fit(
@@ -132,7 +131,7 @@ def random_keys(scene: Scene, count: int | None) -> Tensor:
     """Keys from the range that the paper names, of the attacker's own seed: the owner's is secret."""
     number = len(scene.stamp) if count is None else count
     check(number >= 1, "number of keys out of range", number, "at least 1")
-    return draw_keys(number, scene.stamp.keys.shape[1], seed=scene.seed + OWN)
+    return draw_keys(number, scene.stamp.keys.shape[1:], seed=scene.seed + OWN)
 
 
 def noise(scene: Scene, keys: Tensor) -> Tensor:
@@ -148,7 +147,7 @@ def black(scene: Scene, keys: Tensor) -> Tensor:
 def unmarked(scene: Scene, keys: Tensor) -> Tensor:
     """What a model without a stamp answers."""
     model = scene.need_unmarked()
-    back = transpose(model, scene.graph(model), readout=scene.readout)
+    back = scene.backwards(model)
     blank = Stamp(keys, black(scene, keys), tuple(map(str, range(len(keys)))))
     return extract(back, blank).clamp(0, 1)
 

@@ -20,6 +20,8 @@ from clearstamp.schemes import ClearStamp, Evidence, Key, Mark
 from clearstamp.stamp import Stamp
 from clearstamp.training.loops import accuracy
 from clearstamp.training.method import RECOMMENDED
+from clearstamp.transpose import transpose
+from clearstamp.transposed.base import Transposed
 from clearstamp.transposed.graph import Graph
 from clearstamp.units.canonical import merged
 from clearstamp.units.spaces import Graphs
@@ -159,6 +161,14 @@ class Scene:
         Raises `AttackError` if it cannot be captured.
         """
         return self.graphs(self.model if model is None else model)
+
+    def backwards(self, model: nn.Module | None = None) -> Transposed:
+        """A model, by default the attacker's, run backwards from where the owner's keys enter, by the owner's readout.
+
+        Raises `AttackError` if the mark is no stamp, if the model cannot be captured, or if it lacks the layer.
+        """
+        model = self.model if model is None else model
+        return transpose(model, self.clearstamp.graphs(self.graphs)(model), readout=self.readout)
 
     def need_data(self) -> LabelledImages:
         """The attacker's images. Raises `AttackError` if the attacker has none."""

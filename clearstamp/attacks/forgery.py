@@ -20,7 +20,6 @@ from clearstamp.schemes import ClearStamp
 from clearstamp.schemes.stamps import optimised_keys
 from clearstamp.stamp import Stamp, draw_keys
 from clearstamp.training.loops import fit, harden
-from clearstamp.transpose import transpose
 from clearstamp.transposed.base import Transposed
 from clearstamp.units.spaces import last_layer
 
@@ -51,7 +50,7 @@ class FalseClaim(Attack):
             surrogate = reinitialised(scene.model)
             batches = scene.need_data().loader(seed=scene.seed + number)
             scene.steps += len(fit(surrogate, batches, epochs=self.epochs, lr=self.lr, progress=False).losses)
-            shown.append(pictures(transpose(surrogate, scene.graph(surrogate), readout=scene.readout), keys))
+            shown.append(pictures(scene.backwards(surrogate), keys))
         chosen = agreed(torch.stack(shown), count)
         scene.accuse(claim(keys[chosen], torch.stack(shown).mean(0)[chosen]))
 
@@ -76,7 +75,7 @@ def agreed(shown: Tensor, count: int) -> list[int]:
 
 @dataclass(frozen=True, kw_only=True)
 class Forgery(Attack):
-    """Make up a claim against a model that is at hand.
+    """Make up a claim against a model that is at hand. Raises `AttackError` for a head where keys enter within it.
 
     Attributes:
         by: ``"keys"``: optimise keys until they show the forger's pictures; ``"head"``: train a last layer of the
@@ -95,8 +94,10 @@ class Forgery(Attack):
     def run(self, scene: Scene) -> None:
         check(self.by in ("keys", "head", "copy"), "unknown kind of forgery", self.by, "keys, head or copy")
         count = len(scene.stamp)
+        if self.by == "head" and (tap := scene.clearstamp.tap) is not None:
+            raise AttackError("a head of the forger's own is not read: keys enter before it", got=f"tap {tap!r}")
         keys = draw_keys(count, scene.stamp.keys.shape[1:], seed=scene.seed + OWN, key_range=self.key_range)
-        back = transpose(scene.model, scene.graph(), readout=scene.readout)
+        back = scene.backwards()
         if self.by == "copy":
             scene.accuse(claim(keys, pictures(back, keys)))
             return
@@ -112,7 +113,7 @@ class Forgery(Attack):
         """A copy of the model whose last layer alone was trained until the keys show the secrets."""
         suspect = copy.deepcopy(scene.model).requires_grad_(False)
         last_layer(suspect, scene.graph(suspect)).requires_grad_(True)
-        back = transpose(suspect, scene.graph(suspect), readout=scene.readout)
+        back = scene.backwards(suspect)
         harden(back, wanted, steps=self.steps, target=None, lr=self.lr, dropout=0.0, progress=False)
         return suspect.requires_grad_(True)
 

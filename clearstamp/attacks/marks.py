@@ -18,7 +18,7 @@ from clearstamp.schemes.base import answers, size_of, training_images
 from clearstamp.training.loops import fit
 from clearstamp.training.schedules import Joint
 from clearstamp.training.steps import sgd
-from clearstamp.units.spaces import last_layer, replace_module
+from clearstamp.units.spaces import last_layer
 from clearstamp.wrapped import Wrapped
 
 
@@ -152,9 +152,22 @@ class FeatureEvasion(Evasion):
     """
 
     def view(self, scene: Scene) -> nn.Module:
-        features = copy.deepcopy(scene.model)
-        replace_module(features, last_layer(features, scene.graph(features)), nn.Identity())
-        return nn.Sequential(features, nn.Flatten())
+        model = copy.deepcopy(scene.model)
+        return Taken(model, last_layer(model, scene.graph(model)))
+
+
+class Taken(nn.Module):
+    """From a model's inputs to what one of its layers takes of them, ``[n, d]``, whatever comes behind that layer."""
+
+    def __init__(self, model: nn.Module, layer: nn.Module):
+        super().__init__()
+        self.model, self.layer = model, layer
+
+    def forward(self, images: Tensor) -> Tensor:
+        taken: list[Tensor] = []
+        with self.layer.register_forward_pre_hook(lambda _, inputs: taken.append(inputs[0])):
+            self.model(images)
+        return taken[-1].flatten(1)
 
 
 class Guarded(Wrapped):

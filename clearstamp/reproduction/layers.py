@@ -69,7 +69,7 @@ class Training:
 class OnNetwork(Experiment):
     """An experiment on the steps of one network of this library's, for images of CIFAR-10's size.
 
-    Times are ratios within a round; of these the median over `rounds`.
+    Times are ratios within a round; of these the median over `rounds`, two or more.
     """
 
     alone: ClassVar[bool] = True
@@ -81,6 +81,8 @@ class OnNetwork(Experiment):
         yield from super().check(settings)
         if self.model not in MODELS:
             yield RecordError("unknown model", got=repr(self.model), expected=" or ".join(map(repr, MODELS)))
+        if self.rounds < 2:
+            yield RecordError("number of rounds out of range", got=self.rounds, expected="at least 2")
 
     def network(self, seed: int) -> nn.Module:
         """The network, in training mode."""
@@ -108,7 +110,7 @@ class Layers(OnNetwork):
         training = Training(self.network(seed), Manner(batch=self.batch, channels_last=True, fused=True, threads=None))
         for module in training.model.modules():
             if getattr(module, "inplace", False):
-                module.inplace = False  # which a layer by itself would overwrite its input by
+                module.inplace = False  # a layer by itself must not overwrite its input
         kinds = layers(training)
         square = torch.rand(self.side, self.side, device=device())
         parts: dict[str, Callable[[], object]] = {STEP: training.step, OPTIMIZER: training.optimizer.step}

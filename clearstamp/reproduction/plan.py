@@ -197,8 +197,10 @@ def make(profile_name: str, chapters: Sequence[str] = tuple(CHAPTERS), only: Seq
     steps = {}
     for key, settings in sorted(runs.items(), key=lambda pair: len(pair[1].needs)):  # models before attacks
         seconds = expected(profile_name, key[0], found[key])
-        estimated = None if seconds is not None else estimate(settings)
-        step = Step(settings, key[1], found[key], key in lost, seconds or estimated, estimated is not None)
+        estimated = seconds is None
+        if estimated:
+            seconds = estimate(settings)
+        step = Step(settings, key[1], found[key], key in lost, seconds, estimated and seconds is not None)
         steps[step.name] = step
     recorded = bool(os.environ.get("CLEARSTAMP_RECORDED"))
     return Plan(profile_name, tuple(dict.fromkeys(chapters)), steps, damaged, recorded)
@@ -285,7 +287,8 @@ def arithmetic(settings: Settings) -> Arithmetic | None:
     stamp_steps, seen = float(settings.hardening_steps if life.keys else 0), 0
     if settings.until == "finetuned":
         seen = count * (settings.epochs + settings.finetune_epochs)
-        stamp_steps += settings.epochs * count / settings.batch_size / settings.every
+        every = getattr(settings.schedule, "every", 1)  # of a `Scheduled` life not that of its settings
+        stamp_steps += settings.epochs * count / settings.batch_size / every
     return Arithmetic(image, both_ways * (seen + life.keys * stamp_steps), complete=seen > 0)
 
 

@@ -87,12 +87,16 @@ class ClearStamp(Scheme):
         return None if self.tap is None else Tap(self.tap)
 
     def draw(self, model: nn.Module, data: LabelledImages, *, seed: int) -> Key:
-        about: dict[str, Any] = {"outputs": self.outputs(model, data), "shape": data.shape}
-        if self.sealed:
-            return self.deposit(drawn_seal(seed, codes=self.pairs, readout=self.readout, tap=self.tap, **about))
-        generator = torch.Generator().manual_seed(seed)
-        texts = random_words(self.pairs, data.shape, generator)
-        return self.deposit(Stamp.from_texts(texts, seed=seed, **about))
+        try:
+            about: dict[str, Any] = {"outputs": self.outputs(model, data), "shape": data.shape}
+            if self.sealed:
+                return self.deposit(drawn_seal(seed, codes=self.pairs, readout=self.readout, tap=self.tap, **about))
+            texts = random_words(self.pairs, data.shape, torch.Generator().manual_seed(seed))
+            return self.deposit(Stamp.from_texts(texts, seed=seed, **about))
+        except SchemeError:
+            raise
+        except ClearStampError as error:
+            raise SchemeError("a stamp cannot be drawn", got=str(error)) from error
 
     def outputs(self, model: nn.Module, data: LabelledImages) -> int | tuple[int, ...]:
         """The shape of a key."""
@@ -158,7 +162,11 @@ class ClearStamp(Scheme):
 
     def reader(self, key: Key, graphs: Graphs) -> Callable[[nn.Module], Evidence]:
         """As `Scheme.reader`; raises `AttackError`, `TransposeError` or `StampError` for a model that does not fit."""
-        return StampReader(self, key, graphs if self.tap is None else Graphs(graphs.example, output=self.output))
+        return StampReader(self, key, self.graphs(graphs))
+
+    def graphs(self, graphs: Graphs) -> Graphs:
+        """Those of the same inputs that end where keys enter."""
+        return graphs if self.tap is None else Graphs(graphs.example, output=self.output)
 
 
 class StampReader:

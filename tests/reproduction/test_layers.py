@@ -4,9 +4,12 @@ import pytest
 import torch
 from torch import nn
 
+from clearstamp.errors import RecordError
 from clearstamp.reproduction import layers, report
 from clearstamp.reproduction.experiments import run_all
 from clearstamp.reproduction.layers import Gains, Layers, Manner, Training, described, timed
+from clearstamp.reproduction.profiles import PROFILES
+from clearstamp.reproduction.records import Record, Stage
 from tests.tables import compact
 
 NARROW = {"model": "resnet18-narrow", "rounds": 2}
@@ -122,6 +125,29 @@ def test_layout_and_optimizer_change_no_result(manner):
     other.step()
     for one, two in zip(plain.model.parameters(), other.model.parameters(), strict=True):
         torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-6)
+
+
+def test_what_is_no_layer_is_not_counted_as_one(record_of_layers):
+    rows = [row.split("|")[1:-1] for row in compact(report.layers_table([record_of_layers]).data).splitlines()[2:]]
+    counts = {row[0].strip(): row[1].strip() for row in rows}
+    assert counts[layers.STEP] == counts[layers.OPTIMIZER] == "" and counts["all other layers"] == "3"
+
+
+@pytest.fixture
+def record_of_layers() -> Record:
+    """Of a step with an optimizer and some layers that take next to no time."""
+    about = {layers.STEP: (1, 1.0), layers.OPTIMIZER: (1, 0.001), "Linear": (2, 0.9), "ReLU": (3, 0.002)}
+    stages = [
+        Stage(label=label, scores={"count": count, "time": share, "operations": 10})
+        for label, (count, share) in about.items()
+    ]
+    return Record(experiment="one", kind="Layers", version=1, profile="tiny", parameters={}, seed=0, stages=stages)
+
+
+@pytest.mark.parametrize("experiment", [Layers(name="one", rounds=1), Gains(name="two", rounds=0)])
+def test_too_few_rounds_for_quartiles_are_told_before_a_run(experiment):
+    (error,) = experiment.check(experiment.settings(PROFILES["tiny"]))
+    assert isinstance(error, RecordError) and "number of rounds" in str(error)
 
 
 def test_the_tables_have_the_longest_first_and_what_is_between_the_layers():

@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 
 from clearstamp.errors import DataError, RecordError
-from clearstamp.reproduction import experiments, plan, records, registry
+from clearstamp.reproduction import experiments, plan, records, registry, report
 from clearstamp.reproduction.experiments import run_all, weights_file
-from clearstamp.reproduction.lifecycle import LifeCycle
+from clearstamp.reproduction.lifecycle import LifeCycle, Scheduled
 from clearstamp.reproduction.profiles import PROFILES
 from clearstamp.reproduction.registry import CHAPTERS, Group
+from clearstamp.training.schedules import Joint
 from clearstamp.zoo import datasets as data
+from tests.tables import compact
 
 sys.path.append(str(Path(__file__).parents[2] / "notebooks"))
 import reproduce
@@ -194,6 +196,33 @@ def test_a_life_that_never_ran_takes_its_arithmetic_at_the_pace_of_those_that_di
 def test_without_any_record_no_time_is_made_up(monkeypatch):
     made = plan.make("tiny", chapter(monkeypatch, LifeCycle(name="one", model="fc", until="hardened")))
     assert made.steps["one-seed0"].seconds is None and "1 of them whose time is not known" in made.total()
+
+
+def test_a_measured_time_of_no_seconds_is_known(monkeypatch):
+    monkeypatch.setattr(plan, "measured", lambda: {"tiny": {"one": 0.0}})
+    made = plan.make("tiny", chapter(monkeypatch, LifeCycle(name="one", model="fc", until="hardened")))
+    step = made.steps["one-seed0"]
+    assert step.seconds == 0 and not step.estimated and "not known" not in made.total()
+
+
+def test_the_stamp_steps_of_a_life_are_those_of_its_schedule():
+    about = {"model": "fc", "batch_size": 32}
+    lives = [LifeCycle(name="one", joint=True, every=3, **about), Scheduled(name="two", by=Joint(every=3), **about)]
+    one, two = (plan.arithmetic(replace(life.settings(PROFILES["tiny"]), images=SOME)) for life in lives)
+    assert one == two
+
+
+SOME = replace(PROFILES["tiny"].images("digits"), train=64)
+
+
+def test_what_is_left_of_a_chapter_is_told_though_its_time_is_not_known(monkeypatch):
+    one, other = (LifeCycle(name=name, model="fc", until="hardened", keys=keys) for name, keys in (("a", 1), ("b", 2)))
+    chapters = chapter(monkeypatch, one, other)
+    monkeypatch.setattr(plan, "measured", lambda: {"tiny": {"a": 7200.0}})
+    lines = compact(report.missing_table(chapters[0], "tiny").data).splitlines()[2:]
+    assert [line.split("|")[-2].strip() for line in lines] == ["2.0", "not known"]
+    run_all([one, other], "tiny")
+    assert "is left to run" in report.missing_table(chapters[0], "tiny").data
 
 
 def test_every_experiment_of_quick_has_a_measured_time():

@@ -67,7 +67,9 @@ def test_a_mark_survives_the_attacks_that_cost_little_and_left_it_to_every_seed(
     other = attacked(
         record, **{"a: 1": (0.9, False), "a: 2": (0.9, False), "a: 3": (0.5, True), "head: 4": (0.2, True)}
     )
-    assert "| Uchida | 2 of 4 | a: 1 (1 of 2), a: 2 |" in compact(report.survival_table([one, other]).data)
+    assert "| Uchida | 1 of 3 | a: 1 (1 of 2), a: 2 |" in compact(report.survival_table([one, other]).data)
+    dear = attacked(record, **{"a: 1": (0.9, True), "a: 2": (0.5, True)})
+    assert "| Uchida | 1 of 1 |" in compact(report.survival_table([dear]).data), "what costs much is not counted"
     unmarked = Stage(label="marked", scores={"accuracy": 0.9, "accepted": False, "score": 0.5})
     one = replace(one, stages=[unmarked, *one.stages[1:]])
     assert "| Uchida | – | not embedded |" in compact(report.survival_table([one]).data)

@@ -1,13 +1,16 @@
 """ClearStamp behind the contract: seals, and keys that enter within the model."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
+from clearstamp.attacks import ATTACKS, Forgery
+from clearstamp.errors import AttackError, SchemeError
 from clearstamp.evidence.seal import Seal
-from clearstamp.schemes import ClearStamp, Key
+from clearstamp.schemes import ClearStamp, Key, Mark
 from tests.schemes.test_schemes import SHAPE, images, network
 
 TAPPED = ClearStamp(sealed=False, pairs=2, steps=300, lr=3e-3, tap="8")
@@ -67,3 +70,43 @@ def test_a_key_drawn_before_there_were_taps_has_the_same_digest(tmp_path):
     assert tapped.about["scheme"]["tap"] == "8"
     tapped.save(tmp_path / "key")
     assert Key.load(tmp_path / "key").scheme == TAPPED
+
+
+@pytest.mark.parametrize("tap", ["8", "0"])
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("erasure", {"steps": 2, "target": "unmarked"}),
+        ("overwriting", {"steps": 2}),
+        ("forgery", {"steps": 2}),
+        ("forgery", {"by": "copy"}),
+        ("false-claim", {"surrogates": 2, "candidates": 3}),
+    ],
+)
+def test_attacks_on_stamps_enter_where_the_owner_s_keys_do(tap, name, settings):
+    model, scheme = network().eval(), replace(TAPPED, tap=tap)
+    key = scheme.draw(model, images(), seed=7)
+    found = ATTACKS[name](**settings).apply(model, images(), Mark(key), unmarked=network())
+    assert found.after.reading.ssim.shape == (2,)
+    if found.claim is not None:
+        assert found.claim.scheme == scheme and found.claim["keys"].shape == key["keys"].shape
+
+
+def test_no_head_is_forged_where_none_is_read():
+    model = network().eval()
+    key = TAPPED.draw(model, images(), seed=7)
+    with pytest.raises(AttackError, match="keys enter before it"):
+        Forgery(by="head", steps=2).apply(model, images(), Mark(key))
+
+
+@pytest.mark.parametrize("settings", [{"tap": "no such layer"}, {"tap": ""}, {"tap": "8", "pairs": 1}, {"pairs": 1}])
+def test_what_cannot_be_drawn_is_an_error_of_the_scheme(settings):
+    with pytest.raises(SchemeError, match="stamp cannot be drawn"):
+        ClearStamp(**settings).draw(network(), images(), seed=7)
+
+
+@pytest.mark.parametrize("readout", ["adjoint", "paper", "gradient"])
+def test_a_suspect_without_the_layer_scores_0(readout):
+    key = ClearStamp(readout=readout, tap="8", pairs=17).draw(network(), images(), seed=7)
+    found = key.scheme.extract(nn.Sequential(nn.Flatten(), nn.Linear(196, 4)), key)
+    assert (found.score, found.trials, found.p) == (0, 0, 1)

@@ -150,8 +150,22 @@ def test_a_detector_learns_to_tell_another_owner_s_queries_from_images(evasion):
     assert flagged[0] > flagged[1] + 0.5
 
 
-def test_a_detector_by_features_sees_what_the_last_layer_takes():
-    model, shown = network(), images()[:5][0]
+def with_head(*head: nn.Module) -> nn.Module:
+    return nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), *head).eval()
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        network(),
+        Guarded(network(), nn.Sequential(nn.Flatten(), nn.Linear(196, 2)), seed=0),
+        with_head(nn.Flatten(), nn.Linear(432, CLASSES), nn.BatchNorm1d(CLASSES)),
+        with_head(nn.Conv2d(3, CLASSES, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()),
+    ],
+    ids=["linear", "behind an interface", "normalised", "convolution"],
+)
+def test_a_detector_by_features_sees_what_the_last_layer_takes(model):
+    shown = images()[:5][0]
     scene = Scene(model, images(), Mark(Adi(triggers=8).draw(model, images(), seed=7)))
     taken = []
     last_layer(model, scene.graph()).register_forward_pre_hook(lambda _, inputs: taken.append(inputs[0]))

@@ -4,18 +4,20 @@ from collections.abc import Sequence
 
 from IPython.display import Markdown
 
-from clearstamp.reproduction.layers import STEP
+from clearstamp.reproduction.layers import OPTIMIZER, STEP
 from clearstamp.reproduction.records import Record, Stage
 from clearstamp.reproduction.report.tables import shown
 
 SHARE = 0.01
-"""The least share of a step's time that has a line of its own."""
+"""The least share of a step's time for which layers have a line of their own."""
+BESIDE = (STEP, OPTIMIZER)
+"""What is no layer."""
 
 
 def layers_table(records: Sequence[Record]) -> Markdown:
     """One line a kind of layer, the longest first: its share of a step's time and arithmetic, and the time over this.
 
-    What takes less than `SHARE` is one line, and so is what the step does beside its layers.
+    Layers that take less than `SHARE` are one line, and so is what the step does beside its layers.
     """
     rows = [row for record in records for row in lines(record)]
     head = ("of the step", "layers", "time", "operations", "time over that of its arithmetic")
@@ -26,13 +28,13 @@ def lines(record: Record) -> list[tuple[str, ...]]:
     """The lines of one network."""
     (whole,) = (stage for stage in record.stages if stage.label == STEP)
     stages = sorted((stage for stage in record.stages if stage is not whole), key=lambda stage: -share(stage))
-    small = [stage for stage in stages if share(stage) < SHARE]
+    small = [stage for stage in stages if share(stage) < SHARE and stage.label not in BESIDE]
     rows = [
-        (stage.label, f"{number(stage):.0f}", f"{share(stage):.1%}", f"{work(stage) / work(whole):.1%}", over(stage))
+        (stage.label, number(stage), f"{share(stage):.1%}", f"{work(stage) / work(whole):.1%}", over(stage))
         for stage in (whole, *stages)
         if stage not in small
     ]
-    count, time, arithmetic = (sum(of(stage) for stage in small) for of in (number, share, work))
+    count, time, arithmetic = (sum(of(stage) for stage in small) for of in (count_of, share, work))
     rest = 1 - sum(share(stage) for stage in stages)
     return [
         *rows,
@@ -41,8 +43,13 @@ def lines(record: Record) -> list[tuple[str, ...]]:
     ]
 
 
-def number(stage: Stage) -> float:
-    """How many layers there are."""
+def number(stage: Stage) -> str:
+    """How many layers there are; empty of what is no layer."""
+    return "" if stage.label in BESIDE else f"{count_of(stage):.0f}"
+
+
+def count_of(stage: Stage) -> float:
+    """How many there are."""
     return float(stage.scores["count"] or 0)
 
 

@@ -155,6 +155,12 @@ def fate(record: Record, label: str) -> str:
     return kept if holds(record, record.results[label]) else lost if cheap(record, label) else bought
 
 
+def spared(record: Record, label: str) -> bool:
+    """Whether a mark was left by an attack that cost little."""
+    kept, *_ = FATES
+    return label in record.results and fate(record, label) == kept and cheap(record, label)
+
+
 def survival_table(records: Sequence[Record]) -> Markdown:
     """One line a watermark: how many attacks it withstood of those that cost little, and the others by name.
 
@@ -164,13 +170,13 @@ def survival_table(records: Sequence[Record]) -> Markdown:
     def row(made: Sequence[Record]) -> tuple[str, str]:
         labels = list(dict.fromkeys(stage.label for record in made for stage in record.stages if stage.attack))
         fates = {label: [fate(record, label) for record in made if label in record.results] for label in labels}
-        kept, lost, *_ = FATES
+        _, lost, *_ = FATES
         if not any(record.results["marked"]["accepted"] for record in made):
             return "–", "not embedded"
         counts = {label: of.count(lost) for label, of in fates.items()}
-        survived = [label for label, of in fates.items() if kept in of and not counts[label]]
-        names = (f"{label} ({n} of {len(made)})" if n < len(made) else label for label, n in counts.items() if n)
-        return f"{len(survived)} of {len(survived) + sum(n > 0 for n in counts.values())}", ", ".join(names)
+        survived = [label for label, n in counts.items() if not n and any(spared(record, label) for record in made)]
+        names = [f"{label} ({n} of {len(made)})" if n < len(made) else label for label, n in counts.items() if n]
+        return f"{len(survived)} of {len(survived) + len(names)}", ", ".join(names)
 
     rows = ((title, *row(made)) for title, made in titled(records).items())
     return shown("Which attacks a watermark survives", records, ("watermark", "survives", "lost to"), rows, "lrl")
