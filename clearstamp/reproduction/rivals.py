@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim import SGD
 
 from clearstamp.attacks import Attack, CounterClaim, Evasion, FeatureEvasion, Scene
-from clearstamp.errors import AttackError, ClearStampError, RecordError
+from clearstamp.errors import AttackError, ClearStampError, RecordError, SchemeError
 from clearstamp.reproduction.experiments import Experiment, Findings, Settings, device
 from clearstamp.reproduction.profiles import Images, Profile, load_sets
 from clearstamp.reproduction.records import Score, Stage
@@ -157,7 +157,7 @@ class Contest:
             found = attack.apply(
                 self.model, self.sets.train, mark, test=self.sets.test, unmarked=self.nulls[0], seed=self.seed
             )
-        except AttackError as error:
+        except (AttackError, SchemeError) as error:
             return {"failed": str(error)}
         return self.scored(found.after.evidence) | {"accuracy": found.after.accuracy}
 

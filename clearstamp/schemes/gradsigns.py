@@ -164,7 +164,7 @@ def slopes(model: Callable[[Tensor], Tensor], images: Tensor, key: Key, *, diffe
 
 def differences(suspect: nn.Module, key: Key, step: float) -> Tensor:
     """The forward differences of what `slopes` has the derivatives of, ``[carriers]``, by queries alone."""
-    asked = F.pad(moves(key, step), (0,) * 6 + (1, 0))  # before the moved images the one that stays as it is
+    asked = torch.cat([torch.zeros(1, *key.shape), moves(key, step)])  # first the image as it is
     losses = torch.stack([task_loss(answers(suspect, image + asked), key) for image in key["images"]])
     return ((losses[:, 1:] - losses[:, :1]).mean(0) / step).float()
 

@@ -65,6 +65,8 @@ class ClearStamp(Scheme):
         super().__post_init__()
         if self.readout not in METHODS:
             raise SchemeError("unknown readout", got=repr(self.readout), expected=", ".join(METHODS))
+        if self.tap == "":
+            raise SchemeError("a layer without a name", where="tap of clear-stamp", expected="a name, or None")
 
     @property
     def bits_each(self) -> int:  # type: ignore[override]

@@ -73,17 +73,21 @@ def load(name: str, split: Split = "train") -> DataSet:
 
     Raises `DataError` if the name is unknown, or if files are missing or damaged.
     """
-    if name not in LOADERS:
-        raise DataError("unknown data set", got=repr(name), expected=" or ".join(map(repr, LOADERS)))
+    check(name)
     if split not in ("train", "test"):
         raise DataError("unknown split", got=repr(split), expected="'train' or 'test'")
     return LOADERS[name](split)
 
 
-def found(name: str) -> bool:
-    """Would `load` find files of both splits, whole or damaged, and download nothing? Raises `DataError` as it does."""
+def check(name: str) -> None:
+    """Raise `DataError` for the name of no data set."""
     if name not in LOADERS:
         raise DataError("unknown data set", got=repr(name), expected=" or ".join(map(repr, LOADERS)))
+
+
+def found(name: str) -> bool:
+    """Would `load` find files of both splits, whole or damaged, and download nothing? Raises `DataError` as it does."""
+    check(name)
     return name == "digits" or all(find_mnist(s) if name == "mnist" else find_source(name, s) for s in get_args(Split))
 
 
@@ -106,7 +110,11 @@ def size(name: str, split: Split) -> int:
 
 
 def form(name: str) -> tuple[tuple[int, int, int], int]:
-    """The shape (C, H, W) of an image of a data set, and the number of classes. Nothing is read."""
+    """The shape (C, H, W) of an image of a data set, and the number of classes, without reading any.
+
+    Raises `DataError` if the name is unknown.
+    """
+    check(name)
     source = SOURCES.get(name)
     return ((1, 28, 28), 10) if source is None else ((3, *SIZE), source.classes)
 

@@ -99,10 +99,12 @@ def test_no_head_is_forged_where_none_is_read():
         Forgery(by="head", steps=2).apply(model, images(), Mark(key))
 
 
-@pytest.mark.parametrize("settings", [{"tap": "no such layer"}, {"tap": ""}, {"tap": "8", "pairs": 1}, {"pairs": 1}])
+@pytest.mark.parametrize("settings", [{"tap": "no such layer"}, {"tap": "8", "pairs": 1}, {"pairs": 1}])
 def test_what_cannot_be_drawn_is_an_error_of_the_scheme(settings):
     with pytest.raises(SchemeError, match="stamp cannot be drawn"):
         ClearStamp(**settings).draw(network(), images(), seed=7)
+    with pytest.raises(SchemeError, match="a layer without a name"):
+        ClearStamp(tap="", sealed=False)
 
 
 @pytest.mark.parametrize("readout", ["adjoint", "paper", "gradient"])

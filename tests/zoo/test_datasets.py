@@ -9,7 +9,7 @@ import torch
 
 from clearstamp.errors import DataError
 from clearstamp.zoo import datasets as module
-from clearstamp.zoo.datasets import DataSet, found, load, size
+from clearstamp.zoo.datasets import DataSet, form, found, load, size
 
 
 def idx(values: np.ndarray) -> bytes:
@@ -163,8 +163,17 @@ def test_unknown_names_and_splits():
         load("minst")
     with pytest.raises(DataError, match="unknown split; got: 'valid'"):
         load("digits", "valid")
-    with pytest.raises(DataError, match="unknown data set"):
-        size("minst", "train")
+    for ask in (found, form, lambda name: size(name, "train")):
+        with pytest.raises(DataError, match="unknown data set"):
+            ask("minst")
+
+
+def test_the_form_of_a_set_is_known_without_reading_it(write):
+    write("")
+    for name in ("digits", "mnist"):
+        whole = load(name)
+        assert form(name) == (whole.shape, whole.classes)
+    assert form("cifar100") == ((3, 32, 32), 100)
 
 
 def test_missing_mnist_names_three_remedies(folder, offline):
