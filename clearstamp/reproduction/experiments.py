@@ -166,8 +166,8 @@ def find(settings: Settings, seed: int) -> Record | None:
 
 
 def as_json(values: Mapping[str, Any]) -> Any:
-    """As it is read back from JSON."""
-    return json.loads(json.dumps(values))
+    """As it is read back from JSON, dataclasses as mappings."""
+    return json.loads(json.dumps(values, default=asdict))
 
 
 def filled(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,14 +11,16 @@ import pytest
 
 from clearstamp.errors import RecordError
 from clearstamp.reproduction import claims, registry
+from clearstamp.reproduction.experiments import find
 from clearstamp.reproduction.lifecycle import LifeCycle
-from clearstamp.reproduction.profiles import PROFILES
-from clearstamp.reproduction.records import BOTH_READOUTS
-from clearstamp.reproduction.registry import CHAPTERS, Chapter, Group, declared
+from clearstamp.reproduction.profiles import PROFILES, load_sets
+from clearstamp.reproduction.records import BOTH_READOUTS, Record, here
+from clearstamp.reproduction.registry import CHAPTERS, Chapter, Group, declared, resolved
 from clearstamp.training.loops import fit, harden
 from clearstamp.training.losses import StampLoss
 from clearstamp.training.method import PAPER
 from clearstamp.training.schedules import Joint
+from clearstamp.zoo import datasets
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = {path.stem: path for path in (ROOT / "notebooks").glob("*.ipynb")}
@@ -40,7 +42,39 @@ def test_a_notebook_runs_every_group_of_its_chapter_and_declares_nothing_itself(
     lines = "\n".join(c.source for c in cells if "Chapter(" not in c.source and "profile =" not in c.source)
     exec(lines, words)
     assert set(asked) == set(chapter.groups)
-    assert not re.search(r"clearstamp\.(lifecycle|campaigns|capacity|runtime|generalizability|coverage|attacks)", code)
+    assert set(re.findall(r"from clearstamp\.(\S+) import|import clearstamp", code)) <= {
+        "reproduction",
+        "reproduction.registry",
+    }
+
+
+@every_profile
+def test_a_record_answers_to_the_experiment_that_it_was_made_by(profile, monkeypatch, tmp_path):
+    monkeypatch.setenv("CLEARSTAMP_ARTIFACTS", str(tmp_path / "artifacts"))
+    monkeypatch.setenv("CLEARSTAMP_DATA", str(tmp_path))
+    monkeypatch.setitem(PROFILES, profile, replace(PROFILES[profile], seeds=(0,)))
+    lost = []
+    for (name, seed), settings in resolved(profile).items():
+        there = [images for images in settings.data if datasets.found(images.dataset)]
+        record = Record(
+            experiment=name,
+            kind=type(settings.experiment).__name__,
+            version=settings.experiment.version,
+            profile=profile,
+            parameters=settings.parameters,
+            seed=seed,
+            stages=[],
+            data={images.dataset: load_sets(images).about for images in there},
+            bases=settings.bases,
+            provenance=PROVENANCE,
+        )
+        record.save()
+        if find(settings, seed) is None:
+            lost.append(name)
+    assert lost == []
+
+
+PROVENANCE = here()
 
 
 class Anything:
