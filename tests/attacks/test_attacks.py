@@ -51,7 +51,7 @@ from clearstamp.stamp import Stamp, draw_keys
 from clearstamp.training.loops import harden
 from clearstamp.training.method import RECOMMENDED
 from clearstamp.transpose import transpose
-from clearstamp.transposed.graph import Graph, capture
+from clearstamp.transposed.graph import Graph, Output, capture
 from clearstamp.units.spaces import find_spaces
 from clearstamp.zoo import networks
 
@@ -196,9 +196,9 @@ def captures(monkeypatch) -> list[nn.Module]:
     """Every model that an attack or its judge captures."""
     seen: list[nn.Module] = []
 
-    def noted(model: nn.Module, example: Tensor) -> Graph:
+    def noted(model: nn.Module, example: Tensor, output: Output) -> Graph:
         seen.append(model)
-        return capture(model, example)
+        return capture(model, example, output)
 
     monkeypatch.setattr("clearstamp.units.spaces.capture", noted)
     return seen
