@@ -69,11 +69,11 @@ def over(stage: Stage) -> str:
 
 
 def gains_table(records: Sequence[Record]) -> Markdown:
-    """One line a change to how steps are run, the greatest gain first: the time of an image over that without it."""
+    """One line a change to how steps are run: the time of an image over that without it."""
     rows = [
         (stage.label, f"{found['time']:.2f}", f"{found['quartile 1']:.2f} to {found['quartile 3']:.2f}")
         for record in records
-        for stage in sorted(record.stages, key=share)
+        for stage in record.stages
         for found in [stage.scores]
     ]
     return shown("What makes a step shorter", records, ("change", "time of an image", "quartiles"), rows, "lrr")
