@@ -28,6 +28,7 @@ from clearstamp.reproduction import records
 from clearstamp.reproduction.profiles import Images, Precision, Profile, load_sets, profile
 from clearstamp.reproduction.records import Record, Stage
 from clearstamp.zoo import datasets
+from clearstamp.zoo.networks import MODELS
 
 FEW = 6
 """The number of keys whose pictures are kept where there are many pictures: in films, and of attacks."""
@@ -120,6 +121,12 @@ class Experiment(ABC):
     @abstractmethod
     def conduct(self, settings: Any, seed: int) -> Findings:
         """Run it with its `settings`, of the type that its own `settings` method returns."""
+
+
+def unknown(model: str) -> Iterator[ClearStampError]:
+    """The reason why a model of that name cannot be built, if there is one."""
+    if model not in MODELS:
+        yield RecordError("unknown model", got=repr(model), expected=" or ".join(map(repr, MODELS)))
 
 
 class NotRecordedError(RecordError):

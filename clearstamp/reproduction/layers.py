@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from statistics import median, quantiles
+from statistics import median
 from typing import ClassVar, Literal
 
 import torch
@@ -15,10 +15,10 @@ from torch.optim import Adam
 from torch.utils.hooks import RemovableHandle
 
 from clearstamp.errors import ClearStampError, RecordError
-from clearstamp.reproduction.experiments import Experiment, Findings, Settings, device
+from clearstamp.reproduction.experiments import Experiment, Findings, Settings, device, unknown
 from clearstamp.reproduction.records import Score, Stage
-from clearstamp.reproduction.runtime import operations, seconds
-from clearstamp.zoo.networks import MODELS, build
+from clearstamp.reproduction.runtime import operations, quartiles, timed
+from clearstamp.zoo.networks import build
 
 SHAPE, OUTPUTS = (3, 32, 32), 10
 """Of an image of CIFAR-10, and of a network for it."""
@@ -79,8 +79,7 @@ class OnNetwork(Experiment):
 
     def check(self, settings: Settings) -> Iterator[ClearStampError]:
         yield from super().check(settings)
-        if self.model not in MODELS:
-            yield RecordError("unknown model", got=repr(self.model), expected=" or ".join(map(repr, MODELS)))
+        yield from unknown(self.model)
         if self.rounds < 2:
             yield RecordError("number of rounds out of range", got=self.rounds, expected="at least 2")
 
@@ -183,14 +182,6 @@ def once(layer: nn.Module, inputs: Tensor) -> None:
         found.backward(torch.ones_like(found))
 
 
-def timed(work: dict[str, Callable[[], object]], rounds: int) -> Iterator[dict[str, float]]:
-    """The seconds of each piece of work, one after the other in each round; all of it runs once before."""
-    for piece in work.values():
-        piece()
-    for _ in range(rounds):
-        yield {name: seconds(piece, 1) for name, piece in work.items()}
-
-
 # ----------------------------------------------------------------------------------------------------- what helps
 
 
@@ -209,8 +200,8 @@ class Gains(OnNetwork):
         stages = []
         for label, manner in self.changes.items():
             fewer = self.base.batch / manner.batch  # times as long for as many images
-            low, middle, high = quantiles([fewer * times[label] / times[""] for times in rounds], n=4)
-            stages.append(Stage(label=label, scores={"time": middle, "quartile 1": low, "quartile 3": high}))
+            ratios = [fewer * times[label] / times[""] for times in rounds]
+            stages.append(Stage(label=label, scores=quartiles(ratios)))
         return stages, {}, {}
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from clearstamp.errors import ClearStampError, RecordError
 from clearstamp.files import checksum
 from clearstamp.reading import Reading, read
-from clearstamp.reproduction.experiments import FEW, Experiment, Findings, Settings, device, trained_weights
+from clearstamp.reproduction.experiments import FEW, Experiment, Findings, Settings, device, trained_weights, unknown
 from clearstamp.reproduction.profiles import Precision, Profile, load_sets
 from clearstamp.reproduction.records import BOTH_READOUTS, Moment, Readout, Score, Stage
 from clearstamp.scores import similarity
@@ -25,7 +25,7 @@ from clearstamp.training.steps import OPTIMIZERS
 from clearstamp.transpose import freeze, transpose
 from clearstamp.transposed.base import Transposed
 from clearstamp.transposed.graph import capture
-from clearstamp.zoo.networks import MODELS, build
+from clearstamp.zoo.networks import build
 from clearstamp.zoo.recipe import Normalize, Recipe
 
 FOUR_LETTERS = tuple("".join(chr(65 + (4 * i + j * (1 + 2 * (i // 13))) % 26) for j in range(4)) for i in range(20))
@@ -161,8 +161,7 @@ class LifeCycle(Embedding, Experiment):
 
     def check(self, settings: LifeSettings) -> Iterator[ClearStampError]:
         yield from super().check(settings)
-        if settings.network not in MODELS:
-            yield RecordError("unknown model", got=repr(settings.network), expected=" or ".join(map(repr, MODELS)))
+        yield from unknown(settings.network)
         try:
             texts(self.secrets, self.keys)
         except RecordError as error:

@@ -12,7 +12,6 @@ from pathlib import Path
 from statistics import median
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from clearstamp.errors import ClearStampError, DataError, RecordError
 from clearstamp.reproduction import records
@@ -21,6 +20,7 @@ from clearstamp.reproduction.lifecycle import LifeCycle, LifeSettings
 from clearstamp.reproduction.profiles import Images
 from clearstamp.reproduction.records import Record
 from clearstamp.reproduction.registry import CHAPTERS, Chapter, resolved
+from clearstamp.reproduction.runtime import operations
 from clearstamp.zoo import datasets
 from clearstamp.zoo.networks import build
 
@@ -298,9 +298,7 @@ def forward(network: str, dataset: str) -> float:
     shape, classes = datasets.form(dataset)
     with torch.device("meta"):
         model = build(network, shape, classes, seed=0).eval()
-    with FlopCounterMode(display=False) as counter:
-        model(torch.empty(1, *shape, device="meta"))
-    return float(counter.get_total_flops())
+    return float(operations(lambda: model(torch.empty(1, *shape, device="meta"))))
 
 
 @cache

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.optim import SGD
 
 from clearstamp.attacks import Attack, CounterClaim, Evasion, FeatureEvasion, Scene
-from clearstamp.errors import AttackError, ClearStampError, RecordError, SchemeError
-from clearstamp.reproduction.experiments import Experiment, Findings, Settings, device
+from clearstamp.errors import AttackError, ClearStampError, SchemeError
+from clearstamp.reproduction.experiments import Experiment, Findings, Settings, device, unknown
 from clearstamp.reproduction.profiles import Images, Profile, load_sets
 from clearstamp.reproduction.records import Score, Stage
 from clearstamp.reproduction.runtime import kept_for_backward
@@ -27,7 +27,7 @@ from clearstamp.training.loops import accuracy, fit
 from clearstamp.transposed.graph import Graph, capture
 from clearstamp.units.align import align_units
 from clearstamp.zoo.datasets import DataSet
-from clearstamp.zoo.networks import MODELS, build
+from clearstamp.zoo.networks import build
 
 ALIGNED = "rewriting, aligned"
 """The family of attacks that the owner answers by `align_units`."""
@@ -71,8 +71,7 @@ class Rival(Experiment):
 
     def check(self, settings: Settings) -> Iterator[ClearStampError]:
         yield from super().check(settings)
-        if self.model not in MODELS:
-            yield RecordError("unknown model", got=repr(self.model), expected=" or ".join(map(repr, MODELS)))
+        yield from unknown(self.model)
 
     def conduct(self, settings: Settings, seed: int) -> Findings:
         return Contest(self, settings, seed).run()

@@ -1,7 +1,7 @@
 """Section 5.6 of the paper: what a stamp costs, as a ratio to a twin whose runs alternate with its own."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import quantiles
 from typing import ClassVar, Literal
@@ -189,11 +189,7 @@ class Cost(Experiment):
         torch.manual_seed(seed)
         bench = Workbench(self)
         subject, twin = (getattr(bench, name) for name in (self.subject, self.twin))
-        low, middle, high = quantiles(ratios(subject, twin, self.rounds, self.repeats), n=4)
-        found: dict[str, Score] = {
-            "time": middle,
-            "quartile 1": low,
-            "quartile 3": high,
+        found = quartiles(ratios(subject, twin, self.rounds, self.repeats)) | {
             "operations": operations(subject) / operations(twin),
             "memory": memory(Workbench(self), self.subject) / memory(Workbench(self), self.twin),
             "parameters": sum(p.numel() for p in bench.model.parameters()),
@@ -203,9 +199,21 @@ class Cost(Experiment):
 
 def ratios(subject: Callable[[], None], twin: Callable[[], None], rounds: int, repeats: int) -> list[float]:
     """Time of `subject` over time of `twin`, one ratio per round. Each runs once before, to allocate memory."""
-    subject()
-    twin()
-    return [seconds(subject, repeats) / seconds(twin, repeats) for _ in range(rounds)]
+    return [times["subject"] / times["twin"] for times in timed({"subject": subject, "twin": twin}, rounds, repeats)]
+
+
+def timed(work: Mapping[str, Callable[[], object]], rounds: int, repeats: int = 1) -> Iterator[dict[str, float]]:
+    """The seconds of each piece of work, one after the other in each round; all of it runs once before."""
+    for piece in work.values():
+        piece()
+    for _ in range(rounds):
+        yield {name: seconds(piece, repeats) for name, piece in work.items()}
+
+
+def quartiles(ratios: Sequence[float]) -> dict[str, Score]:
+    """The median of times, and their quartiles, as records keep them."""
+    low, middle, high = quantiles(ratios, n=4)
+    return {"time": middle, "quartile 1": low, "quartile 3": high}
 
 
 def seconds(step: Callable[[], object], repeats: int) -> float:

@@ -138,27 +138,24 @@ def cheap(record: Record, label: str) -> bool:
     return label.startswith("head") or scores["accuracy"] >= record.results["marked"]["accuracy"] - WORTH
 
 
-FATES = {
-    "accepted, or its change detected": "#cfe3f5",
-    "lost, at little cost": "#f4b183",
-    f"lost, at the cost of more than {100 * WORTH:g} points": "#e0e0e0",
-    "does not apply, or nothing was there to lose": "#ffffff",
-}
+KEPT, LOST = "accepted, or its change detected", "lost, at little cost"
+BOUGHT = f"lost, at the cost of more than {100 * WORTH:g} points"
+NEITHER = "does not apply, or nothing was there to lose"
+FATES = {KEPT: "#cfe3f5", LOST: "#f4b183", BOUGHT: "#e0e0e0", NEITHER: "#ffffff"}
 """The colours of what comes of a mark."""
+WORST_FIRST = (LOST, BOUGHT, NEITHER, KEPT)
 
 
 def fate(record: Record, label: str) -> str:
     """What comes of a mark by one attack."""
-    kept, lost, bought, none = FATES
     if "failed" in record.results[label] or not record.results["marked"]["accepted"]:
-        return none
-    return kept if holds(record, record.results[label]) else lost if cheap(record, label) else bought
+        return NEITHER
+    return KEPT if holds(record, record.results[label]) else LOST if cheap(record, label) else BOUGHT
 
 
 def spared(record: Record, label: str) -> bool:
     """Whether a mark was left by an attack that cost little."""
-    kept, *_ = FATES
-    return label in record.results and fate(record, label) == kept and cheap(record, label)
+    return label in record.results and fate(record, label) == KEPT and cheap(record, label)
 
 
 def survival_table(records: Sequence[Record]) -> Markdown:
@@ -169,11 +166,9 @@ def survival_table(records: Sequence[Record]) -> Markdown:
 
     def row(made: Sequence[Record]) -> tuple[str, str]:
         labels = list(dict.fromkeys(stage.label for record in made for stage in record.stages if stage.attack))
-        fates = {label: [fate(record, label) for record in made if label in record.results] for label in labels}
-        _, lost, *_ = FATES
         if not any(record.results["marked"]["accepted"] for record in made):
             return "–", "not embedded"
-        counts = {label: of.count(lost) for label, of in fates.items()}
+        counts = {label: sum(label in r.results and fate(r, label) == LOST for r in made) for label in labels}
         survived = [label for label, n in counts.items() if not n and any(spared(record, label) for record in made)]
         names = [f"{label} ({n} of {len(made)})" if n < len(made) else label for label, n in counts.items() if n]
         return f"{len(survived)} of {len(survived) + len(names)}", ", ".join(names)
@@ -192,11 +187,10 @@ def survival_figure(records: Sequence[Record]) -> Figure | Markdown:
         return Markdown(NOT_RUN)
     labels = list(dict.fromkeys(stage.label for record in records for stage in record.stages if stage.attack))
     figure, axis = plt.subplots(figsize=(1.9 + 0.34 * len(made), 0.9 + 0.2 * len(labels)), layout="constrained")
-    worst = list(FATES)[1:] + list(FATES)[:1]
     for across, of in enumerate(made.values()):
         for down, label in enumerate(labels):
             fates = {fate(record, label) for record in of if label in record.results}
-            colour = FATES[min(fates, key=worst.index)] if fates else "#ffffff"
+            colour = FATES[min(fates, key=WORST_FIRST.index, default=NEITHER)]
             axis.add_patch(Rectangle((across, down), 1, 1, facecolor=colour, edgecolor="white"))
             left = [record.results[label]["score"] for record in of if "score" in record.results.get(label, {})]
             axis.text(
