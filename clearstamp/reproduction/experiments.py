@@ -225,6 +225,22 @@ def conduct(settings: Settings, seed: int) -> tuple[Record, dict[str, Tensor]]:
     seconds = time.perf_counter() - began
     own = {experiment.name: checksum((), weights)} if weights else {}
     pictured = seed == profile(settings.profile).seeds[0]
+    record = unmade(settings, seed)
+    return replace(
+        record,
+        stages=stages,
+        data={images.dataset: load_sets(images).about for images in settings.data},
+        weights=own | taken,
+        provenance=replace(record.provenance, seconds=round(seconds, 1)),
+        arrays={
+            name: few(array, experiment.pictures) for name, array in arrays.items() if pictured or array.dim() == 1
+        },
+    ), weights
+
+
+def unmade(settings: Settings, seed: int) -> Record:
+    """The record of a run before it: what decides it, but for its data, and nothing that comes of it."""
+    experiment = settings.experiment
     return Record(
         experiment=experiment.name,
         kind=type(experiment).__name__,
@@ -232,15 +248,9 @@ def conduct(settings: Settings, seed: int) -> tuple[Record, dict[str, Tensor]]:
         profile=settings.profile,
         parameters=as_json(settings.parameters),
         seed=seed,
-        stages=stages,
-        data={images.dataset: load_sets(images).about for images in settings.data},
+        stages=[],
         bases=settings.bases,
-        weights=own | taken,
-        provenance=replace(records.here(), seconds=round(seconds, 1)),
-        arrays={
-            name: few(array, experiment.pictures) for name, array in arrays.items() if pictured or array.dim() == 1
-        },
-    ), weights
+    )
 
 
 def checkpoints(settings: Settings, seed: int) -> Path:

@@ -3,9 +3,9 @@
 from IPython.display import Markdown
 
 from clearstamp.reproduction import plan as plans
+from clearstamp.reproduction.experiments import unmade
 from clearstamp.reproduction.lifecycle import LifeCycle
 from clearstamp.reproduction.plan import Step
-from clearstamp.reproduction.records import Record
 from clearstamp.reproduction.report.stages import in_words
 from clearstamp.reproduction.report.tables import shown
 
@@ -18,7 +18,7 @@ def missing_table(chapter: str, profile: str) -> Markdown:
     found: dict[str, list[Step]] = {}
     for step in plans.make(profile, [chapter]).of(chapter):
         if step.record is None and isinstance(step.experiment, LifeCycle):
-            found.setdefault(in_words(unmade(step)), []).append(step)
+            found.setdefault(in_words(unmade(step.settings, step.seed)), []).append(step)
     if not found:
         return Markdown("No life cycle of this chapter is left to run.")
     rows = [(words, str(len(of)), hours(of[0])) for words, of in found.items()]
@@ -30,17 +30,3 @@ def hours(step: Step) -> str:
     if step.seconds is None:
         return "not known"
     return f"{'about ' * step.estimated}{step.seconds / 3600:.1f}"
-
-
-def unmade(step: Step) -> Record:
-    """A record without results, as the step's would be."""
-    experiment = step.experiment
-    return Record(
-        experiment=experiment.name,
-        kind=type(experiment).__name__,
-        version=experiment.version,
-        profile=step.settings.profile,
-        parameters=step.settings.parameters,
-        seed=step.seed,
-        stages=[],
-    )
