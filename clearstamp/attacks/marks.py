@@ -16,7 +16,7 @@ from clearstamp.data import Data
 from clearstamp.errors import AttackError
 from clearstamp.schemes.base import answers, size_of, training_images
 from clearstamp.training.loops import fit
-from clearstamp.training.schedules import Joint
+from clearstamp.training.schedules import Alternating
 from clearstamp.training.steps import sgd
 from clearstamp.units.spaces import last_layer
 from clearstamp.wrapped import Wrapped
@@ -24,21 +24,22 @@ from clearstamp.wrapped import Wrapped
 
 @dataclass(frozen=True, kw_only=True)
 class Unlearning(Attack):
-    """Train the main task on, and the mark off: up the scheme's own loss, as far as `ceiling`.
+    """Train the main task on, and the mark off: each step down the task's loss is followed by one up the scheme's own.
 
+    The second has an optimizer of its own, so that a scheme whose loss weighs little in training is unlearnt no slower.
     Raises `AttackError` for a scheme without a loss.
 
     Attributes:
         keys: ``"known"``: the owner's key; ``"guessed"``: one that the attacker drew.
-        steps: optimizer steps.
+        steps: optimizer steps on the mark, as many as on the task.
         lr: their learning rate.
-        ceiling: the loss of the mark above which it is left alone.
+        ceiling: the loss of the mark above which it is left alone, in those that it has in the model drawn anew.
     """
 
     keys: Literal["known", "guessed"] = "known"
     steps: int = 125
     lr: float = 1e-4
-    ceiling: float = 10.0
+    ceiling: float = 4.0
 
     def run(self, scene: Scene) -> None:
         check(self.keys in ("known", "guessed"), "unknown choice of keys", self.keys, "known or guessed")
@@ -46,16 +47,18 @@ class Unlearning(Attack):
         scheme, data, key = scene.mark.scheme, scene.need_data(), scene.mark.key
         if self.keys == "guessed":
             key = scheme.draw(scene.model, data, seed=scene.seed + OWN)
-        loss = scheme.loss(scene.model, data, key)
-        if loss is None:
+        loss, blank = (scheme.loss(model, data, key) for model in (scene.model, reinitialised(scene.model)))
+        if loss is None or blank is None:
             raise AttackError("the scheme has no loss", got=scheme.name)
+        most = self.ceiling * blank().item()
 
         def ascent() -> Tensor:
-            return -loss().clamp(max=self.ceiling)
+            return -loss().clamp(max=most)
 
         batches = Stretches(data, scene.seed, [self.steps])
-        about: dict[str, Any] = {"stamp_loss": ascent, "schedule": Joint(every=1), "progress": False}
-        scene.steps += len(fit(scene.model, batches, epochs=1, lr=self.lr, **about).losses)
+        about: dict[str, Any] = {"stamp_loss": ascent, "schedule": Alternating(), "progress": False}
+        done = fit(scene.model, batches, epochs=1, lr=self.lr, **about)
+        scene.steps += len(done.losses) + len(done.stamp_losses)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -206,13 +206,15 @@ class Distillation(Attack):
 
 
 def reinitialised(model: nn.Module) -> nn.Module:
-    """A copy with weights drawn anew. Raises `AttackError` for a layer that cannot draw its own."""
+    """A copy with weights drawn anew; those of a layer that cannot draw its own change places among themselves."""
     fresh = copy.deepcopy(model)
     for layer in fresh.modules():
-        if list(layer.parameters(recurse=False)):
-            can = hasattr(layer, "reset_parameters")
-            check(can, "a layer cannot be reinitialised", type(layer).__name__, "reset_parameters()")
+        if hasattr(layer, "reset_parameters"):
             layer.reset_parameters()  # type: ignore[operator]
+            continue
+        for weight in layer.parameters(recurse=False):
+            order = torch.randperm(weight.numel()).to(weight.device)
+            weight.data.copy_(weight.detach().flatten()[order].reshape_as(weight))
     return fresh
 
 

@@ -14,7 +14,7 @@ from scipy.stats import mannwhitneyu
 from torch import Tensor, nn
 from torch.optim import SGD
 
-from clearstamp.attacks import Attack, CounterClaim, Evasion, FeatureEvasion, Scene
+from clearstamp.attacks import Attack, CounterClaim, Evasion, FeatureEvasion, Look, Scene
 from clearstamp.errors import AttackError, ClearStampError, SchemeError
 from clearstamp.reproduction.experiments import Experiment, Findings, Settings, device, unknown
 from clearstamp.reproduction.profiles import Images, Profile, load_sets
@@ -47,7 +47,7 @@ class Rival(Experiment):
     accuser draws say how high innocent scores are. The `attacks` are named ``family: setting``.
     """
 
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     pictures: ClassVar[int] = 6
 
     scheme: Scheme
@@ -108,7 +108,8 @@ class Contest:
 
     def run(self) -> Findings:
         evidence = self.scheme.extract(self.model, self.key)
-        scores = self.scored(evidence) | {"accuracy": self.accuracy(self.model), "queries": evidence.queries}
+        before = Look("before", self.accuracy(self.model), evidence)
+        scores = self.scored(evidence) | {"accuracy": before.accuracy, "queries": evidence.queries}
         scores["bits"] = evidence.trials * self.scheme.bits_each if evidence.score == 1 else 0
         stages = [
             Stage(label="twin", scores={"accuracy": self.accuracy(self.twin)}),
@@ -118,7 +119,7 @@ class Contest:
         for label, attack in self.rival.attacks.items():
             owner = self.aligned if label.startswith(ALIGNED) and self.scheme.access == "weights" else None
             mark = Mark(self.key, owner)
-            stages.append(Stage(label=label, attack=label, scores=self.attacked(attack, mark)))
+            stages.append(Stage(label=label, attack=label, scores=self.attacked(attack, mark, before)))
         seen = evidence.pictures if self.scheme.readable else self.scheme.queries(self.key)
         return stages, {} if seen is None else {"seen": seen}, {}
 
@@ -150,12 +151,11 @@ class Contest:
         """A suspect with its units in the order and at the scale of the owner's model."""
         return align_units(suspect, self.model, self.graph)
 
-    def attacked(self, attack: Attack, mark: Mark) -> dict[str, Score]:
+    def attacked(self, attack: Attack, mark: Mark, before: Look) -> dict[str, Score]:
         """What is left after an attack; ``failed`` says why it could not be made."""
+        known: dict[str, Any] = {"test": self.sets.test, "unmarked": self.nulls[0], "before": before}
         try:
-            found = attack.apply(
-                self.model, self.sets.train, mark, test=self.sets.test, unmarked=self.nulls[0], seed=self.seed
-            )
+            found = attack.apply(self.model, self.sets.train, mark, graph=self.graph, seed=self.seed, **known)
         except (AttackError, SchemeError) as error:
             return {"failed": str(error)}
         return self.scored(found.after.evidence) | {"accuracy": found.after.accuracy}

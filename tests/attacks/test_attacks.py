@@ -525,6 +525,22 @@ def test_distillation_starts_from_new_weights_and_learns_the_teachers_answers(mo
     assert all((a - b).abs().max() > 1e-3 for a, b in zip(matrices(start), matrices(teacher), strict=True))
 
 
+def test_a_student_starts_anew_even_in_layers_that_cannot_draw_their_own_weights(stamp, data):
+    class Shifted(nn.Sequential):
+        def __init__(self, *parts: nn.Module):
+            super().__init__(*parts)
+            self.shift = nn.Parameter(torch.linspace(-1, 1, 144))
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return super().forward(images.flatten(1) + self.shift)
+
+    teacher = Shifted(nn.Linear(144, 4))
+    student = Distillation(epochs=1, lr=1e-9).apply(teacher, data, stamp).model
+    moved = student.get_parameter("shift").detach()
+    assert not torch.allclose(moved, teacher.shift.detach(), atol=1e-3)
+    torch.testing.assert_close(moved.sort().values, teacher.shift.detach(), atol=1e-6, rtol=0)
+
+
 def test_an_average_lies_between(model, stamp, data):
     other = randomise(network())
     for weight in (0.0, 0.25, 1.0):

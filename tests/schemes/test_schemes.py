@@ -315,7 +315,14 @@ def test_an_attacker_unlearns_a_known_mark_or_is_told_that_there_is_no_loss(name
         return
     found = attack.apply(model, images(), Mark(key))
     assert found.after.evidence.score < found.before.evidence.score - 0.1
-    assert found.steps == 60
+    assert found.steps == 2 * 60
+
+
+def test_a_mark_whose_loss_weighs_little_is_unlearnt_no_slower():
+    model, key = marked("uchida")
+    light = replace(key, scheme=replace(key.scheme, strength=key.scheme.strength / 1000))
+    heard, quiet = (Unlearning(steps=60, lr=1e-2).apply(model, images(), Mark(each)).after for each in (key, light))
+    assert heard.evidence.score == quiet.evidence.score < 0.6
 
 
 SURE = ("grad-signs", "white-box-grad-signs")
