@@ -153,7 +153,22 @@ INDEXED = [
     for function in functions
 ]
 
+DRAWN = {axes: torch.rand(1, 4, axes, generator=GENERATOR, dtype=torch.float64) for axes in (2, 3)}
+INDEXED += [
+    Case(f, INPUTS[axes], pack=lambda x, drawn=DRAWN[axes]: (x, 2, 2, None, True, repeated(drawn, x)), parts=1)
+    for f, axes in ((F.fractional_max_pool2d, 2), (F.fractional_max_pool3d, 3))
+]
+
 MEANS = [
+    Case(torch.amin, IMAGE, ((2, 3),)),
+    Case(torch.logsumexp, IMAGE, (1,)),
+    Case(torch.min, IMAGE, (2,), parts=1),
+    Case(torch.median, IMAGE, (2, True), parts=1),
+    Case(torch.linalg.vector_norm, IMAGE, (3, 2)),
+    Case("norm", IMAGE, (), {"dim": 1, "keepdim": True}),
+    *(Case(f, IMAGE, (1,)) for f in (torch.std, torch.var)),
+    *(Case(f, IMAGE, ((2, 3),), {"correction": 0, "keepdim": True}) for f in (torch.std, torch.var)),
+    Case(torch.std, IMAGE, (1, False, True)),
     Case(torch.max, IMAGE, (2,), parts=1),
     Case("max", IMAGE, (-1, True), parts=1),
     Case(torch.amax, IMAGE, ((2, 3),)),
@@ -204,7 +219,23 @@ ELEMENTWISE = [
     Case("clamp_min", IMAGE, (0.1,)),
     *(Case(torch.pow, IMAGE, (2,)), Case("square", IMAGE)),
     Case("clamp_max", IMAGE, (0.1,)),
+    *(Case(f, IMAGE) for f in (torch.sin, torch.cos, torch.atan, torch.asinh, torch.erf, torch.exp, torch.abs)),
+    *(Case(f, IMAGE, (randn(4, 1, 1),)) for f in (torch.maximum, torch.minimum)),
+    Case(torch.maximum, IMAGE, pack=lambda x, c=randn(4, 1, 1): (c, x)),
+    *(Case(torch.flip, IMAGE, pack=lambda x, f=f: (f(x, 1), (2,))) for f in (F.softmax, F.log_softmax)),
+    Case("clip", IMAGE, (-0.5, 0.7)),
     *(Case(f, IMAGE, (0.1, 0.4), {"training": training}) for f in (F.rrelu, torch.rrelu) for training in (True, False)),
+]
+
+STRAIGHT = [
+    *(Case(f, IMAGE) for f in (torch.sqrt, torch.log, torch.log1p, torch.log2, torch.log10)),
+    *(Case(f, IMAGE) for f in (torch.sign, torch.round, torch.floor, torch.ceil, torch.trunc, torch.nan_to_num)),
+    Case(torch.fake_quantize_per_tensor_affine, IMAGE, (0.1, 0, -128, 127)),
+    Case(
+        torch.fake_quantize_per_channel_affine,
+        IMAGE,
+        (torch.full((4,), 0.1), torch.zeros(4, dtype=torch.int32), 1, -128, 127),
+    ),
 ]
 
 DROPOUTS = [
@@ -242,7 +273,15 @@ IDENTITIES = [
     Case("to", IMAGE, pack=lambda x: (x.float(), torch.float64)),
 ]
 
-PLACES = torch.tensor([2, 0, 2])
+
+def placed(x: Tensor) -> Tensor:
+    """Some channels, written to the places of others."""
+    blank = torch.zeros_like(x)
+    blank[:, PLACES[:2]] = x[:, 1:3]
+    return blank
+
+
+PLACES, CORNERS = torch.tensor([2, 0, 2]), torch.tensor([0, 3, 9, 10, 17, 22])
 MOVES = [
     Case(torch.chunk, IMAGE, (2, 1), parts=2),
     Case("chunk", IMAGE, (2,), {"dim": 1}, parts=1),
@@ -299,6 +338,22 @@ MOVES = [
     Case(torch.sum, IMAGE, ((2, 3),)),
     Case("sum", IMAGE, (1, True)),
     Case(torch.masked_fill, IMAGE, (randn(6, 7) > 0, 0.0)),
+    Case(torch.fill, IMAGE, pack=lambda x: (x.clone(), 0.0)),
+    Case(torch.index_add, IMAGE, pack=lambda x: (torch.zeros_like(x), 1, PLACES, x[:, 1:])),
+    Case(torch.index_copy, IMAGE, pack=lambda x: (torch.zeros_like(x), 1, PLACES[:2], x[:, 1:3])),
+    Case(placed, IMAGE),
+    *(
+        Case(
+            f,
+            (4, 3),
+            pack=lambda x: (torch.zeros_like(x), 1, repeated(PLACES[None, :, None], x).expand(-1, -1, 3), x[:, 1:]),
+        )
+        for f in (torch.scatter, torch.scatter_add)
+    ),
+    Case(torch.diag_embed, (4, 3)),
+    Case(F.grid_sample, IMAGE, (), {"align_corners": False}, lambda x, g=randn(1, 5, 4, 2): (x, repeated(g, x))),
+    Case(F.max_unpool2d, (1, 3, 2), pack=lambda x: (x, repeated(CORNERS.view(1, 1, 3, 2), x), 2)),
+    Case(F.max_unpool3d, (1, 3, 2, 1), pack=lambda x: (x, repeated(CORNERS.view(1, 1, 3, 2, 1), x), 2)),
     Case(torch.where, IMAGE, pack=lambda x, m=randn(6, 7) > 0: (m, x, torch.zeros_like(x))),
     Case(torch.slice_scatter, IMAGE, pack=lambda x: (torch.zeros_like(x), x[:, 1:3], 1, 1, 3)),
     Case(torch.select_scatter, IMAGE, pack=lambda x: (torch.zeros_like(x), x[:, 1], 1, 3)),
@@ -350,6 +405,7 @@ PRODUCTS = [
     Case(torch.matmul, (4, 5), pack=lambda x, c=randn(1, 3, 4): (c, x)),
     Case(torch.mm, (5,), pack=lambda x, c=randn(5, 3): (x, c)),
     Case(torch.addcmul, IMAGE, pack=lambda x, c=randn(1, 4, 1, 1), b=randn(1, 4, 1, 1): (b, c, x)),
+    Case(F.bilinear, (6,), pack=lambda x, w=randn(3, 6, 2): (x, torch.ones_like(x[:, :2]), w)),
     Case(torch.einsum, (4, 5), pack=lambda x, c=randn(1, 3, 4): ("n i j, n j d -> n i d", c, x)),
     Case(torch.einsum, (3, 4), pack=lambda x, c=randn(4, 2): ("nij,jd->nid", x, c)),
 ]
@@ -369,6 +425,43 @@ ATTENTION = [
     ),
 ]
 
+
+def filtered(x: Tensor, response: Tensor) -> Tensor:
+    """A filter in the frequencies."""
+    return torch.fft.irfft2(torch.fft.rfft2(x) * response, s=x.shape[-2:])
+
+
+def mixed(x: Tensor) -> Tensor:
+    """The real part of what all frequencies hold."""
+    return torch.fft.fft2(x).real + torch.fft.ifft2(x).imag
+
+
+def turned(x: Tensor, angle: float) -> Tensor:
+    """Pairs of numbers as complex ones, turned."""
+    pairs = torch.view_as_complex(x.unflatten(-1, (-1, 2)).contiguous())
+    return torch.view_as_real(pairs * torch.polar(torch.ones(()), torch.tensor(angle)).to(pairs)).flatten(-2)
+
+
+def paired(x: Tensor) -> Tensor:
+    """Complex numbers made of two real ones, through a matrix and over a divisor."""
+    return torch.view_as_real(torch.complex(x, 2 * x) @ torch.complex(EYE, EYE.flip(0)) / (1 + 2j))
+
+
+EYE = torch.eye(6, dtype=torch.float64)
+COMPOSED = [
+    Case(filtered, (4, 6), (torch.complex(randn(4, 4), randn(4, 4)),)),
+    Case(mixed, (4, 6)),
+    *(Case(turned, (4, 6), (0.7,)), Case(paired, (4, 6))),
+    *(Case(f, (4, 6), (randn(6),)) for f in (torch.multiply, torch.divide, torch.inner)),
+    Case(torch.lerp, (4, 6), pack=lambda x: (x, x.flip(2), 0.3)),
+    Case(torch.tensordot, (4, 6), (randn(6, 4, 3),), {"dims": ([2, 1], [0, 1])}),
+    Case(torch.addmm, (6,), (randn(6, 3),), {"alpha": 0.5, "beta": 2}, lambda x, w=randn(6, 3): (x[:, :3], x, w)),
+    Case(torch.baddbmm, (4, 6), pack=lambda x, w=randn(1, 6, 4): (torch.zeros(1, 4, 4).to(x), x, repeated(w, x))),
+    *(Case(f, (4, 6), pack=lambda x: ((x, 2 * x),)) for f in (torch.hstack, torch.dstack)),
+    Case(torch.diff, (4, 6)),
+]
+"""What torch composes of operations that have a rule: without one of its own, it is run backwards as these are."""
+
 CASES = [
     *(
         *LINEAR,
@@ -379,6 +472,7 @@ CASES = [
         *INDEXED,
         *MEANS,
         *ELEMENTWISE,
+        *STRAIGHT,
         *DROPOUTS,
         *RESHAPES,
         *IDENTITIES,

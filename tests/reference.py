@@ -1,6 +1,7 @@
 """Slow and obvious: what the rules are compared with. Nothing here is shared with the library."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import product
 from math import prod, sqrt
 from typing import Any
@@ -118,6 +119,11 @@ def mean(case: Any, y: Tensor) -> Tensor:
     return image
 
 
+def norm(case: Any, y: Tensor) -> Tensor:
+    """The signal wherever the norm was taken of."""
+    return mean(replace(case, args=(*case.args[1:], *case.kwargs.values())[:1]), y)
+
+
 def add_paper(case: Any, y: Tensor) -> Tensor:
     """The x that gives y, solved by arithmetic: y = a x + c."""
     at = [case.forward(torch.full((1, *case.shape), value, dtype=y.dtype)) for value in (0.0, 1.0)]
@@ -131,6 +137,9 @@ CONVENTIONS: dict[str, Callable[[Any, Tensor], Tensor]] = {
         *(group_norm_paper, group_norm, instance_norm, rms_norm_paper, mean, add_paper),
     )
 } | {
+    "straight_through": lambda case, y: y,
+    "norm": norm,
+    "deviation": mean,
     "sub_paper": add_paper,
     "rsub_paper": add_paper,
     "transposed_convolution_paper": convolution_paper,

@@ -11,7 +11,9 @@ from unittest import mock
 
 import torch
 from torch import Tensor, fx, nn
+from torch._decomp import decomposition_table
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from clearstamp.errors import TransposeError
@@ -331,18 +333,23 @@ def assembled(program: torch.export.ExportedProgram, prime: int) -> Graph:
     entrance, output = by_name[signature.user_inputs[0]], by_name[signature.user_outputs[0]]
     while operation(output) in LAST:
         output = output.args[0]
-    signals = {entrance}
-    for node in graph.nodes:
-        reads = node.op == "call_function" and operation(node) not in SHAPE_ALONE
-        if reads and not signals.isdisjoint(node.all_input_nodes):
-            signals.add(node)
-    if output not in signals:
-        raise TransposeError("the model's output does not depend on its input")
     nodes = tuple(node for node in graph.nodes if node.op != "output")
-    found = Graph(nodes, weights, constants, entrance, output, frozenset(signals), prime)
+    found = Graph(nodes, weights, constants, entrance, output, signals_of(nodes, entrance), prime)
+    if output not in found.signals:
+        raise TransposeError("the model's output does not depend on its input")
     if output.meta["val"].shape[:1] != (prime,):
         raise TransposeError("the model's output has not one row per image", got=where(output))
     return found
+
+
+def signals_of(nodes: Iterable[fx.Node], entrance: fx.Node) -> frozenset[fx.Node]:
+    """The nodes whose value depends on the values of the input."""
+    found = {entrance}
+    for node in nodes:
+        reads = node.op == "call_function" and operation(node) not in SHAPE_ALONE
+        if reads and not found.isdisjoint(node.all_input_nodes):
+            found.add(node)
+    return frozenset(found)
 
 
 def inline(module: fx.GraphModule, graph: fx.Graph) -> None:
@@ -366,3 +373,68 @@ def inline(module: fx.GraphModule, graph: fx.Graph) -> None:
             user.replace_all_uses_with(results[user.args[1]])
             graph.erase_node(user)
         graph.erase_node(node)
+
+
+# ----------------------------------------------------------------------------------------------- composed operations
+
+RECURRENT = {"aten::lstm", "aten::gru", "aten::rnn_tanh", "aten::rnn_relu"}
+"""What stays whole, though torch unrolls it: a picture would have to come through as many frozen gates as steps."""
+
+
+def taken_apart(graph: Graph, nodes: Iterable[fx.Node]) -> Graph | None:
+    """The same computation, with each of these nodes in the operations that torch composes it of; None if of none."""
+    parts = {node: part for node in nodes if (part := composition(node)) is not None}
+    if not parts:
+        return None
+    whole = fx.Graph()
+    copies: dict[fx.Node, Any] = {}
+    for node in graph.nodes:
+        if node in parts:
+            given = [copies[source] for source in node.all_input_nodes]
+            copies[node] = whole.graph_copy(parts[node], dict(zip(places(parts[node]), given, strict=True)))
+            for each in whole.nodes:
+                each.meta.setdefault("nn_module_stack", node.meta.get("nn_module_stack", {}))
+        elif node.target is operator.getitem and isinstance(copies[node.all_input_nodes[0]], tuple | list):
+            copies[node] = copies[node.all_input_nodes[0]][node.args[1]]
+        else:
+            copies[node] = whole.node_copy(node, copies.__getitem__)
+    made = tuple(whole.nodes)
+    return replace(
+        graph,
+        nodes=made,
+        weights={copies[node]: name for node, name in graph.weights.items()},
+        constants={copies[node]: value for node, value in graph.constants.items()},
+        input=copies[graph.input],
+        output=copies[graph.output],
+        signals=signals_of(made, copies[graph.input]),
+    )
+
+
+def places(part: fx.Graph) -> list[fx.Node]:
+    """Where the inputs of a part of a graph come in."""
+    return [node for node in part.nodes if node.op == "placeholder"]
+
+
+def composition(node: fx.Node) -> fx.Graph | None:
+    """The operations of which torch composes one, on the same inputs; None if it is not composed."""
+    target = node.target
+    if not isinstance(target, torch._ops.OpOverload) or operation(node) in RECURRENT:
+        return None
+    run = target.decompose if target._can_decompose() else decomposition_table.get(target)
+    if run is None:
+        return None
+
+    def call(*values: Tensor) -> Any:
+        known = dict(zip(node.all_input_nodes, values, strict=True))
+        args: Any = fx.node.map_arg(node.args, known.__getitem__)
+        kwargs: Any = fx.node.map_arg(node.kwargs, known.__getitem__)
+        return run(*args, **kwargs)
+
+    try:
+        with torch.no_grad():
+            part = make_fx(call, tracing_mode="fake")(*[source.meta["val"] for source in node.all_input_nodes]).graph
+    except Exception:  # whatever keeps torch from it: the operation then has no rule
+        return None
+    done = {operation(each) for each in part.nodes}
+    final = operation(node) in done or any(name.startswith("prims::") for name in done)
+    return None if final or any(each.op == "get_attr" for each in part.nodes) else part

@@ -12,12 +12,16 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from clearstamp.errors import TransposeError
-from clearstamp.transposed.graph import Graph, arguments, operation, where
+from clearstamp.transposed.graph import Graph, arguments, operation, taken_apart, where
 from clearstamp.transposed.rules import ACTIVATIONS, GATES, READOUTS, Readout, Rule, name_of
 
 SOFT = frozenset(map(name_of, ACTIVATIONS))
 MODE = object()
 """Stands for the mode of the walk: True in training."""
+DEEPEST = 8
+"""How often what an operation is composed of may be composed in turn."""
+LISTED = 40
+"""How many operations an error lists."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +90,7 @@ class Step:
 
 
 class Plan:
-    """How a readout walks back through a graph.
+    """How a readout walks back through a graph. Operations without a rule are taken apart, as far as torch can.
 
     Attributes:
         steps: from the output to the input.
@@ -97,15 +101,21 @@ class Plan:
     """
 
     def __init__(self, graph: Graph, readout: Readout):
-        self.graph, self.readout = graph, readout
-        self.gaps: dict[fx.Node, Exception] = {}
-        self._depth = self._depths()
-        self.steps = self._steps()
+        self.readout = readout
+        apart: Graph | None = graph
+        for _ in range(DEEPEST):
+            if apart is None:
+                break
+            self.graph = apart
+            self.gaps: dict[fx.Node, Exception] = {}
+            self._depth = self._depths()
+            self.steps = self._steps()
+            apart = taken_apart(self.graph, [node for node in self.gaps if operation(node) not in readout.rules])
         given = [argument for step in self.steps for argument in step.stand_ins() if isinstance(argument, Known)]
         nodes = {known.node for known in given}
-        self.held = tuple(node for node in graph.nodes if node in nodes and node in graph.signals)
-        self.computed = tuple(node for node in graph.nodes if node in nodes and node not in graph.signals)
-        self.repeated = {known: graph.batch_axis(known.node.meta["val"]) for known in given if known.each}
+        self.held = tuple(node for node in self.graph.nodes if node in nodes and node in self.graph.signals)
+        self.computed = tuple(node for node in self.graph.nodes if node in nodes and node not in self.graph.signals)
+        self.repeated = {known: self.graph.batch_axis(known.node.meta["val"]) for known in given if known.each}
 
     def sizes(self, keys: int) -> dict[str, Any]:
         """The shapes on the way, and other arguments that grow with the number of keys, by their places."""
@@ -173,7 +183,7 @@ class Plan:
         if rule.carries in named:
             named = {rule.carries: named[rule.carries]}
         nodes = (n for n in tree_leaves(named) if isinstance(n, fx.Node) and n in self.graph.signals)
-        operands = tuple(n for n in nodes if any(value.is_floating_point() for value in tensors(n.meta["val"])))
+        operands = tuple(n for n in nodes if any(map(is_signal, tensors(n.meta["val"]))))
         if len(operands) > 1 and rule.carries in ("factor", "values"):
             gating = {n: self._gating(n) for n in operands}
             order = {n: -i if rule.carries == "values" else -prod(n.meta["val"].shape) for i, n in enumerate(operands)}
@@ -231,15 +241,16 @@ class Plan:
                 for source, part in zip(step.sources, parts, strict=True):
                     self._check(step, part, sizes[source.name])
                     blank = blank_of(part, keep=step.rule.moves or step.rule.label == "passthrough")
-                    arriving[source] = tree_map(torch.maximum, arriving.get(source, blank), blank)
+                    arriving[source] = tree_map(either, arriving.get(source, blank), blank)
                 self.steps[place] = replace(step, several=several)
             except (ValueError, TypeError, RuntimeError) as gap:
                 self.gaps[step.node] = gap
         if self.gaps:
-            listed = "".join(f"  {where(node)}: {self.gaps[node]}\n" for node in self.graph.nodes if node in self.gaps)
+            gaps = [f"  {where(node)}: {self.gaps[node]}\n" for node in self.graph.nodes if node in self.gaps]
+            more = f"  and {len(gaps) - LISTED} more\n" if len(gaps) > LISTED else ""
             raise TransposeError(
-                f"{len(self.gaps)} of the model's operations cannot be run backwards in the {self.readout.name!r} "
-                f"readout:\n{listed}",
+                f"{len(gaps)} of the model's operations cannot be run backwards in the {self.readout.name!r} "
+                f"readout:\n{''.join(gaps[:LISTED])}{more}",
                 remedy="replace these operations, or register a rule for them (clearstamp.register_vjp_rule)",
             )
 
@@ -256,6 +267,8 @@ class Plan:
     def _check(self, step: Step, signal: Any, recorded: Any) -> None:
         if shapes(signal) != shapes(recorded):
             raise TransposeError("the rule loses the input's shape", got=shapes(signal), expected=shapes(recorded))
+        if [part.is_complex() for part in tensors(signal)] != [part.is_complex() for part in tensors(recorded)]:
+            raise TransposeError("its rule is one for real numbers")
         if not all(bool(part.isfinite().all()) for part in tensors(signal)):
             finite = [r.name for r in READOUTS.values() if r.rules.get(operation(step.node)) not in (None, step.rule)]
             raise TransposeError(
@@ -346,6 +359,16 @@ def add(one: Any, other: Any) -> Any:
 def tensors(value: Any) -> Iterator[Tensor]:
     """Every tensor in a value."""
     return (leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor))
+
+
+def is_signal(value: Tensor) -> bool:
+    """Can a value carry a signal: is it made of real or complex numbers?"""
+    return value.is_floating_point() or value.is_complex()
+
+
+def either(one: Tensor, other: Tensor) -> Tensor:
+    """Ones where one of two tensors is not zero."""
+    return ((one != 0) | (other != 0)).to(one.dtype)
 
 
 def shapes(value: Any) -> list[tuple[int, ...]]:

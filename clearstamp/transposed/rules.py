@@ -117,9 +117,19 @@ def carrying(value: Any) -> bool:
     return isinstance(value, Tensor) and value.is_meta
 
 
+def real_if(x: Tensor, y: Tensor) -> Tensor:
+    """The transpose of taking real numbers for complex ones, if that was done to x."""
+    return y if x.is_complex() or not y.is_complex() else y.real
+
+
 def cut_to(y: Tensor, x: Tensor) -> Tensor:
     """The transpose of broadcasting x to the shape of y."""
-    return y.sum_to_size(x.shape)
+    return real_if(x, y).sum_to_size(x.shape)
+
+
+def conjugate(value: Any) -> Any:
+    """A factor as a transpose has it: the same, unless it is complex."""
+    return value.conj() if isinstance(value, Tensor) else value.conjugate()
 
 
 # ------------------------------------------------------------------------------------------------ linear layers
@@ -373,6 +383,7 @@ POOLS = (
 POOLS_WITH_INDICES = (
     *(aten.max_pool1d_with_indices, aten.max_pool2d_with_indices, aten.max_pool3d_with_indices),
     *(aten.adaptive_max_pool1d, aten.adaptive_max_pool2d, aten.adaptive_max_pool3d),
+    *(aten.fractional_max_pool2d, aten.fractional_max_pool3d),
 )
 
 
@@ -398,13 +409,25 @@ def spread(y: Tensor, x: Tensor, dim: Any, keepdim: bool) -> Tensor:
     return y.expand(x.shape)
 
 
-@register_vjp_rule(aten.mean, aten.amax, label="convention", source="global pooling")
+@register_vjp_rule(aten.mean, aten.amax, aten.amin, aten.logsumexp, label="convention", source="global pooling")
 def mean(y: Tensor, x: Tensor, dim: Any = None, keepdim: bool = False, **named: Any) -> Tensor:
     """The signal at every place that the mean or maximum was taken of, as in pooling."""
     return spread(y, x, dim, keepdim)
 
 
-@register_vjp_rule(aten.max, label="convention", source="global pooling")
+@register_vjp_rule(aten.linalg_vector_norm, label="convention", source="global pooling")
+def norm(y: Tensor, x: Tensor, ord: Any = 2, dim: Any = None, keepdim: bool = False, **named: Any) -> Tensor:
+    """The signal at every place that the norm was taken of, as in pooling."""
+    return spread(y, x, dim, keepdim)
+
+
+@register_vjp_rule(aten.std, aten.var, label="convention", source="global pooling")
+def deviation(y: Tensor, x: Tensor, dim: Any = None, *settings: bool, keepdim: bool = False, **named: Any) -> Tensor:
+    """The signal at every place that the deviation was taken of, as in pooling."""
+    return spread(y, x, dim, settings[1] if len(settings) > 1 else keepdim)
+
+
+@register_vjp_rule(aten.max, aten.min, aten.median, label="convention", source="global pooling")
 def max_(y: tuple[Tensor, Tensor], x: Tensor, dim: int, keepdim: bool = False) -> Tensor:
     """The signal at every place that the maximum was taken of, as in pooling."""
     return spread(y[0], x, dim, keepdim)
@@ -422,7 +445,8 @@ ACTIVATIONS = (
     *(aten.celu, aten.elu, aten.gelu, aten.hardshrink, aten.hardsigmoid, aten.hardswish, aten.hardtanh),
     *(aten.leaky_relu, aten.log_sigmoid, aten.mish, aten.prelu, aten.relu, aten.relu6, aten.selu, aten.silu),
     *(aten.sigmoid, aten.softplus, aten.softshrink, aten.tanh, aten.threshold),
-    *(aten.clamp, aten.clamp_min, aten.clamp_max, aten.pow, aten.square),
+    *(aten.clamp, aten.clamp_min, aten.clamp_max, aten.clip, aten.square),
+    *(aten.sin, aten.cos, aten.atan, aten.asinh, aten.erf, aten.exp, aten.abs),
 )
 """Elementwise activations."""
 
@@ -442,8 +466,47 @@ def elementwise(operation: Any) -> Callable[..., Tensor]:
     return activation
 
 
-for operation in ACTIVATIONS:
+for operation in (*ACTIVATIONS, *SOFTMAX, aten.log_softmax, aten._log_softmax):
     register_vjp_rule(operation, label="passthrough", source=PAPER)(elementwise(operation))
+
+
+@register_vjp_rule(aten.pow, label="passthrough", source=PAPER)
+def pow(y: Tensor, x: Any, exponent: Any) -> Tensor:
+    """A whole power of the signal; the signal untouched, as it has signs, for any other."""
+    whole = isinstance(exponent, int | float) and exponent > 0 and exponent == int(exponent)
+    return aten.pow(y, exponent) if whole else y
+
+
+@register_vjp_rule(
+    *(aten.sqrt, aten.log, aten.log1p, aten.log2, aten.log10),
+    *(aten.sign, aten.round, aten.floor, aten.ceil, aten.trunc, aten.nan_to_num),
+    *(aten.fake_quantize_per_tensor_affine, aten.fake_quantize_per_channel_affine),
+    label="convention",
+    source="straight through: Bengio, Léonard, Courville, 2013",
+    carries="self",
+)
+def straight_through(y: Tensor, x: Tensor, *settings: Any, **named: Any) -> Tensor:
+    """The signal, untouched: rounding has no slope, and the signal, which has signs, no root and no logarithm."""
+    return y
+
+
+def extremum(operation: Any) -> Callable[..., Any]:
+    """The rule of the greater or the smaller of two."""
+
+    def either(y: Tensor, input: Any, other: Any) -> Any:
+        if carrying(input) and carrying(other):
+            return cut_to(y, input), cut_to(y, other)
+        return cut_to(operation(y, other), input) if carrying(input) else cut_to(operation(input, y), other)
+
+    either.__name__ = name_of(operation).removeprefix("aten::")
+    either.__doc__ = (
+        f"The {either.__name__} of the signal and a constant; of two signals, it goes to both, as in pooling."
+    )
+    return either
+
+
+for operation in (aten.maximum, aten.minimum):
+    register_vjp_rule(operation, label="passthrough", source=PAPER)(extremum(operation))
 
 
 # ------------------------------------------------------------------------------------------------------ dropout
@@ -490,14 +553,14 @@ def transpose(y: Tensor, x: Tensor, dim0: int, dim1: int) -> Tensor:
 
 
 @register_vjp_rule(
-    *(aten.clone, aten.contiguous, aten.alias, aten.detach, aten.to, aten.type_as),
+    *(aten.clone, aten.contiguous, aten.alias, aten.detach, aten.to, aten._to_copy, aten.type_as),
     label="passthrough",
     source="the layer changes nothing",
     carries="self",
 )
 def identity(y: Tensor, x: Tensor, *settings: Any, **named: Any) -> Tensor:
     """The signal, untouched."""
-    return y.to(x.dtype)
+    return real_if(x, y).to(x.dtype)
 
 
 @register_vjp_rule(aten.copy, label="adjoint", source="transpose of a broadcast", moves=True, carries="src")
@@ -522,7 +585,8 @@ def transposed(operation: Any) -> Callable[..., Any]:
             found = operation(*args, **named)
             return tuple(found) if isinstance(found, list) else found
 
-        blanks = [some.new_zeros(leaves[place].shape) for place in places]
+        kinds = [some.dtype.to_complex() if leaves[place].is_complex() else some.dtype.to_real() for place in places]
+        blanks = [some.new_zeros(leaves[place].shape, dtype=kind) for place, kind in zip(places, kinds, strict=True)]
         signals = torch.func.vjp(forward, *blanks)[1](y)
         return signals if len(signals) > 1 else signals[0]
 
@@ -538,8 +602,9 @@ MOVES = (
     *(aten.repeat_interleave, aten.index, aten.index_select, aten.gather, aten.as_strided, aten.unfold),
     *(aten.t, aten.numpy_T, aten.mT, aten.adjoint, aten.diagonal, aten.tril, aten.triu, aten.rot90),
     *(aten.pad, aten.constant_pad_nd, aten.pixel_shuffle, aten.pixel_unshuffle, aten.channel_shuffle),
-    *(aten.im2col, aten.col2im, aten.masked_fill, aten.slice_scatter),
-    aten.select_scatter,
+    *(aten.im2col, aten.col2im, aten.masked_fill, aten.fill, aten.slice_scatter, aten.select_scatter),
+    *(aten.view_as_real, aten.view_as_complex, aten.complex, aten.real, aten.imag),
+    *(aten.index_add, aten.index_put, aten.index_copy, aten.scatter, aten.scatter_add, aten.diag_embed),
 )
 RESAMPLINGS = (
     *(aten.upsample_nearest1d, aten.upsample_nearest2d, aten.upsample_nearest3d, aten.upsample_linear1d),
@@ -549,10 +614,15 @@ RESAMPLINGS = (
 )
 for operation in MOVES:
     register_vjp_rule(operation, label="adjoint", source=DIFFERENTIATED, moves=True, whole=True)(transposed(operation))
-for operation in (*RESAMPLINGS, aten.cumsum, aten.addcmul):
+FOURIER = (aten._fft_r2c, aten._fft_c2r, aten._fft_c2c)
+for operation in (*RESAMPLINGS, *FOURIER, aten.cumsum, aten.addcmul):
     register_vjp_rule(operation, label="adjoint", source=DIFFERENTIATED, whole=True)(transposed(operation))
-register_vjp_rule(aten.expand_as, label="adjoint", source=DIFFERENTIATED, moves=True, carries="self", whole=True)(
-    transposed(aten.expand_as)
+for operation in (aten.expand_as, aten.max_unpool2d, aten.max_unpool3d):
+    register_vjp_rule(operation, label="adjoint", source=DIFFERENTIATED, moves=True, carries="self", whole=True)(
+        transposed(operation)
+    )
+register_vjp_rule(aten.grid_sampler, label="adjoint", source=DIFFERENTIATED, carries="input", whole=True)(
+    transposed(aten.grid_sampler)
 )
 
 
@@ -642,7 +712,7 @@ def rsub_paper(y: Tensor, input: Any, other: Any, alpha: float = 1) -> Tensor:
 @register_vjp_rule(aten.mul, label="adjoint", source="transpose at the gate's value", carries="factor")
 def mul(y: Tensor, input: Any, other: Any) -> Tensor:
     """The signal times the other factor: a constant, or a gate frozen at its value on the public probe."""
-    return cut_to(y * other, input) if carrying(input) else cut_to(y * input, other)
+    return cut_to(y * conjugate(other), input) if carrying(input) else cut_to(y * conjugate(input), other)
 
 
 @register_vjp_rule(aten.div, label="adjoint", source="transpose at the divisor's value", carries="self")
@@ -650,7 +720,7 @@ def div(y: Tensor, input: Any, other: Any) -> Tensor:
     """The signal over the divisor, a constant or frozen at its value on the public probe."""
     if not carrying(input):
         raise TransposeError("division by what depends on the input is not linear")
-    return cut_to(y / other, input)
+    return cut_to(y / conjugate(other), input)
 
 
 @register_vjp_rule(aten.neg, label="adjoint", source="transpose")
@@ -662,10 +732,10 @@ def neg(y: Tensor, x: Tensor) -> Tensor:
 @register_vjp_rule(aten.matmul, aten.bmm, aten.mm, label="adjoint", source="transpose", carries="values")
 def matmul(y: Tensor, input: Tensor, other: Tensor) -> Tensor:
     """The signal times the other matrix transposed: a constant, or attention frozen on the public probe."""
-    return cut_to(y @ other.mT, input) if carrying(input) else cut_to(input.mT @ y, other)
+    return cut_to(y @ other.mH, input) if carrying(input) else cut_to(input.mH @ y, other)
 
 
-for operation, carries in ((aten.einsum, "factor"), (aten.where, "all")):
+for operation, carries in ((aten.einsum, "factor"), (aten.bilinear, "factor"), (aten.where, "all")):
     register_vjp_rule(operation, label="adjoint", source=DIFFERENTIATED, carries=carries, whole=True)(
         transposed(operation)
     )

@@ -31,7 +31,7 @@ class Walked(Transposed):
         self.dtype = answer.dtype
         self._probe = public_probe(self.image_shape).to(image.dtype)
         self._plan = plan = Plan(graph, rules)
-        self._known = graph.program((*plan.computed, *plan.held))
+        self._known = plan.graph.program((*plan.computed, *plan.held))
         self._frozen = self._checked(frozen)
         self._at: dict[int, dict[str, Any]] = {}
         self._masks: dict[str, Tensor] = {}

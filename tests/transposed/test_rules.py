@@ -12,7 +12,7 @@ from clearstamp.transpose import transpose
 from clearstamp.transposed.base import Transposed
 from clearstamp.transposed.graph import Graph, capture, operation
 from clearstamp.transposed.rules import READOUTS, Readout, Rule, register_vjp_rule
-from tests.cases import CASES, IMAGE, INPUTS, Case, randn
+from tests.cases import CASES, COMPOSED, IMAGE, INPUTS, Case, randn
 from tests.reference import CONVENTIONS, dense_transpose
 
 TOLERANCE = {"rtol": 1e-10, "atol": 1e-10}  # of float64 sums of at most a few hundred terms
@@ -88,6 +88,76 @@ def test_a_rule_does_what_its_label_says(readout, case):
     torch.testing.assert_close(image, expected, **tolerance)
 
 
+@pytest.mark.parametrize("case", COMPOSED, ids=str)
+def test_an_operation_without_a_rule_is_run_backwards_as_torch_composes_it(case):
+    y = signals(case)
+    image = transpose(Call(case), example(case), readout="adjoint")(y)
+    torch.testing.assert_close(image, dense_transpose(case.forward, case.shape, y), **TOLERANCE)
+
+
+class Glu(nn.Module):
+    """A gate that torch writes as one operation, or written out."""
+
+    def __init__(self, *, whole: bool):
+        super().__init__()
+        torch.manual_seed(0)
+        self.whole, self.first, self.last = whole, nn.Linear(6, 8).double(), nn.Linear(4, 3).double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        value, gate = x.chunk(2, 1)
+        return self.last(F.glu(x, 1) if self.whole else value * gate.sigmoid())
+
+
+@pytest.mark.parametrize("readout", READOUTS)
+def test_a_gate_in_one_operation_is_the_same_gate_written_out(readout):
+    keys, blank = randn(KEYS, 3), torch.zeros(1, 6, dtype=torch.float64)
+    one, other = (transpose(Glu(whole=whole), blank, readout=readout) for whole in (True, False))
+    torch.testing.assert_close(one(keys), other(keys), **TOLERANCE)
+    (held,) = one.frozen_values().values()
+    assert held.shape == (1, 4), "the gate"
+
+
+def test_the_greater_of_two_signals_goes_to_both_as_in_pooling():
+    class Maxout(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.maximum(x, 2 * x.flip(1))
+
+    y = randn(KEYS, 4)
+    image = transpose(Maxout(), torch.zeros(1, 4, dtype=torch.float64), readout="adjoint")(y)
+    torch.testing.assert_close(image, y + 2 * y.flip(1), **TOLERANCE)
+
+
+def test_a_root_lets_signals_of_both_signs_through():
+    class PowerMean(nn.Module):
+        """Generalised-mean pooling."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x.clamp(min=0).pow(3).mean(1).pow(1 / 3)
+
+    y = randn(KEYS, 4)
+    image = transpose(PowerMean(), torch.zeros(1, 5, 4, dtype=torch.float64), readout="adjoint")(y)
+    torch.testing.assert_close(image, y[:, None].expand(-1, 5, -1).pow(3).clamp(min=0), **TOLERANCE)
+
+
+def test_the_size_of_a_complex_number_has_no_rule():
+    class Spectrum(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.fft.rfft(x).abs()
+
+    with pytest.raises(TransposeError, match=r"abs.*its rule is one for real numbers"):
+        transpose(Spectrum(), torch.zeros(1, 6), readout="adjoint")
+
+
+def test_of_thousands_of_gaps_the_first_are_named():
+    class OneByOne(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.stack([2 * row for row in x])
+
+    with pytest.raises(TransposeError, match=r"unbind.*it mixes the images of a batch(?s:.*)and \d{4} more"):
+        transpose(OneByOne(), torch.zeros(1, 4), readout="adjoint")
+
+
 # ---------------------------------------------------------------------------------------------------- the tables
 
 
@@ -95,6 +165,10 @@ def test_a_rule_does_what_its_label_says(readout, case):
 def test_every_rule_has_a_case(readout):
     tried = {operation(node) for at in range(len(CASES)) for node in captured(at).signals}
     elsewhere = {"aten::_native_batch_norm_legit_no_training", "aten::alias", "aten::copy", "aten::_unsafe_view"}
+    elsewhere |= {
+        f"aten::{name}" for name in ("_softmax", "_log_softmax", "_fft_r2c", "_fft_c2r", "_fft_c2c", "_to_copy")
+    }
+    elsewhere |= {f"aten::{name}" for name in ("view_as_real", "view_as_complex", "complex", "real", "imag")}
     assert sorted(set(READOUTS[readout].rules) - tried - elsewhere) == []
 
 
