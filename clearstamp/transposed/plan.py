@@ -15,7 +15,7 @@ from clearstamp.errors import TransposeError
 from clearstamp.transposed.graph import Graph, arguments, operation, taken_apart, where
 from clearstamp.transposed.rules import ACTIVATIONS, GATES, READOUTS, Readout, Rule, name_of
 
-SOFT = frozenset(map(name_of, ACTIVATIONS))
+SOFT = frozenset(map(name_of, ACTIVATIONS)) | {"aten::pow"}
 MODE = object()
 """Stands for the mode of the walk: True in training."""
 DEEPEST = 8
