@@ -52,7 +52,7 @@ from clearstamp.reproduction.lifecycle import Fingerprint, LifeCycle, Scheduled,
 from clearstamp.reproduction.price import Price, SealedTrial
 from clearstamp.reproduction.profiles import Profile, profile
 from clearstamp.reproduction.records import BOTH_READOUTS, Readout, Record
-from clearstamp.reproduction.rivals import ALIGNED, Blind, Pace, Rival
+from clearstamp.reproduction.rivals import ALIGNED, Blind, OwnTerms, Pace, Rival
 from clearstamp.reproduction.runtime import Cost
 from clearstamp.schemes import (
     ActivationSigns,
@@ -638,6 +638,15 @@ RIVALS: dict[str, Scheme] = {
 """The watermarks that stand side by side, with their published settings, but for messages of 32 bits where 16 could
 meet no bar, and for the strength of GradSigns, as the published one is for many times as many steps."""
 
+CENTRES: dict[str, Scheme] = {f"DeepSigns, {bits} bits": DeepSigns(bits=bits) for bits in (4, 16, 32, 128)}
+"""DeepSigns with messages of the lengths that its source tried."""
+SLOPES: dict[str, Scheme] = {
+    f"GradSigns, {bits} bits, by {seen}": kind(bits=bits, carriers=carriers, strength=1.0)
+    for bits, carriers in ((32, 64), (64, 384))
+    for seen, kind in (("weights", WhiteBoxGradSigns), ("queries", GradSigns))
+}
+"""GradSigns with the carriers of its released code, at the strength that it has in the table."""
+
 
 def named(title: str) -> str:
     """The name of an experiment with a title."""
@@ -700,10 +709,17 @@ def side_by_side(profile: Profile) -> Groups:
     blind = [Blind(name="blind-published"), Blind(name="blind-code", deception=1.0, response=0.1)]
     if profile.name != "paper":
         blind = [replace(one, owners=2, few=400) for one in blind[:1]]
+    own = [
+        OwnTerms(
+            name="own-terms-deepsigns", schemes=CENTRES, model="deepsigns-mlp", optimizer="rmsprop", before=5, epochs=1
+        ),
+        OwnTerms(name="own-terms-gradsigns", schemes=SLOPES, model="cnn", most=20_000),
+    ]
     rounds, long = {"tiny": (1, 7), "quick": (3, 10)}.get(profile.name, (7, 20))
     pace = Pace(name="pace", schemes={title: RIVALS[title] for title in chosen}, rounds=rounds, long=long)
     return {
         "Li": Group(blind, FIRST),
+        "own terms": Group(own if profile.name == "paper" else own[:1], FIRST),
         "MNIST": Group(rivals),
         "time": Group([pace], FIRST),
         "CIFAR-10": Group(coloured if profile.name == "paper" else [], FIRST),

@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields, replace
 from functools import cache, partial
 from statistics import median
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from scipy.stats import mannwhitneyu
 from torch import Tensor, nn
-from torch.optim import SGD
+from torch.optim import SGD, RMSprop
 
 from clearstamp.attacks import Attack, CounterClaim, Evasion, FeatureEvasion, Look, Scene
 from clearstamp.errors import AttackError, ClearStampError, SchemeError
@@ -24,6 +24,7 @@ from clearstamp.schemes import ClearStamp, Evidence, Key, Li, Mark, Scheme
 from clearstamp.schemes.li import encoded
 from clearstamp.scores import structural_similarity
 from clearstamp.training.loops import accuracy, fit
+from clearstamp.training.steps import MakeOptimizer, adam
 from clearstamp.transposed.graph import Graph, capture
 from clearstamp.units.align import align_units
 from clearstamp.zoo.datasets import DataSet
@@ -245,6 +246,65 @@ def training(
     else:
         scheme.embed(model, data, key, seed=seed, progress=False, **about)
 
+
+# ------------------------------------------------------------------------------ by the measures of their own sources
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnTerms(Experiment):
+    """Some schemes on the network of their own source: what they cost there, and what is read.
+
+    A model is trained for `before` epochs; from there it goes on for `epochs` without a mark, the twin, and with each.
+    """
+
+    schemes: dict[str, Scheme] = field(hash=False)
+    model: str
+    optimizer: Literal["adam", "rmsprop"] = "adam"
+    lr: float = 1e-3
+    before: int = 0
+    epochs: int = 5
+    batch_size: int = 64
+    most: int | None = None
+
+    def parameters(self) -> dict[str, Any]:
+        plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "schemes"}
+        return plain | {"schemes": {title: each.about for title, each in self.schemes.items()}}
+
+    def settings(self, profile: Profile) -> Settings:
+        profile = replace(profile, precision="float32")
+        if profile.name == "paper":
+            profile = replace(profile, epochs=self.epochs)
+        images = profile.images()
+        if self.most is not None:
+            images = images.at_most(self.most, self.most // 5)
+        return Settings.of(self, profile, images, data=(images,))
+
+    def conduct(self, settings: Settings, seed: int) -> Findings:
+        sets = load_sets(settings.images)
+        train, test = sets.train, sets.test.loader(250)
+        how: dict[str, Any] = {"lr": self.lr, "optimizer": TRAINED_BY[self.optimizer], "progress": False}
+        base = build(self.model, train.shape, train.classes, seed=seed).to(device())
+        torch.manual_seed(seed)
+        before = self.before if settings.profile == "paper" else min(self.before, settings.epochs)
+        if before:
+            fit(base, train.loader(self.batch_size, seed=seed), epochs=before, **how)
+        twin = copy.deepcopy(base)
+        torch.manual_seed(seed)
+        fit(twin, train.loader(self.batch_size, seed=seed + 1), epochs=settings.epochs, **how)
+        stages = [Stage(label="twin", scores={"accuracy": accuracy(twin, test)})]
+        for title, scheme in self.schemes.items():
+            model, key = copy.deepcopy(base), scheme.draw(base, train, seed=seed)
+            torch.manual_seed(seed)
+            about = how | {"epochs": settings.epochs, "batch_size": self.batch_size, "seed": seed + 1}
+            key = scheme.embed(model, train, key, **about)
+            found, blank = scheme.extract(model.eval(), key), scheme.extract(twin.eval(), key)
+            scores: dict[str, Score] = {"accuracy": accuracy(model, test), "queries": found.queries, "p": found.p}
+            scores |= {"score": found.score, "trials": found.trials, "score of the twin": blank.score}
+            stages.append(Stage(label=title, scores=scores))
+        return stages, {}, {}
+
+
+TRAINED_BY: dict[str, MakeOptimizer] = {"adam": adam, "rmsprop": RMSprop}
 
 # --------------------------------------------------------------------------------------------- Li et al. on MNIST
 

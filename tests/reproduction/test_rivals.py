@@ -41,6 +41,30 @@ def test_every_measure_has_a_stage(rival: Rival, record: Record):
     assert record.parameters["scheme"]["name"] == rival.scheme.name
 
 
+def test_on_its_own_terms_a_mark_is_told_beside_the_twin_that_went_on_as_long(tmp_path, monkeypatch):
+    monkeypatch.setenv("CLEARSTAMP_ARTIFACTS", str(tmp_path))
+    (made,) = Chapter("09-side-by-side", "tiny")["own terms"].experiments
+    made = replace(made, schemes=dict(list(made.schemes.items())[:2]))
+    record = perform(made.settings(profile("tiny")), 0)
+    assert [stage.label for stage in record.stages] == ["twin", "DeepSigns, 4 bits", "DeepSigns, 16 bits"]
+    (twin, _, long) = record.stages
+    assert long.scores["trials"] == 16 and long.scores["score"] > 0.9 > long.scores["score of the twin"]
+    assert abs(long.scores["accuracy"] - twin.scores["accuracy"]) < 0.1
+    table = compact(report.own_terms_table([record]).data)
+    cost = 100 * (twin.scores["accuracy"] - long.scores["accuracy"])
+    assert f"| DeepSigns, 16 bits | – | {cost:+.2f} | 16 of 16 |" in table
+
+
+def test_what_gradsigns_cost_its_authors_stands_beside_messages_of_that_length(record: Record):
+    stage = Stage(
+        label="GradSigns, 64 bits, by queries", scores={"accuracy": 0.5, "score": 0.5, "trials": 64, "p": 0.5}
+    )
+    stage.scores |= {"score of the twin": 0.5, "queries": 19_250}
+    found = replace(record, stages=[Stage(label="twin", scores={"accuracy": 0.51}), stage])
+    table = compact(report.own_terms_table([found]).data)
+    assert "| GradSigns, 64 bits, by queries | 0.7 | +1.00 | 32 of 64 | 5e-01 | 0.50 | 19,250 |" in table
+
+
 def test_titles_name_experiments_of_their_own():
     assert len({named(title) for title in RIVALS}) == len(RIVALS)
     assert len({tuple(vars(scheme).items()) + (scheme.name,) for scheme in RIVALS.values()}) == len(RIVALS)

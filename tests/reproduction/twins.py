@@ -23,9 +23,9 @@ from clearstamp.reproduction.layers import Gains, Layers, Manner
 from clearstamp.reproduction.lifecycle import Fingerprint, LifeCycle, Scheduled, Trial
 from clearstamp.reproduction.price import Price, SealedTrial
 from clearstamp.reproduction.profiles import Profile
-from clearstamp.reproduction.rivals import Blind, Pace, Rival
+from clearstamp.reproduction.rivals import Blind, OwnTerms, Pace, Rival
 from clearstamp.reproduction.runtime import Cost
-from clearstamp.schemes import Adi, Uchida
+from clearstamp.schemes import Adi, DeepSigns, GradSigns, Uchida
 from clearstamp.training.schedules import ADMM, AugmentedLagrangian
 from clearstamp.zoo.datasets import MNIST_FILES, DataSet, Split, load
 from clearstamp.zoo.packs import write_pack
@@ -226,6 +226,17 @@ TWINS = [
     Twin(Layers(name="layers", model="resnet18-narrow", batch=2, rounds=1, side=64), scores=("count", "operations")),
     Twin(Gains(name="gains", model="resnet18-narrow", rounds=2, changes={"fused": Manner(fused=True)}), scores=()),
     Twin(Pace(name="pace", schemes={"Uchida": Uchida()}, model="fc", short=1, long=2, rounds=1), scores=("memory",)),
+    Twin(
+        OwnTerms(
+            name="own-terms",
+            schemes={"short": DeepSigns(bits=8), "by queries": GradSigns(bits=4, carriers=8, images=2, strength=1.0)},
+            model="deepsigns-mlp",
+            optimizer="rmsprop",
+            before=1,
+        ),
+        scores=("accuracy", "score", "trials", "queries"),
+        exact=False,
+    ),
     Twin(Blind(name="blind", owners=2, few=60), exact=False),
     Twin(Coverage(name="coverage", networks=("squeezenet1_1",))),
     Twin(Hardened(name="hardened", networks=("shufflenet_v2_x0_5",), steps=3, lr=1e-3)),

@@ -36,6 +36,7 @@ from clearstamp.reproduction.report.price import price_figure, price_table
 from clearstamp.reproduction.report.rivals import (
     blind_table,
     innocents_table,
+    own_terms_table,
     pace_table,
     points_tables,
     rivals_gallery,
@@ -78,6 +79,7 @@ __all__ = [
     "gains_table",
     "innocents_table",
     "blind_table",
+    "own_terms_table",
     "queries_table",
     "queries_slider",
     "price_table",

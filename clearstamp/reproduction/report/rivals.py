@@ -240,6 +240,36 @@ def rivals_gallery(records: Sequence[Record]) -> Figure | Markdown:
     return images_figure(pictures, "What a person sees of each watermark", records)
 
 
+POSTER = {"GradSigns, 32": "0.8", "GradSigns, 64": "0.7"}
+"""Points of accuracy that GradSigns cost its authors on CIFAR-10 (poster at MLSys 2021)."""
+
+
+def own_terms_table(records: Sequence[Record]) -> Markdown:
+    """One line a message: what it costs on the network of its scheme's source, and what is read."""
+
+    def row(title: str, made: Sequence[Record]) -> list[str]:
+        lost = [100 * (each.results["twin"]["accuracy"] - each.results[title]["accuracy"]) for each in made]
+        published = next((points for beginning, points in POSTER.items() if title.startswith(beginning)), "–")
+        stages = [each.results[title] for each in made]
+        right = ", ".join(f"{round(s['score'] * s['trials'])} of {s['trials']}" for s in stages)
+        return [
+            *(published, spread(lost, "+.2f"), right, greatest(made, title, "p")),
+            *(
+                column(made, title, score, style)
+                for score, style in (("score of the twin", ".2f"), ("queries", ",.0f"))
+            ),
+        ]
+
+    rows = [
+        (stage.label, *row(stage.label, made))
+        for made in by_experiment(records).values()
+        for stage in made[0].stages
+        if stage.label != "twin"
+    ]
+    head = ("mark", "cost, paper", "cost, points", "bits right", "p", "share right without a mark", "queries")
+    return shown("Messages by the measures of their sources", records, head, rows)
+
+
 def blind_table(records: Sequence[Record]) -> Markdown:
     """Li et al.'s numbers beside ours."""
 
