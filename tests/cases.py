@@ -219,8 +219,12 @@ ELEMENTWISE = [
     Case("clamp_min", IMAGE, (0.1,)),
     *(Case(torch.pow, IMAGE, (2,)), Case("square", IMAGE)),
     Case("clamp_max", IMAGE, (0.1,)),
-    *(Case(f, IMAGE) for f in (torch.sin, torch.cos, torch.atan, torch.asinh, torch.erf, torch.exp, torch.abs)),
-    *(Case(f, IMAGE, (randn(4, 1, 1),)) for f in (torch.maximum, torch.minimum)),
+    *(
+        Case(f, IMAGE)
+        for f in (torch.sin, torch.cos, torch.tan, torch.atan, torch.asinh, torch.cosh, torch.exp, torch.abs)
+    ),
+    *(Case(f, IMAGE) for f in (torch.erf, torch.erfc, torch.exp2)),
+    *(Case(f, IMAGE, (randn(4, 1, 1),)) for f in (torch.maximum, torch.minimum, torch.fmax, torch.fmin, torch.max)),
     Case(torch.maximum, IMAGE, pack=lambda x, c=randn(4, 1, 1): (c, x)),
     *(Case(torch.flip, IMAGE, pack=lambda x, f=f: (f(x, 1), (2,))) for f in (F.softmax, F.log_softmax)),
     Case("clip", IMAGE, (-0.5, 0.7)),
@@ -403,8 +407,8 @@ PRODUCTS = [
     ),
     *(Case(function, (4, 5), pack=lambda x, c=randn(1, 5, 3): (x, repeated(c, x))) for function in (torch.bmm, "bmm")),
     Case(torch.matmul, (4, 5), pack=lambda x, c=randn(1, 3, 4): (c, x)),
+    Case(torch.matmul, (4, 5), (randn(5),)),
     Case(torch.mm, (5,), pack=lambda x, c=randn(5, 3): (x, c)),
-    Case(torch.addcmul, IMAGE, pack=lambda x, c=randn(1, 4, 1, 1), b=randn(1, 4, 1, 1): (b, c, x)),
     Case(F.bilinear, (6,), pack=lambda x, w=randn(3, 6, 2): (x, torch.ones_like(x[:, :2]), w)),
     Case(torch.einsum, (4, 5), pack=lambda x, c=randn(1, 3, 4): ("n i j, n j d -> n i d", c, x)),
     Case(torch.einsum, (3, 4), pack=lambda x, c=randn(4, 2): ("nij,jd->nid", x, c)),
@@ -454,6 +458,7 @@ COMPOSED = [
     *(Case(turned, (4, 6), (0.7,)), Case(paired, (4, 6))),
     *(Case(f, (4, 6), (randn(6),)) for f in (torch.multiply, torch.divide, torch.inner)),
     Case(torch.lerp, (4, 6), pack=lambda x: (x, x.flip(2), 0.3)),
+    Case(torch.addcmul, IMAGE, pack=lambda x, c=randn(1, 4, 1, 1), b=randn(1, 4, 1, 1): (b, c, x)),
     Case(torch.tensordot, (4, 6), (randn(6, 4, 3),), {"dims": ([2, 1], [0, 1])}),
     Case(torch.addmm, (6,), (randn(6, 3),), {"alpha": 0.5, "beta": 2}, lambda x, w=randn(6, 3): (x[:, :3], x, w)),
     Case(torch.baddbmm, (4, 6), pack=lambda x, w=randn(1, 6, 4): (torch.zeros(1, 4, 4).to(x), x, repeated(w, x))),

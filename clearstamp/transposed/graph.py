@@ -107,7 +107,7 @@ class Graph:
             elif node in self.constants:
                 copies[node] = graph.call_function(operator.getitem, (constants, node.name))
             else:
-                target: Any = copied if operation(node) == "aten::copy" else node.target
+                target: Any = DIFFERENTIABLE.get(operation(node), node.target)
                 args, kwargs = (fx.node.map_aggregate(given, fill) for given in (node.args, node.kwargs))
                 copies[node] = graph.call_function(target, args, kwargs)  # type: ignore[arg-type]
         graph.output(tuple(copies[node] for node in results))
@@ -119,6 +119,27 @@ def copied(old: Tensor, new: Tensor, non_blocking: bool = False) -> Tensor:
     return new.expand_as(old).to(old.dtype)
 
 
+def slice_scattered(old: Tensor, new: Tensor, dim: int = 0, *places: Any) -> Tensor:
+    """``aten.slice_scatter``, which has none of complex numbers."""
+    index: Any = (*[slice(None)] * (dim % old.dim()), slice(*(*places, None, None, None)[:3]))
+    result = old.clone()
+    result[index] = new
+    return result
+
+
+def select_scattered(old: Tensor, new: Tensor, dim: int, index: int) -> Tensor:
+    """``aten.select_scatter``, which has none of complex numbers."""
+    return slice_scattered(old, new.unsqueeze(dim), dim, index, index + 1 or None)
+
+
+DIFFERENTIABLE: dict[str, Callable[..., Tensor]] = {
+    "aten::copy": copied,
+    "aten::slice_scatter": slice_scattered,
+    "aten::select_scatter": select_scattered,
+}
+"""What stands for operations when a graph is run, as these have no derivative."""
+
+
 def compiled(graph: fx.Graph) -> tuple[str, Callable[..., Any]]:
     """A graph's Python code, and the function that it defines."""
     code = graph.python_code("self")
@@ -127,10 +148,15 @@ def compiled(graph: fx.Graph) -> tuple[str, Callable[..., Any]]:
     return code.src.strip(), names["forward"]
 
 
+ELEMENTWISE = {"aten::max": "aten::maximum", "aten::min": "aten::minimum"}
+
+
 def operation(node: fx.Node) -> str:
     """What a node does: the name of its ATen operation, without the mark of an in-place one, or of its function."""
     if isinstance(node.target, torch._ops.OpOverload):
         name = node.target._schema.name
+        if node.target._schema.overload_name == "other":  # of max and min, which elsewhere are along an axis
+            name = ELEMENTWISE.get(name, name)
         return name.removesuffix("_") if node.target._schema.is_mutable else name
     return getattr(node.target, "__name__", str(node.target))
 
@@ -377,7 +403,7 @@ def inline(module: fx.GraphModule, graph: fx.Graph) -> None:
 
 # ----------------------------------------------------------------------------------------------- composed operations
 
-RECURRENT = {"aten::lstm", "aten::gru", "aten::rnn_tanh", "aten::rnn_relu"}
+RECURRENT = {f"aten::{kind}{cell}" for kind in ("lstm", "gru", "rnn_tanh", "rnn_relu") for cell in ("", "_cell")}
 """What stays whole, though torch unrolls it: a picture would have to come through as many frozen gates as steps."""
 
 
@@ -415,12 +441,19 @@ def places(part: fx.Graph) -> list[fx.Node]:
     return [node for node in part.nodes if node.op == "placeholder"]
 
 
+def between(start: Tensor, end: Tensor, weight: Any) -> Tensor:
+    """``aten.lerp``, with its weight as the gate that it often is."""
+    return start + weight * (end - start)
+
+
 def composition(node: fx.Node) -> fx.Graph | None:
     """The operations of which torch composes one, on the same inputs; None if it is not composed."""
     target = node.target
     if not isinstance(target, torch._ops.OpOverload) or operation(node) in RECURRENT:
         return None
     run = target.decompose if target._can_decompose() else decomposition_table.get(target)
+    if operation(node) == "aten::lerp":
+        run = between
     if run is None:
         return None
 
@@ -430,11 +463,15 @@ def composition(node: fx.Node) -> fx.Graph | None:
         kwargs: Any = fx.node.map_arg(node.kwargs, known.__getitem__)
         return run(*args, **kwargs)
 
+    values = [source.meta["val"] for source in node.all_input_nodes]
     try:
         with torch.no_grad():
-            part = make_fx(call, tracing_mode="fake")(*[source.meta["val"] for source in node.all_input_nodes]).graph
+            part = make_fx(torch.func.functionalize(call), tracing_mode="fake")(*values).graph
     except Exception:  # whatever keeps torch from it: the operation then has no rule
         return None
     done = {operation(each) for each in part.nodes}
     final = operation(node) in done or any(name.startswith("prims::") for name in done)
-    return None if final or any(each.op == "get_attr" for each in part.nodes) else part
+    unknown = any(
+        each.op == "get_attr" or (each.op == "call_function" and "val" not in each.meta) for each in part.nodes
+    )
+    return None if final or unknown else part

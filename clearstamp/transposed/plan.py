@@ -15,7 +15,7 @@ from clearstamp.errors import TransposeError
 from clearstamp.transposed.graph import Graph, arguments, operation, taken_apart, where
 from clearstamp.transposed.rules import ACTIVATIONS, GATES, READOUTS, Readout, Rule, name_of
 
-SOFT = frozenset(map(name_of, ACTIVATIONS)) | {"aten::pow"}
+SOFT = frozenset(map(name_of, ACTIVATIONS)) | {"aten::pow", "aten::rsqrt", "aten::reciprocal"}
 MODE = object()
 """Stands for the mode of the walk: True in training."""
 DEEPEST = 8
@@ -108,7 +108,7 @@ class Plan:
                 break
             self.graph = apart
             self.gaps: dict[fx.Node, Exception] = {}
-            self._depth = self._depths()
+            self._depth, self._reached = self._depths(), self._reach()
             self.steps = self._steps()
             apart = taken_apart(self.graph, [node for node in self.gaps if operation(node) not in readout.rules])
         given = [argument for step in self.steps for argument in step.stand_ins() if isinstance(argument, Known)]
@@ -153,7 +153,7 @@ class Plan:
         rule = self.readout.rules.get(operation(node))
         if rule is None:
             raise TransposeError(f"no rule for {operation(node)}")
-        if any(self.graph.batch_axis(value) is None for value in tensors(node.meta["val"]) if value.numel()):
+        if all(self.graph.batch_axis(value) is None for value in tensors(node.meta["val"])):  # a part is a node itself
             raise TransposeError("it mixes the images of a batch")
         named = arguments(node)
         sources = self._carriers(rule, named)
@@ -182,8 +182,9 @@ class Plan:
         """The arguments that the signal goes on to; see `Rule`."""
         if rule.carries in named:
             named = {rule.carries: named[rule.carries]}
-        nodes = (n for n in tree_leaves(named) if isinstance(n, fx.Node) and n in self.graph.signals)
-        operands = tuple(n for n in nodes if any(map(is_signal, tensors(n.meta["val"]))))
+        operands = tuple(n for n in tree_leaves(named) if isinstance(n, fx.Node) and n in self._reached)
+        if not operands:
+            raise TransposeError("the signal has nowhere to go on to")
         if len(operands) > 1 and rule.carries in ("factor", "values"):
             gating = {n: self._gating(n) for n in operands}
             order = {n: -i if rule.carries == "values" else -prod(n.meta["val"].shape) for i, n in enumerate(operands)}
@@ -206,6 +207,27 @@ class Plan:
         if rule is None or rule.label == "convention" or len(inputs) != 1:
             return 0
         return self._gating(inputs[0], whole=whole and not rule.weighted)
+
+    def _reach(self) -> set[fx.Node]:
+        """The nodes that carry signals: what is made of whole numbers, as comparisons make them, is cut off.
+
+        Raises `TransposeError` if the output is.
+        """
+        found: set[fx.Node] = set()
+        for node in self.graph.nodes:
+            fed = node in self.graph.signals and not found.isdisjoint(node.all_input_nodes)
+            if (fed or node is self.graph.input) and any(map(is_signal, tensors(node.meta["val"]))):
+                found.add(node)
+        if self.graph.output not in found:
+            whole = self.graph.input not in found
+            raise TransposeError(
+                "no signal can come from the output to the input",
+                got=f"inputs of {self.graph.input.meta['val'].dtype}"
+                if whole
+                else "an output of whole numbers' making",
+                expected="real numbers all the way",
+            )
+        return found
 
     def _depths(self) -> dict[fx.Node, int]:
         """For every node, the most weighted layers on a way from the input to it."""

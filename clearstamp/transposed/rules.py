@@ -135,18 +135,23 @@ def conjugate(value: Any) -> Any:
 # ------------------------------------------------------------------------------------------------ linear layers
 
 
-@register_vjp_rule(aten.linear, label="convention", source=PAPER, readouts=("paper",), weighted=True)
+@register_vjp_rule(aten.linear, label="convention", source=PAPER, readouts=("paper",), weighted=True, carries="input")
 def linear_paper(y: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """(y - b) W for a forward layer y = x W' + b."""
-    return (y if bias is None else y - bias) @ weight
+    return (y if bias is None else y - bias) @ conjugate(weight)
 
 
 @register_vjp_rule(
-    aten.linear, label="adjoint", source="transpose of the linear part", readouts=("adjoint",), weighted=True
+    aten.linear,
+    label="adjoint",
+    source="transpose of the linear part",
+    readouts=("adjoint",),
+    weighted=True,
+    carries="input",
 )
 def linear(y: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """y W for a forward layer y = x W' + b."""
-    return y @ weight
+    return y @ conjugate(weight)
 
 
 # ------------------------------------------------------------------------------------------------- convolutions
@@ -161,7 +166,14 @@ def per_axis(value: int | list[int], axes: int) -> list[int]:
     return sizes * axes if len(sizes) == 1 else sizes
 
 
-@register_vjp_rule(*CONV, label="adjoint", source="transpose of the linear part", readouts=("adjoint",), weighted=True)
+@register_vjp_rule(
+    *CONV,
+    label="adjoint",
+    source="transpose of the linear part",
+    readouts=("adjoint",),
+    weighted=True,
+    carries="input",
+)
 def convolution(
     y: Tensor,
     x: Tensor,
@@ -182,7 +194,7 @@ def convolution(
     natural = [(n - 1) * s - 2 * p + r + 1 for n, s, p, r in zip(y.shape[2:], stride, padding, reach, strict=True)]
     missing = [max(size - n, 0) for size, n in zip(x.shape[2:], natural, strict=True)]
     transposed = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}[axes]
-    image = transposed(y, weight, None, stride, padding, missing, groups, dilation)
+    image = transposed(y, conjugate(weight), None, stride, padding, missing, groups, dilation)
     recorded: Any = (..., *(slice(size) for size in x.shape[2:]))
     return image[recorded]
 
@@ -192,7 +204,7 @@ def without_bias(y: Tensor, bias: Tensor | None) -> Tensor:
     return y if bias is None else y - per_channel(bias, y)
 
 
-@register_vjp_rule(*CONV, label="convention", source=PAPER, readouts=("paper",), weighted=True)
+@register_vjp_rule(*CONV, label="convention", source=PAPER, readouts=("paper",), weighted=True, carries="input")
 def convolution_paper(
     y: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None = None, *geometry: Any, **named: Any
 ) -> Tensor:
@@ -201,7 +213,12 @@ def convolution_paper(
 
 
 @register_vjp_rule(
-    *CONV_TRANSPOSE, label="adjoint", source="transpose of the linear part", readouts=("adjoint",), weighted=True
+    *CONV_TRANSPOSE,
+    label="adjoint",
+    source="transpose of the linear part",
+    readouts=("adjoint",),
+    weighted=True,
+    carries="input",
 )
 def transposed_convolution(
     y: Tensor,
@@ -216,10 +233,12 @@ def transposed_convolution(
 ) -> Tensor:
     """conv(y, W) with the forward layer's geometry."""
     forward = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}[x.dim() - 2]
-    return forward(y, weight, None, stride, padding, dilation, groups)
+    return forward(y, conjugate(weight), None, stride, padding, dilation, groups)
 
 
-@register_vjp_rule(*CONV_TRANSPOSE, label="convention", source=PAPER, readouts=("paper",), weighted=True)
+@register_vjp_rule(
+    *CONV_TRANSPOSE, label="convention", source=PAPER, readouts=("paper",), weighted=True, carries="input"
+)
 def transposed_convolution_paper(
     y: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None = None, *geometry: Any
 ) -> Tensor:
@@ -446,7 +465,19 @@ ACTIVATIONS = (
     *(aten.leaky_relu, aten.log_sigmoid, aten.mish, aten.prelu, aten.relu, aten.relu6, aten.selu, aten.silu),
     *(aten.sigmoid, aten.softplus, aten.softshrink, aten.tanh, aten.threshold),
     *(aten.clamp, aten.clamp_min, aten.clamp_max, aten.clip, aten.square),
-    *(aten.sin, aten.cos, aten.atan, aten.asinh, aten.erf, aten.exp, aten.abs),
+    *(
+        aten.sin,
+        aten.cos,
+        aten.tan,
+        aten.atan,
+        aten.asinh,
+        aten.cosh,
+        aten.erf,
+        aten.erfc,
+        aten.exp,
+        aten.exp2,
+        aten.abs,
+    ),
 )
 """Elementwise activations."""
 
@@ -467,10 +498,10 @@ def elementwise(operation: Any) -> Callable[..., Tensor]:
 
 
 for operation in (*ACTIVATIONS, *SOFTMAX, aten.log_softmax, aten._log_softmax):
-    register_vjp_rule(operation, label="passthrough", source=PAPER)(elementwise(operation))
+    register_vjp_rule(operation, label="passthrough", source=PAPER, carries="self")(elementwise(operation))
 
 
-@register_vjp_rule(aten.pow, label="passthrough", source=PAPER)
+@register_vjp_rule(aten.pow, label="passthrough", source=PAPER, carries="self")
 def pow(y: Tensor, x: Any, exponent: Any) -> Tensor:
     """A whole power of the signal; the signal untouched, as it has signs, for any other."""
     whole = isinstance(exponent, int | float) and exponent > 0 and exponent == int(exponent)
@@ -481,13 +512,15 @@ def pow(y: Tensor, x: Any, exponent: Any) -> Tensor:
     *(aten.sqrt, aten.log, aten.log1p, aten.log2, aten.log10),
     *(aten.sign, aten.round, aten.floor, aten.ceil, aten.trunc, aten.nan_to_num),
     *(aten.fake_quantize_per_tensor_affine, aten.fake_quantize_per_channel_affine),
+    *(aten._fake_quantize_learnable_per_tensor_affine, aten._fake_quantize_learnable_per_channel_affine),
+    *(aten.fused_moving_avg_obs_fake_quant, aten._fused_moving_avg_obs_fq_helper_functional),
     label="convention",
     source="straight through: Bengio, Léonard, Courville, 2013",
     carries="self",
 )
-def straight_through(y: Tensor, x: Tensor, *settings: Any, **named: Any) -> Tensor:
+def straight_through(y: Any, x: Tensor, *settings: Any, **named: Any) -> Tensor:
     """The signal, untouched: rounding has no slope, and the signal, which has signs, no root and no logarithm."""
-    return y
+    return y if isinstance(y, Tensor) else y[0]
 
 
 def extremum(operation: Any) -> Callable[..., Any]:
@@ -505,7 +538,7 @@ def extremum(operation: Any) -> Callable[..., Any]:
     return either
 
 
-for operation in (aten.maximum, aten.minimum):
+for operation in (aten.maximum, aten.minimum, aten.fmax, aten.fmin):
     register_vjp_rule(operation, label="passthrough", source=PAPER)(extremum(operation))
 
 
@@ -602,8 +635,8 @@ MOVES = (
     *(aten.repeat_interleave, aten.index, aten.index_select, aten.gather, aten.as_strided, aten.unfold),
     *(aten.t, aten.numpy_T, aten.mT, aten.adjoint, aten.diagonal, aten.tril, aten.triu, aten.rot90),
     *(aten.pad, aten.constant_pad_nd, aten.pixel_shuffle, aten.pixel_unshuffle, aten.channel_shuffle),
-    *(aten.im2col, aten.col2im, aten.masked_fill, aten.fill, aten.slice_scatter, aten.select_scatter),
-    *(aten.view_as_real, aten.view_as_complex, aten.complex, aten.real, aten.imag),
+    *(aten.im2col, aten.col2im, aten.masked_fill, aten.fill),
+    *(aten.view_as_real, aten.view_as_complex, aten.complex, aten.real, aten.imag, aten._conj),
     *(aten.index_add, aten.index_put, aten.index_copy, aten.scatter, aten.scatter_add, aten.diag_embed),
 )
 RESAMPLINGS = (
@@ -615,7 +648,7 @@ RESAMPLINGS = (
 for operation in MOVES:
     register_vjp_rule(operation, label="adjoint", source=DIFFERENTIATED, moves=True, whole=True)(transposed(operation))
 FOURIER = (aten._fft_r2c, aten._fft_c2r, aten._fft_c2c)
-for operation in (*RESAMPLINGS, *FOURIER, aten.cumsum, aten.addcmul):
+for operation in (*RESAMPLINGS, *FOURIER, aten.cumsum):
     register_vjp_rule(operation, label="adjoint", source=DIFFERENTIATED, whole=True)(transposed(operation))
 for operation in (aten.expand_as, aten.max_unpool2d, aten.max_unpool3d):
     register_vjp_rule(operation, label="adjoint", source=DIFFERENTIATED, moves=True, carries="self", whole=True)(
@@ -640,6 +673,24 @@ def slice_(
 def select(y: Tensor, x: Tensor, dim: int, index: int) -> Tensor:
     """The signal at the selected place, zero elsewhere."""
     return aten.select_backward(y, list(x.shape), dim, index)
+
+
+@register_vjp_rule(aten.slice_scatter, label="adjoint", source="transpose of a selection written over", moves=True)
+def slice_scatter(
+    y: Tensor, x: Tensor, src: Tensor, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1
+) -> tuple[Tensor, ...]:
+    """The signal at the selected places to what was written there, elsewhere to what was there before."""
+    part = aten.slice(y, dim, start, end, step)
+    rest = y - slice_(part, y, dim, start, end, step)
+    return tuple(piece for piece, each in ((rest, x), (part, src)) if carrying(each))
+
+
+@register_vjp_rule(aten.select_scatter, label="adjoint", source="transpose of a selection written over", moves=True)
+def select_scatter(y: Tensor, x: Tensor, src: Tensor, dim: int, index: int) -> tuple[Tensor, ...]:
+    """The signal at the selected place to what was written there, elsewhere to what was there before."""
+    part = y.select(dim, index)
+    rest = y - select(part, y, dim, index)
+    return tuple(piece for piece, each in ((rest, x), (part, src)) if carrying(each))
 
 
 @register_vjp_rule(operator.getitem, label="adjoint", source="transpose of a selection", moves=True)
@@ -670,7 +721,7 @@ def stack(y: Tensor, tensors: Any, dim: int = 0) -> tuple[Tensor, ...]:
 @register_vjp_rule(aten.add, label="adjoint", source="a sum is a fan-out run backwards", readouts=("adjoint",))
 def add(y: Tensor, input: Any, other: Any, *, alpha: float = 1) -> tuple[Tensor, ...]:
     """The signal to every summand; constants are left out, as biases are."""
-    return tuple(cut_to(y * by, x) for x, by in ((input, 1), (other, alpha)) if carrying(x))
+    return tuple(cut_to(y * conjugate(by), x) for x, by in ((input, 1), (other, alpha)) if carrying(x))
 
 
 @register_vjp_rule(
@@ -716,10 +767,8 @@ def mul(y: Tensor, input: Any, other: Any) -> Tensor:
 
 
 @register_vjp_rule(aten.div, label="adjoint", source="transpose at the divisor's value", carries="self")
-def div(y: Tensor, input: Any, other: Any) -> Tensor:
+def div(y: Tensor, input: Any, other: Any, *, rounding_mode: str | None = None) -> Tensor:
     """The signal over the divisor, a constant or frozen at its value on the public probe."""
-    if not carrying(input):
-        raise TransposeError("division by what depends on the input is not linear")
     return cut_to(y / conjugate(other), input)
 
 
@@ -732,6 +781,8 @@ def neg(y: Tensor, x: Tensor) -> Tensor:
 @register_vjp_rule(aten.matmul, aten.bmm, aten.mm, label="adjoint", source="transpose", carries="values")
 def matmul(y: Tensor, input: Tensor, other: Tensor) -> Tensor:
     """The signal times the other matrix transposed: a constant, or attention frozen on the public probe."""
+    if other.dim() == 1:
+        return cut_to(y.unsqueeze(-1) * conjugate(other), input)
     return cut_to(y @ other.mH, input) if carrying(input) else cut_to(input.mH @ y, other)
 
 

@@ -41,6 +41,18 @@ class Walked(Transposed):
         self._masks = plan.masks()
         self._backward = plan.written()
         self.code, self._walk = compiled(self._backward)
+        self._check_apart()
+
+    def _check_apart(self) -> None:
+        """Raise `TransposeError` if the picture of a key is another one beside another key."""
+        drawn = torch.randn(3, *self.key_shape, generator=torch.Generator().manual_seed(0)).to(self.device, self.dtype)
+        with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+            one, other = (self.images(drawn[[0, beside]], None)[0] for beside in (1, 2))
+        if not torch.allclose(one, other, rtol=1e-3, atol=1e-5, equal_nan=True):
+            raise TransposeError(
+                "the picture of a key depends on other keys, or on chance",
+                remedy="keep the images of a batch apart in forward(), and draw no numbers in evaluation mode",
+            )
 
     def images(self, keys: Tensor, dropout: float | None) -> Tensor:
         sizes, values = self._sizes(len(keys)), self._values(len(keys))

@@ -1,5 +1,6 @@
 """Every rule against a slow reference, each found by capturing a call of its operation."""
 
+from collections.abc import Callable
 from functools import cache
 
 import pytest
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 
 from clearstamp.errors import TransposeError
 from clearstamp.transpose import transpose
-from clearstamp.transposed.base import Transposed
+from clearstamp.transposed.base import Transposed, public_probe
 from clearstamp.transposed.graph import Graph, capture, operation
 from clearstamp.transposed.rules import READOUTS, Readout, Rule, register_vjp_rule
 from tests.cases import CASES, COMPOSED, IMAGE, INPUTS, Case, randn
@@ -140,6 +141,132 @@ def test_a_root_lets_signals_of_both_signs_through():
     torch.testing.assert_close(image, y[:, None].expand(-1, 5, -1).pow(3).clamp(min=0), **TOLERANCE)
 
 
+BLANK = torch.zeros(1, 4, dtype=torch.float64)
+with torch.random.fork_rng():
+    torch.manual_seed(0)
+    FACTORS = nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 4)]).double()
+
+
+class Forward(nn.Module):
+    """A forward of two linear layers."""
+
+    def __init__(self, forward: Callable[..., Tensor]):
+        super().__init__()
+        self.layers, self.run = FACTORS, forward
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.run(x, *self.layers)
+
+
+def gate(x: Tensor, layer: nn.Module) -> Tensor:
+    """What a layer makes of it, between 0 and 1."""
+    return layer(x).sigmoid()
+
+
+SPELT = {
+    "lerp": (lambda x, f, g: torch.lerp(x, f(x), gate(x, g)), lambda x, f, g: x + gate(x, g) * (f(x) - x)),
+    "addcmul": (lambda x, f, g: torch.addcmul(x, f(x), gate(x, g)), lambda x, f, g: x + f(x) * gate(x, g)),
+    "maximum": (lambda x, f, g: torch.max(f(x), g(x)), lambda x, f, g: torch.maximum(f(x), g(x))),
+    "divisor": (
+        lambda x, f, g: g(x).square().add(1).rsqrt() * f(x),
+        lambda x, f, g: f(x) / g(x).square().add(1).sqrt(),
+    ),
+    "mask": (lambda x, f, g: (g(x) > -9).to(x.dtype) * f(x), lambda x, f, g: f(x) * (g(x) > -9)),
+    "bounds": (
+        lambda x, f, g: f(x).clamp(max=gate(x, g)),
+        lambda x, f, g: torch.clamp_max(f(x), gate(PROBE, g).detach()),
+    ),
+}
+PROBE = public_probe((4,)).double()
+
+
+@pytest.mark.parametrize("readout", READOUTS)
+@pytest.mark.parametrize("name", SPELT)
+def test_two_spellings_of_one_operation_show_the_same(name, readout):
+    keys = randn(KEYS, 4)
+    one, other = (transpose(Forward(forward), BLANK, readout=readout)(keys) for forward in SPELT[name])
+    torch.testing.assert_close(one, other, **TOLERANCE)
+    assert one.abs().amax(1).min() > 1e-3
+
+
+def test_complex_weights_are_conjugated():
+    class Layers(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            about = {"bias": False, "dtype": torch.complex128}
+            self.first, self.last = nn.Linear(6, 6, **about), nn.Conv1d(1, 2, 3, **about)
+            self.back = nn.ConvTranspose1d(2, 1, 3, **about)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.first(x.to(torch.complex128)).conj()
+            x = torch.sub(x, x * 1j, alpha=0.5j)
+            return torch.view_as_real(self.back(self.last(x[:, None]))).flatten(1)
+
+    model, y = Layers(), randn(KEYS, 12)
+    image = transpose(model, torch.zeros(1, 6, dtype=torch.float64), readout="adjoint")(y)
+    torch.testing.assert_close(image, dense_transpose(model, (6,), y), **TOLERANCE)
+
+
+@pytest.mark.parametrize("readout", READOUTS)
+def test_a_fourier_neural_operator_that_writes_its_frequencies_is_read_and_trained(readout):
+    class Operator(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(2, 3, 3, 3, dtype=torch.complex128))
+            self.beside = nn.Conv2d(2, 3, 1).double()
+
+        def forward(self, x: Tensor) -> Tensor:
+            found = torch.zeros(len(x), 3, 8, 5, dtype=torch.complex128)
+            found[:, :, :3, :3] = torch.einsum("bixy,ioxy->boxy", torch.fft.rfft2(x)[:, :, :3, :3], self.weight)
+            return torch.fft.irfft2(found, s=(8, 8)) + self.beside(x)
+
+    model, y = Operator(), randn(KEYS, 3, 8, 8)
+    back = transpose(model, torch.zeros(1, 2, 8, 8, dtype=torch.float64), readout=readout)
+    back(y).square().sum().backward()
+    assert all(weight.grad is not None and bool(weight.grad.abs().max() > 0) for weight in (model.beside.weight,))
+    if readout == "adjoint":
+        assert model.weight.grad is not None
+        torch.testing.assert_close(back(y), dense_transpose(model, (2, 8, 8), y), **TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [
+        lambda x, f, g: g(f(x).softmax(0)),
+        lambda x, f, g: f(x).flip(0),
+        lambda x, f, g: f(x)[torch.arange(len(x)), torch.full((len(x),), 2)][:, None] * torch.ones(1, 2).to(x),
+        lambda x, f, g: f(x) * F.gumbel_softmax(g(x)),
+        lambda x, f, g: f(x) * torch.randn_like(x),
+    ],
+)
+def test_what_mixes_images_or_draws_numbers_is_refused(forward):
+    with pytest.raises(TransposeError, match="the picture of a key depends on other keys, or on chance"):
+        transpose(Forward(forward), BLANK, readout="adjoint")
+
+
+def test_numbers_that_carry_no_signal_are_told():
+    with pytest.raises(TransposeError, match=r"no signal can come.*inputs of torch.int64"):
+        transpose(nn.Sequential(nn.Embedding(10, 4), nn.Flatten()), torch.zeros(1, 3, dtype=torch.long))
+    with pytest.raises(TransposeError, match=r"no signal can come.*an output of whole numbers' making"):
+        transpose(Forward(lambda x, f, g: (f(x) > 0) * 2.0 - 1), BLANK)
+    with pytest.raises(TransposeError, match="scaled_dot_product_attention.*the signal has nowhere to go on to"):
+        stored = torch.randn(1, 5, 4, dtype=torch.float64)
+        transpose(Forward(lambda x, f, g: F.scaled_dot_product_attention(f(x)[:, None], stored, stored)), BLANK)
+
+
+@pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:Please use quant_min and quant_max:UserWarning")
+def test_training_for_whole_numbers_lets_the_signal_through():
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
+    model.qconfig = torch.ao.quantization.get_default_qat_qconfig("fbgemm")
+    aware = torch.ao.quantization.prepare_qat(model.train())
+    aware(torch.randn(8, 4))
+    keys = torch.randn(KEYS, 3)
+    image = transpose(aware.eval(), torch.zeros(1, 4), readout="adjoint")(keys)
+    first, last = (layer.weight_fake_quant(layer.weight) for layer in (aware[0], aware[2]))
+    torch.testing.assert_close(image, (keys @ last).relu() @ first)
+
+
 def test_the_size_of_a_complex_number_has_no_rule():
     class Spectrum(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
@@ -168,7 +295,11 @@ def test_every_rule_has_a_case(readout):
     elsewhere |= {
         f"aten::{name}" for name in ("_softmax", "_log_softmax", "_fft_r2c", "_fft_c2r", "_fft_c2c", "_to_copy")
     }
-    elsewhere |= {f"aten::{name}" for name in ("view_as_real", "view_as_complex", "complex", "real", "imag")}
+    composed = ("_softmax", "_log_softmax", "_fft_r2c", "_fft_c2r", "_fft_c2c", "_to_copy", "_conj")
+    composed += ("view_as_real", "view_as_complex", "complex", "real", "imag")
+    composed += ("fused_moving_avg_obs_fake_quant", "_fused_moving_avg_obs_fq_helper_functional")
+    composed += tuple(f"_fake_quantize_learnable_per_{kind}_affine" for kind in ("tensor", "channel"))
+    elsewhere |= {f"aten::{name}" for name in composed}
     assert sorted(set(READOUTS[readout].rules) - tried - elsewhere) == []
 
 
