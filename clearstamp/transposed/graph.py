@@ -4,7 +4,7 @@ import copy
 import operator
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any
 from unittest import mock
@@ -54,6 +54,7 @@ class Graph:
         signals: the nodes whose value depends on the values of the input, not on its shape alone.
         batch: the batch size of the capture, a prime that no other size in the model is a multiple of.
         selected: which of the model's outputs was meant.
+        apart: the readouts in which pictures of different keys were seen not to mix.
     """
 
     nodes: tuple[fx.Node, ...]
@@ -64,6 +65,7 @@ class Graph:
     signals: frozenset[fx.Node]
     batch: int
     selected: Output = None
+    apart: set[str] = field(default_factory=set, repr=False, compare=False)
 
     def resized(self, size: Any, batch: int) -> Any:
         """A number of the capture as it is with another batch size; anything else as it is."""

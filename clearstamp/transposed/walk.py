@@ -41,7 +41,9 @@ class Walked(Transposed):
         self._masks = plan.masks()
         self._backward = plan.written()
         self.code, self._walk = compiled(self._backward)
-        self._check_apart()
+        if rules.name not in graph.apart:
+            self._check_apart()
+            graph.apart.add(rules.name)
 
     def _check_apart(self) -> None:
         """Raise `TransposeError` if the picture of a key is another one beside another key."""
