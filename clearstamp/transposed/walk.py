@@ -12,6 +12,9 @@ from clearstamp.transposed.graph import Graph, compiled, where
 from clearstamp.transposed.plan import Plan
 from clearstamp.transposed.rules import Readout
 
+MIXED = 0.01
+"""How far a picture may change beside another one, of its largest number: half precision rounds."""
+
 
 class Walked(Transposed):
     """A model run backwards step by step, by the rules of a readout.
@@ -47,10 +50,10 @@ class Walked(Transposed):
 
     def _check_apart(self) -> None:
         """Raise `TransposeError` if the picture of a key is another one beside another key."""
-        drawn = torch.randn(3, *self.key_shape, generator=torch.Generator().manual_seed(0)).to(self.device, self.dtype)
+        keys = torch.randn(2, *self.key_shape, generator=torch.Generator().manual_seed(0)).to(self.device, self.dtype)
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
-            one, other = (self.images(drawn[[0, beside]], None)[0] for beside in (1, 2))
-        if not torch.allclose(one, other, rtol=1e-3, atol=1e-5, equal_nan=True):
+            alone, beside = (self.images(keys[:count], None)[0].nan_to_num() for count in (1, 2))
+        if (alone - beside).abs().max() > MIXED * alone.abs().max():
             raise TransposeError(
                 "the picture of a key depends on other keys, or on chance",
                 remedy="keep the images of a batch apart in forward(), and draw no numbers in evaluation mode",
