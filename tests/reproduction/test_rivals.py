@@ -56,13 +56,13 @@ def test_on_its_own_terms_a_mark_is_told_beside_the_twin_that_went_on_as_long(tm
 
 
 def test_what_gradsigns_cost_its_authors_stands_beside_messages_of_that_length(record: Record):
-    stage = Stage(
-        label="GradSigns, 64 bits, by queries", scores={"accuracy": 0.5, "score": 0.5, "trials": 64, "p": 0.5}
-    )
-    stage.scores |= {"score of the twin": 0.5, "queries": 19_250}
+    scores = {"accuracy": 0.5, "score": 0.5, "trials": 64, "p": 0.5, "score of the twin": 0.5, "queries": 19_250}
+    stage = Stage(label="GradSigns, 64 bits, by queries", scores=scores)
     found = replace(record, stages=[Stage(label="twin", scores={"accuracy": 0.51}), stage])
     table = compact(report.own_terms_table([found]).data)
     assert "| GradSigns, 64 bits, by queries | 0.7 | +1.00 | 32 of 64 | 5e-01 | 0.50 | 19,250 |" in table
+    stage.scores["p"] = 0.0
+    assert "| 32 of 64 | < 1e-300 |" in compact(report.own_terms_table([found]).data)
 
 
 def test_titles_name_experiments_of_their_own():

@@ -66,7 +66,9 @@ def greatest(records: Sequence[Record], stage: str, score: str) -> str:
     found = [record.results[stage][score] for record in records if record.results[stage].get(score) is not None]
     if not found:
         return "–"
-    return f"{max(found):.0e}" if score == "p" else f"{max(found):.2f}"
+    if score == "p":
+        return f"{max(found):.0e}" if max(found) else "< 1e-300"  # too small for a number of 64 bits
+    return f"{max(found):.2f}"
 
 
 def told(record: Record) -> Any:
