@@ -177,7 +177,18 @@ Work = Callable[[nn.Module, DataSet], object]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pace(Experiment):
+class OfSchemes(Experiment):
+    """An experiment on several schemes by their titles, of which a record keeps the settings."""
+
+    schemes: dict[str, Scheme] = field(hash=False)
+
+    def parameters(self) -> dict[str, Any]:
+        plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "schemes"}
+        return plain | {"schemes": {title: each.about for title, each in self.schemes.items()}}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pace(OfSchemes):
     """The time of a batch with each mark over that of one without: the median of `rounds`, one after another.
 
     What comes before the first batch, such as hardening, is left out, as the difference between a long and a short
@@ -188,16 +199,11 @@ class Pace(Experiment):
     version: ClassVar[int] = 2
     alone: ClassVar[bool] = True
 
-    schemes: dict[str, Scheme] = field(hash=False)
     model: str = "cnn"
     lr: float = 1e-3
     short: int = 5
     long: int = 20
     rounds: int = 5
-
-    def parameters(self) -> dict[str, Any]:
-        plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "schemes"}
-        return plain | {"schemes": {title: each.about for title, each in self.schemes.items()}}
 
     def settings(self, profile: Profile) -> Settings:
         profile = replace(profile, precision="float32")
@@ -251,13 +257,12 @@ def training(
 
 
 @dataclass(frozen=True, kw_only=True)
-class OwnTerms(Experiment):
+class OwnTerms(OfSchemes):
     """Some schemes on the network of their own source: what they cost there, and what is read.
 
     A model is trained for `before` epochs; from there it goes on for `epochs` without a mark, the twin, and with each.
     """
 
-    schemes: dict[str, Scheme] = field(hash=False)
     model: str
     optimizer: Literal["adam", "rmsprop"] = "adam"
     lr: float = 1e-3
@@ -265,10 +270,6 @@ class OwnTerms(Experiment):
     epochs: int = 5
     batch_size: int = 64
     most: int | None = None
-
-    def parameters(self) -> dict[str, Any]:
-        plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "schemes"}
-        return plain | {"schemes": {title: each.about for title, each in self.schemes.items()}}
 
     def settings(self, profile: Profile) -> Settings:
         profile = replace(profile, precision="float32")

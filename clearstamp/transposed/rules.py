@@ -134,21 +134,18 @@ def conjugate(value: Any) -> Any:
 
 # ------------------------------------------------------------------------------------------------ linear layers
 
+LAYER: dict[str, Any] = {"weighted": True, "carries": "input"}
+PAPER_LAYER = LAYER | {"label": "convention", "source": PAPER, "readouts": ("paper",)}
+EXACT_LAYER = LAYER | {"label": "adjoint", "source": "transpose of the linear part", "readouts": ("adjoint",)}
 
-@register_vjp_rule(aten.linear, label="convention", source=PAPER, readouts=("paper",), weighted=True, carries="input")
+
+@register_vjp_rule(aten.linear, **PAPER_LAYER)
 def linear_paper(y: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """(y - b) W for a forward layer y = x W' + b."""
     return (y if bias is None else y - bias) @ conjugate(weight)
 
 
-@register_vjp_rule(
-    aten.linear,
-    label="adjoint",
-    source="transpose of the linear part",
-    readouts=("adjoint",),
-    weighted=True,
-    carries="input",
-)
+@register_vjp_rule(aten.linear, **EXACT_LAYER)
 def linear(y: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """y W for a forward layer y = x W' + b."""
     return y @ conjugate(weight)
@@ -166,14 +163,7 @@ def per_axis(value: int | list[int], axes: int) -> list[int]:
     return sizes * axes if len(sizes) == 1 else sizes
 
 
-@register_vjp_rule(
-    *CONV,
-    label="adjoint",
-    source="transpose of the linear part",
-    readouts=("adjoint",),
-    weighted=True,
-    carries="input",
-)
+@register_vjp_rule(*CONV, **EXACT_LAYER)
 def convolution(
     y: Tensor,
     x: Tensor,
@@ -204,7 +194,7 @@ def without_bias(y: Tensor, bias: Tensor | None) -> Tensor:
     return y if bias is None else y - per_channel(bias, y)
 
 
-@register_vjp_rule(*CONV, label="convention", source=PAPER, readouts=("paper",), weighted=True, carries="input")
+@register_vjp_rule(*CONV, **PAPER_LAYER)
 def convolution_paper(
     y: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None = None, *geometry: Any, **named: Any
 ) -> Tensor:
@@ -212,14 +202,7 @@ def convolution_paper(
     return convolution(without_bias(y, bias), x, weight, None, *geometry, **named)
 
 
-@register_vjp_rule(
-    *CONV_TRANSPOSE,
-    label="adjoint",
-    source="transpose of the linear part",
-    readouts=("adjoint",),
-    weighted=True,
-    carries="input",
-)
+@register_vjp_rule(*CONV_TRANSPOSE, **EXACT_LAYER)
 def transposed_convolution(
     y: Tensor,
     x: Tensor,
@@ -236,9 +219,7 @@ def transposed_convolution(
     return forward(y, conjugate(weight), None, stride, padding, dilation, groups)
 
 
-@register_vjp_rule(
-    *CONV_TRANSPOSE, label="convention", source=PAPER, readouts=("paper",), weighted=True, carries="input"
-)
+@register_vjp_rule(*CONV_TRANSPOSE, **PAPER_LAYER)
 def transposed_convolution_paper(
     y: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None = None, *geometry: Any
 ) -> Tensor:
@@ -465,19 +446,8 @@ ACTIVATIONS = (
     *(aten.leaky_relu, aten.log_sigmoid, aten.mish, aten.prelu, aten.relu, aten.relu6, aten.selu, aten.silu),
     *(aten.sigmoid, aten.softplus, aten.softshrink, aten.tanh, aten.threshold),
     *(aten.clamp, aten.clamp_min, aten.clamp_max, aten.clip, aten.square),
-    *(
-        aten.sin,
-        aten.cos,
-        aten.tan,
-        aten.atan,
-        aten.asinh,
-        aten.cosh,
-        aten.erf,
-        aten.erfc,
-        aten.exp,
-        aten.exp2,
-        aten.abs,
-    ),
+    *(aten.sin, aten.cos, aten.tan, aten.atan, aten.asinh, aten.cosh),
+    *(aten.erf, aten.erfc, aten.exp, aten.exp2, aten.abs),
 )
 """Elementwise activations."""
 
