@@ -502,13 +502,13 @@ def test_hostile_suspects_run_nothing_and_are_unchecked(case: Case, tmp_path: Pa
 
 
 def test_a_layer_without_a_rule_is_unchecked(case: Case, tmp_path: Path):
-    class Sine(nn.Sequential):
+    class Sinh(nn.Sequential):
         def forward(self, images: torch.Tensor) -> torch.Tensor:
-            return super().forward(images).sin()
+            return super().forward(images).sinh()
 
     case.evidence.write(tmp_path / "evidence")
-    result = verify_evidence(tmp_path / "evidence", **case.given(architecture=Sine(*fresh(case.seal))))
-    assert "sin" in told(result, "pictures").sentence and result.exit_code == 4
+    result = verify_evidence(tmp_path / "evidence", **case.given(architecture=Sinh(*fresh(case.seal))))
+    assert "sinh" in told(result, "pictures").sentence and result.exit_code == 4
 
 
 def test_an_architecture_is_made_of_the_text_that_names_it(case: Case, tmp_path: Path):

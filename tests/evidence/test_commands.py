@@ -36,7 +36,7 @@ def linear(outputs: int = 8) -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(784, outputs))
 
 
-class Sine(nn.Module):
+class Sinh(nn.Module):
     """An architecture with a layer that cannot be run backwards."""
 
     def __init__(self) -> None:
@@ -44,7 +44,7 @@ class Sine(nn.Module):
         self.body = linear()
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.body(images.sin())
+        return self.body(images.sinh())
 
 
 class Leaving(nn.Sequential):
@@ -496,8 +496,8 @@ def test_names_that_others_gave_do_nothing_to_a_terminal(desk: Desk, tmp_path: P
 
 
 def test_a_layer_without_a_rule_is_no_verdict(desk: Desk, tmp_path: Path):
-    save_file({f"body.{n}": t for n, t in linear().state_dict().items()}, tmp_path / "sine.safetensors")
-    ran = desk.examine(tmp_path / "sine.safetensors", tmp_path / "evidence", arch=f"{__name__}:Sine")
+    save_file({f"body.{n}": t for n, t in linear().state_dict().items()}, tmp_path / "sinh.safetensors")
+    ran = desk.examine(tmp_path / "sinh.safetensors", tmp_path / "evidence", arch=f"{__name__}:Sinh")
     assert ran.code == 4 and "cannot be run backwards" in ran.err and "Traceback" not in ran.err
 
 
