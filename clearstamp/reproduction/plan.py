@@ -121,14 +121,17 @@ class Plan:
         """One experiment: name, data, seeds, state, minutes."""
         first = steps[0]
         sets = "; ".join(map(described, first.settings.data))
-        there = sum(not step.todo for step in steps)
+        there, again = sum(step.record is not None for step in steps), sum(step.lost for step in steps)
         states = {0: "not recorded" if self.recorded else "to run", len(steps): "recorded"}
+        state = states.get(there, f"{there} recorded")
+        if again and not self.recorded:
+            state += f", {again} to train again for others"
         seeds = " ".join(str(step.seed) for step in steps)
         return (
             first.experiment.name,
             sets or "no data",
             f"seed {seeds}",
-            states.get(there, f"{there} recorded"),
+            state,
             minutes(steps),
         )
 

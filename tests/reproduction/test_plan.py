@@ -157,6 +157,7 @@ def test_a_lost_model_is_trained_again_only_if_it_is_needed(monkeypatch):
     (attacked,) = registry.campaigns("noise", {"one": registry.Noise(scale=0.1)}, [on])
     made = plan.make("tiny", chapter(monkeypatch, on, attacked))
     assert [(step.name, step.lost) for step in made.todo()] == [("one-seed0", True), ("noise-one-seed0", False)]
+    assert "recorded, 1 to train again for others" in made.table()
     assert [step.name for step in made.needed(made.steps["noise-one-seed0"])] == ["one-seed0"]
 
 
