@@ -392,7 +392,7 @@ def adaptive_adversary(profile: Profile) -> Groups:
 
 
 def prices(profile: Profile) -> list[Price]:
-    """What it costs to remove a sealed stamp, for some ways to embed it."""
+    """What it costs to remove a sealed stamp, for some ways to embed it: by network, then by the attacker's images."""
     embeddings: dict[str, dict[str, Any]] = {
         "default": {"readout": "adjoint", **OURS},
         "published": {"readout": "paper", **PAPER},
@@ -400,18 +400,32 @@ def prices(profile: Profile) -> list[Price]:
         "noise": {"readout": "adjoint", **OURS, "noise": 0.015, "every": 1},
         "gradient": {"readout": "gradient", **EXACTLY},
     }
-    few: dict[str, Any] = {"shares": (1.0,), "rates": (1e-3,), "anew_rates": (1e-3,)}
-    if profile.name == "tiny":
-        few |= {"attackers": ("trains on", "all keys"), "rates": (1e-2,)}
-    chosen = {"tiny": ("gradient",), "quick": ("default", "gradient")}.get(profile.name, tuple(embeddings))
+    if profile.name != "paper":
+        few: dict[str, Any] = {"shares": (1.0,), "rates": (1e-3,), "anew_rates": (1e-3,)}
+        if profile.name == "tiny":
+            few |= {"attackers": ("trains on", "all keys"), "rates": (1e-2,)}
+        chosen = {"tiny": ("gradient",), "quick": ("default", "gradient")}[profile.name]
+        return [Price(name=f"price-{name}", on=trial(name, embeddings[name]), **few) for name in chosen]
+    deep = {"dataset": "cifar10", "model": "resnet18-narrow", "lr": 1e-3}
+    thinned = {name: about | {"dropout": min(about["dropout"], 0.1)} for name, about in embeddings.items()}
+    some, every = (0.01,), (0.01, 0.1, 1.0)
     return [
-        Price(
-            name=f"price-{name}",
-            on=SealedTrial(name=f"sealed-trial-{name}", **embeddings[name]),
-            **({} if profile.name == "paper" else few),
-        )
-        for name in chosen
+        *(Price(name=f"price-{name}", on=trial(name, about)) for name, about in embeddings.items()),
+        *(Price(name=f"price-few-{name}", on=trial(name, about), shares=some) for name, about in embeddings.items()),
+        *(
+            Price(name=f"price-{title}-{name}", on=trial(f"{title}-{name}", about | network), shares=every)
+            for title, network, ways in (
+                ("cifar10", {"dataset": "cifar10"}, embeddings),
+                ("resnet18", deep, thinned),  # at greater rates of dropout it does not harden
+            )
+            for name, about in ways.items()
+        ),
     ]
+
+
+def trial(name: str, about: Mapping[str, Any]) -> SealedTrial:
+    """A sealed stamp that is embedded so."""
+    return SealedTrial(name=f"sealed-trial-{name}", **about)
 
 
 def capacity(profile: Profile) -> Groups:

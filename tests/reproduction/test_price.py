@@ -74,6 +74,22 @@ def test_without_a_training_to_compare_with_there_is_no_ratio(record: Record):
     assert report.price_figure([made_up(record, steps)]).axes
 
 
+def test_shares_and_networks_of_several_records_stand_beside_each_other(record: Record):
+    few = made_up(record, {"1%, anew, LR 0.001": 40, "1%, trains on, LR 0.01": 10})
+    few = replace(few, parameters=few.parameters | {"shares": [0.01]})
+    all_of_it = made_up(record, {"100%, anew, LR 0.001": 400, "100%, trains on, LR 0.01": 300})
+    other = replace(all_of_it, parameters=record.parameters | {"on": record.parameters["on"] | {"model": "resnet18"}})
+    lines = report.price_table([all_of_it, few, other]).data.splitlines()
+    assert [[word.strip() for word in line.split("|")[3:6]] for line in lines if "(" in line] == [
+        ["1%", "40", "10 (0.25)"],
+        ["100%", "400", "300 (0.75)"],
+        ["100%", "400", "300 (0.75)"],
+    ]
+    titles = [axis.get_title() for axis in report.price_figure([all_of_it, few, other]).axes]
+    assert [title.rpartition(", ")[2] for title in titles] == ["1% of the images", "100% of the images"] * 2
+    assert "default CNN" in titles[0] and "ResNet-18" in titles[2]
+
+
 def test_nothing_to_show_is_said():
     assert "Not run" in report.price_figure([]).data and "Not run" in report.price_table([]).data
     assert torch.is_grad_enabled()

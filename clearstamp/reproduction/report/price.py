@@ -8,9 +8,10 @@ import matplotlib.pyplot as plt
 from IPython.display import Markdown
 from matplotlib.figure import Figure
 
+from clearstamp.reproduction.profiles import profile
 from clearstamp.reproduction.records import Record
 from clearstamp.reproduction.report.exhibits import NOT_RUN, finished
-from clearstamp.reproduction.report.stages import by_model
+from clearstamp.reproduction.report.stages import WORDS, by_model, grouped
 from clearstamp.reproduction.report.tables import shown
 
 
@@ -51,21 +52,30 @@ def paid(record: Record) -> Iterator[Paid]:
             yield Paid(f"{share:.0%}", attacker, steps, rate, anew)
 
 
+def shares(records: Sequence[Record]) -> list[float]:
+    """The shares of the images that attackers had, from the least on."""
+    return sorted({share for record in records for share in record.parameters["shares"]})
+
+
+def attackers(records: Sequence[Record]) -> list[str]:
+    """The attackers, as they are declared."""
+    return list(dict.fromkeys(name for record in records for name in record.parameters["attackers"]))
+
+
 def price_table(records: Sequence[Record]) -> Markdown:
     """One line an embedding and share of the images: for each attacker the least steps, over those of training anew."""
+    names = attackers(records)
     rows = []
     for words, made in by_model(records).items():
-        found = [list(paid(record)) for record in made]
-        for share in dict.fromkeys(each.share for each in found[0]):
-            own = [[each for each in one if each.share == share] for one in found]
-            cells = [cell([one[place] for one in own]) for place in range(len(own[0]))]
-            anew = [one[0].anew for one in own]
-            rows.append((words, str(len(made)), share, told(anew), *cells))
-    attackers = [str(name) for name in records[0].parameters["attackers"]] if records else []
+        found = [each for record in made for each in paid(record)]
+        for share in shares(made):
+            own = {name: [p for p in found if p.attacker == name and p.share == f"{share:.0%}"] for name in names}
+            anew = [each.anew for each in own[names[0]]]
+            rows.append((words, str(len(anew)), f"{share:.0%}", told(anew), *map(cell, own.values())))
     return shown(
         "The price of removal: optimizer steps, and the ratio to those of training anew",
         records,
-        ("embedding", "seeds", "images", "anew", *attackers),
+        ("embedding", "seeds", "images", "anew", *names),
         rows,
     )
 
@@ -85,28 +95,42 @@ def cell(each: Sequence[Paid]) -> str:
 
 
 def price_figure(records: Sequence[Record]) -> Figure | Markdown:
-    """The ratio of each attacker, a panel a share of the images; a stamp that was never removed stands at the top."""
+    """The ratio of each attacker, a row a network and a panel a share of the images; what never went is on top."""
     if not records:
         return Markdown(NOT_RUN)
-    models = {words: [list(paid(record)) for record in made] for words, made in by_model(records).items()}
-    shares, attackers = records[0].parameters["shares"], records[0].parameters["attackers"]
-    ratios = [one.price for found in models.values() for made in found for one in made if one.price]
-    top = 2 * max([1.0, *ratios])
+    names, columns, networks = attackers(records), shares(records), grouped(records, network)
+    top = 2 * max([1.0, *(each.price for record in records for each in paid(record) if each.price)])
     figure, axes = plt.subplots(
-        1, len(shares), figsize=(3 * len(shares), 3.2), sharey=True, squeeze=False, layout="constrained"
+        *(len(networks), len(columns)),
+        figsize=(3 * len(columns), 0.5 + 2.7 * len(networks)),
+        sharey=True,
+        squeeze=False,
+        layout="constrained",
     )
-    for axis, share in zip(axes[0], shares, strict=True):
-        for place, (words, found) in enumerate(models.items()):
-            for made in found:
-                own = [one for one in made if one.share == f"{share:.0%}"]
-                heights = [top if one.steps is None else one.price for one in own]
-                spots = [(i + 0.12 * place, h) for i, h in enumerate(heights) if h is not None]
+    for line, (title, own) in zip(axes, networks.items(), strict=True):
+        for place, (words, made) in enumerate(by_model(own).items()):
+            found = [each for record in made for each in paid(record)]
+            for axis, share in zip(line, columns, strict=True):
+                spots = [
+                    (names.index(each.attacker) + 0.12 * place, top if each.steps is None else each.price)
+                    for each in found
+                    if each.share == f"{share:.0%}" and (each.steps is None or each.price is not None)
+                ]
                 if spots:
                     axis.scatter(*zip(*spots, strict=True), color=f"C{place}", s=18, label=words)
-        axis.axhline(1, color="grey", lw=0.8, ls="--")
-        axis.set(yscale="log", title=f"{share:.0%} of the images")
-        axis.set_xticks(range(len(attackers)), attackers, rotation=30, fontsize=8)
-    axes[0, 0].set_ylabel("steps over those of training anew")
-    handles = dict(zip(*reversed(axes[0, -1].get_legend_handles_labels()), strict=True))
+        for axis, share in zip(line, columns, strict=True):
+            axis.axhline(1, color="grey", lw=0.8, ls="--")
+            axis.set(yscale="log", title=f"{title}, {share:.0%} of the images")
+            axis.set_xticks(range(len(names)), names, rotation=30, fontsize=8)
+        line[0].set_ylabel("steps over those of training anew")
+    handles = {
+        label: handle for axis in axes.flat for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
+    }
     figure.legend(handles.values(), handles.keys(), fontsize=7, loc="outside lower center", ncols=2)
     return finished(figure, "The price of removal; the topmost were not removed", records)
+
+
+def network(record: Record) -> str:
+    """The network and its data set, in words."""
+    on = record.parameters["on"]
+    return f"{WORDS['model'](on['model'])} on {WORDS['dataset'](on['dataset'] or profile(record.profile).dataset)}"

@@ -63,7 +63,7 @@ def grouped(records: Sequence[Record], name: Callable[[Record], str]) -> dict[st
     return found
 
 
-NETWORKS = {"cnn-bn": "CNN with batch norm", "fc": "three FC layers"}
+NETWORKS = {"cnn": "default CNN", "cnn-bn": "CNN with batch norm", "fc": "three FC layers"}
 NETWORKS |= {"resnet18": "ResNet-18", "resnet34": "ResNet-34", "vgg11": "VGG11", "vit": "ViT"}
 SETS = {"mnist": "MNIST", "cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "gtsrb": "GTSRB"}
 WORDS: dict[str, Callable[[Any], str]] = {
