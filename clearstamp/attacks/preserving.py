@@ -14,7 +14,7 @@ from clearstamp.errors import AttackError
 from clearstamp.transposed.graph import Graph
 from clearstamp.units.canonical import Vectors, runs
 from clearstamp.units.channels import Channels, Layer
-from clearstamp.units.spaces import Place, Space, find_spaces, gather, last_layer, widen
+from clearstamp.units.spaces import Place, Space, find_groups, find_spaces, gather, last_layer, widen
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,11 +31,13 @@ class Rewriting(Attack):
 
 @dataclass(frozen=True, kw_only=True)
 class Permutation(Rewriting):
-    """Reorder the hidden units of every layer."""
+    """Reorder the hidden units of every layer, and the groups of grouped convolutions as a whole."""
 
     def rewrite(self, spaces: list[Space]) -> None:
         for space in spaces:
             space.permute(torch.randperm(space.units))
+        for groups in find_groups(spaces):
+            groups.permute(torch.randperm(len(groups.members)))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from clearstamp.errors import AttackError
 from clearstamp.transposed.graph import Graph
 from clearstamp.units.canonical import blank, incoming, merged, runs
-from clearstamp.units.spaces import Place, Space, captured, find_spaces, widen
+from clearstamp.units.spaces import Groups, Place, Space, captured, find_groups, find_spaces, widen
 
 ROUNDS = 50
 """Matches settle within a few."""
@@ -94,30 +94,60 @@ def blanks(like: Tensor, place: Place, tensor: Tensor) -> Tensor:
 def match(own: list[Space], theirs: list[Space]) -> None:
     """Permute and rescale the units of one model like those of the other, in place.
 
-    The first pass goes from the input on and looks at what first writes each unit, whose inputs are in order by then.
-    The others look at all that a unit is written with and read by.
+    The first pass goes from the input on and looks at what first writes each unit, whose inputs are in order by then;
+    whole groups of a grouped convolution change places before their units do. The others look at all that a unit is
+    written with and read by.
     """
+    groups = {a.members[0][0]: (a, b) for a, b in zip(find_groups(own), find_groups(theirs), strict=True)}
     for a, b in zip(own, theirs, strict=True):
+        if a in groups:
+            match_groups(*groups[a])
         match_space(a, b, 1)
     for _ in range(ROUNDS):
         if not any([match_space(a, b, None) for a, b in zip(own, theirs, strict=True)]):
             break
 
 
+def match_groups(own: Groups, theirs: Groups) -> None:
+    """Match whole groups by what first writes their units, at the best that those of each pair can be matched."""
+    a, b = ([spaces[0] for spaces in groups.members] for groups in (own, theirs))
+    alike = [[gathered(each := likeness(x, y, 1), assigned(each)).sum().item() for x in a] for y in b]
+    if (order := better(torch.tensor(alike, dtype=torch.float64))) is not None:
+        own.permute(order)
+
+
 def match_space(own: Space, theirs: Space, first: int | None) -> bool:
     """Match the units of one space by the `first` of its places, or by all for None; whether one has moved."""
-    from scipy.optimize import linear_sum_assignment  # takes as long to import as all the rest
-
-    pairs = [(a, b) for a, b in zip(own.moved, theirs.moved, strict=True) if a.use.power]
-    alike = sum((direction(b) @ direction(a).T for a, b in pairs[:first]), torch.zeros(own.units, own.units).double())
-    order = torch.from_numpy(linear_sum_assignment(alike, maximize=True)[1])
-    gain = (alike.gather(1, order.unsqueeze(1)).squeeze(1) - alike.diagonal()).sum()
-    moves = bool(gain > GAIN * alike.abs().amax())
-    if moves:
+    if (order := better(likeness(own, theirs, first))) is not None:
         own.permute(order)
     for gauge in own.gauges:
         own.scale(gauge, ratios(own.scaled(gauge), theirs.scaled(gauge)))
-    return moves
+    return order is not None
+
+
+def likeness(own: Space, theirs: Space, first: int | None) -> Tensor:
+    """How much each unit of the other model ``[units, 1]`` is like each of the own ``[1, units]``."""
+    pairs = [(a, b) for a, b in zip(own.moved, theirs.moved, strict=True) if a.use.power]
+    return sum((direction(b) @ direction(a).T for a, b in pairs[:first]), torch.zeros(own.units, own.units).double())
+
+
+def assigned(alike: Tensor) -> Tensor:
+    """Which of the columns goes to each row, so that together they are most alike."""
+    from scipy.optimize import linear_sum_assignment  # takes as long to import as all the rest
+
+    return torch.from_numpy(linear_sum_assignment(alike, maximize=True)[1])
+
+
+def gathered(alike: Tensor, order: Tensor) -> Tensor:
+    """How much each row is like the column that goes to it."""
+    return alike.gather(1, order.unsqueeze(1)).squeeze(1)
+
+
+def better(alike: Tensor) -> Tensor | None:
+    """The best assignment, if it makes more alike than leaving all where it is, by more than rounding."""
+    order = assigned(alike)
+    gain = (gathered(alike, order) - alike.diagonal()).sum()
+    return order if gain > GAIN * alike.abs().amax() else None
 
 
 def ratios(own: list[Place], theirs: list[Place]) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from clearstamp.transposed.graph import Graph, still_twin
 from clearstamp.units.channels import FIXED, Channels, Step
-from clearstamp.units.spaces import Place, Space, captured, find_spaces, gather, narrow
+from clearstamp.units.spaces import Place, Space, captured, find_groups, find_spaces, gather, narrow
 
 WIDTH = 32
 """Numbers in a random vector: as many as put a chance likeness of two units out of the question."""
@@ -332,11 +332,21 @@ def arrange(model: nn.Module, example: Tensor) -> None:
     for space in found:
         for gauge in space.gauges:
             space.scale(gauge, 1 / size(space.scaled(gauge)))
+    groups = {each.members[0][0]: each for each in find_groups(found)}
     random = torch.Generator().manual_seed(SEED)
     for space in found:
-        rows = incoming(space.moved[0])
-        weights = torch.randn(rows.shape[1], dtype=torch.float64, generator=random)
-        space.permute((rows @ weights).argsort())
+        if space in groups:  # each with the sum of what its units have, whatever their order is
+            units = [spaces[0] for spaces in groups[space].members]
+            groups[space].permute(torch.stack([total.sum() for total in projected(units, random)]).argsort())
+        (numbers,) = projected([space], random)
+        space.permute(numbers.argsort())
+
+
+def projected(spaces: list[Space], random: torch.Generator) -> list[Tensor]:
+    """A number for each unit, ``[units]``, by what first writes it: along one random direction for all the spaces."""
+    rows = [incoming(space.moved[0]) for space in spaces]
+    weights = torch.randn(rows[0].shape[1], dtype=torch.float64, generator=random)
+    return [each @ weights for each in rows]
 
 
 def size(places: list[Place]) -> Tensor:

@@ -67,6 +67,16 @@ class Use:
         return self.axis == 1
 
     @property
+    def grouped(self) -> bool:
+        """Whether they belong to one group of a grouped convolution."""
+        return self.rows.stop is not None
+
+    @property
+    def group(self) -> int:
+        """Which group of a grouped convolution they belong to."""
+        return int(self.rows.start // (self.rows.stop - self.rows.start))
+
+    @property
     def writes(self) -> bool:
         """Whether these are a layer's rows."""
         return self.moved and not self.reads and isinstance(self.owner, Layer)

@@ -3,7 +3,7 @@
 Attackers use this to change a model without changing what it computes, and judges use it to undo that.
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -183,6 +183,73 @@ def gathered(uses: list[Use], kind: Kind, positions: Tensor) -> Space:
         for place in places
     )
     return Space(places, rigid or not blocks)
+
+
+@dataclass(eq=False)
+class Groups:
+    """Groups of grouped convolutions, each with all that goes into it and comes out: they can change places as a whole.
+
+    Attributes:
+        members: the spaces of each group, in one order, so that those at one position lie alike.
+    """
+
+    members: list[list[Space]]
+
+    def permute(self, order: Tensor) -> None:
+        """Put the groups into another order: what a group's kernels read goes with its rows."""
+        for spaces in zip(*self.members, strict=True):
+            for places in zip(*(space.moved for space in spaces), strict=True):
+                if places[0].use.reads and places[0].use.grouped:
+                    continue
+                for tensors in zip(*(place.tensors for place in places), strict=True):
+                    values = [place.at(tensor) for place, (_, tensor) in zip(places, tensors, strict=True)]
+                    for place, (_, tensor), source in zip(places, tensors, order.tolist(), strict=True):
+                        place.put(tensor, values[source])
+
+
+def find_groups(spaces: list[Space]) -> list[Groups]:
+    """The groups that can change places, in the order in which they are first written.
+
+    Convolutions whose groups are read by one another have theirs in common. Those whose groups a shuffle mixes are left
+    out, and those that read what cannot be rewritten, such as the image, or write it.
+    """
+    spots = {space: {(p.use.owner, p.use.group) for p in space.moved if p.use.grouped} for space in spaces}
+    together: list[tuple[set[Any], list[Space]]] = []
+    for space in (space for space in spaces if spots[space]):
+        owners, own = {owner for owner, _ in spots[space]}, [space]
+        for other in [each for each in together if each[0] & owners]:
+            together.remove(other)
+            owners, own = owners | other[0], other[1] + own
+        together.append((owners, own))
+    found = []
+    for owners, own in together:
+        numbers = {space: {group for _, group in spots[space]} for space in own}
+        members: dict[int, list[Space]] = defaultdict(list)
+        for space in (space for space in spaces if space in numbers):
+            members[min(numbers[space])].append(space)
+        if all(len(each) == 1 for each in numbers.values()) and exchangeable(owners, [*members.values()]):
+            found.append(Groups([members[group] for group in sorted(members)]))
+    return found
+
+
+def exchangeable(owners: set[Any], members: list[list[Space]]) -> bool:
+    """Whether groups lie alike, and all that their convolutions read and write belongs to them."""
+
+    def lies(place: Place) -> tuple[object, ...]:
+        index = place.index.tolist() if place.use.grouped else place.index.shape
+        return place.use.owner, place.use.names, place.use.axis, place.gauge, place.use.grouped, index
+
+    first, *others = ([[lies(place) for place in space.moved] for space in spaces] for spaces in members)
+    if any(other != first for other in others) or any(owner.groups != len(members) for owner in owners):
+        return False
+    covered: Counter[tuple[Any, int]] = Counter()
+    for place in (place for space in members[0] for place in space.moved if place.use.grouped):
+        covered[place.use.owner, place.use.axis] += place.index.numel()
+    return all(
+        covered[owner, axis] == channels // owner.groups
+        for owner in owners
+        for axis, channels in enumerate((owner.out_channels, owner.in_channels))
+    )
 
 
 def widen(all_spaces: list[Space], space: Space, fill: Callable[[Place, Tensor], Tensor]) -> None:

@@ -31,6 +31,7 @@ from tests.units.test_units import (
     NETWORKS,
     SHAPE,
     Stream,
+    bundled,
     chain,
     distance,
     every_network,
@@ -92,6 +93,14 @@ def test_networks_of_the_zoo_are_put_back_up_to_rounding(name, shape, rescaling)
     assert max(distance(a, b) for a, b in zip(suspect.parameters(), model.parameters(), strict=True) if b.any()) > 0.1
     assert_alike(back, model, 1e-6)
     assert distance(back(inputs), suspect(inputs)) < 1e-5
+
+
+@torch.no_grad()
+def test_groups_are_put_back_and_their_units_within():
+    model, example = randomised(bundled()).double(), EXAMPLE.double()
+    for seed in range(5):
+        torch.manual_seed(seed)
+        assert_alike(align_units(rewritten(model, Permutation(), example=example), model, example), model, 1e-12)
 
 
 def test_matches_are_sought_no_more_when_none_changes(monkeypatch):

@@ -27,7 +27,7 @@ from clearstamp.stamp import Stamp
 from clearstamp.transpose import transpose
 from clearstamp.transposed.graph import Graph, capture
 from clearstamp.units.canonical import merged
-from clearstamp.units.spaces import find_spaces
+from clearstamp.units.spaces import find_groups, find_spaces
 
 SHAPE = (1, 12, 12)
 EXAMPLE = torch.zeros(1, *SHAPE)
@@ -187,6 +187,71 @@ def test_a_depthwise_layer_and_a_gate_belong_to_the_channels_that_they_act_on():
 def test_units_of_different_groups_do_not_mix():
     spaces = find_spaces(grouped(), EXAMPLE)
     assert [(space.units, space.rigid) for space in spaces] == [(4, True)] * 4 + [(6, False)]
+
+
+def bundled() -> nn.Module:
+    """Two grouped convolutions in a chain, of four groups each, and a batch norm between them."""
+    grouped_twice = (
+        nn.Conv2d(8, 12, 3, groups=4),
+        nn.BatchNorm2d(12),
+        nn.ReLU(),
+        nn.Conv2d(12, 8, 1, groups=4, bias=False),
+    )
+    return nn.Sequential(nn.Conv2d(1, 8, 3, 2), nn.ReLU(), *grouped_twice, nn.Flatten(), nn.Linear(72, 4))
+
+
+@torch.no_grad()
+def test_groups_change_places_as_a_whole_through_all_their_convolutions():
+    model = randomised(bundled()).double()
+    changed = copy.deepcopy(model)
+    (groups,) = find_groups(find_spaces(changed, EXAMPLE.double()))
+    assert [[space.units for space in spaces] for spaces in groups.members] == [[2, 3, 2]] * 4
+    groups.permute(torch.tensor([2, 0, 3, 1]))
+    inputs = torch.rand(8, *SHAPE, dtype=torch.float64)
+    torch.testing.assert_close(changed(inputs), model(inputs), rtol=1e-12, atol=1e-12)
+    for layer in (0, 2, 3, 5, 7):
+        assert not torch.equal(changed[layer].weight, model[layer].weight)
+    assert torch.equal(changed[2].weight[:3], model[2].weight[6:9]), "the first group has the third one's kernels"
+    assert torch.equal(changed[5].weight[:2], model[5].weight[4:6]), "also in the second convolution"
+
+
+class HalfRead(nn.Module):
+    """Of two groups the first is read once more."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c, self.d = (
+            nn.Conv2d(2, 8, 3),
+            nn.Conv2d(8, 8, 3, groups=2),
+            *(nn.Linear(inputs, 4) for inputs in (128, 144)),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.a(x))
+        return self.c(self.b(y).flatten(1)) + self.d(y[:, :4].flatten(1))
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        lambda: nn.Sequential(nn.Conv2d(2, 8, 3, groups=2), nn.Flatten(), nn.Linear(288, 4)),
+        lambda: nn.Sequential(nn.Conv2d(2, 8, 3), nn.Conv2d(8, 4, 6, groups=2), nn.Flatten()),
+        lambda: nn.Sequential(
+            nn.Conv2d(2, 8, 3), nn.Conv2d(8, 8, 1, groups=2), nn.ChannelShuffle(2), nn.Conv2d(8, 4, 6, groups=2)
+        ),
+        HalfRead,
+    ],
+    ids=["reads the image", "gives the answer", "shuffled", "half of it read"],
+)
+@torch.no_grad()
+def test_groups_that_are_not_alike_stay_where_they_are(network):
+    model, example = network().double().eval(), torch.zeros(1, 2, 8, 8, dtype=torch.float64)
+    spaces = find_spaces(model, example)
+    assert spaces and find_groups(spaces) == []
+    inputs = torch.rand(4, 2, 8, 8, dtype=torch.float64)
+    before = model(inputs)
+    Permutation().rewrite(spaces)
+    torch.testing.assert_close(model(inputs), before, rtol=1e-12, atol=1e-12)
 
 
 class Shuffled(nn.Module):
