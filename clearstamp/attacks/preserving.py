@@ -31,7 +31,7 @@ class Rewriting(Attack):
 
 @dataclass(frozen=True, kw_only=True)
 class Permutation(Rewriting):
-    """Reorder the hidden units of every layer, and the groups of grouped convolutions as a whole."""
+    """Reorder the hidden units of every layer, and groups of convolutions and heads of attention as a whole."""
 
     def rewrite(self, spaces: list[Space]) -> None:
         for space in spaces:

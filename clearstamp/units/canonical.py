@@ -198,6 +198,11 @@ class Vectors:
         most = by.abs() * len(values) ** 0.5
         return self.shifted(made, -most, most, bias)
 
+    def attention(self, step: Step) -> tuple[Tensor, Tensor, Tensor]:
+        """What an attention takes from its values: means of them, of which none is known to be like another."""
+        ((_, low, high),) = self.given(step)
+        return self.draw(len(low)), low, high
+
     def linear(self, step: Step) -> tuple[Tensor, Tensor, Tensor]:
         """Times a number."""
         ((values, *ends),) = self.given(step)

@@ -41,6 +41,25 @@ BLANK, FIXED = 0, 1
 """The slots of numbers that are zero, and of all that is not to be rewritten."""
 
 
+@dataclass(frozen=True)
+class Group:
+    """One group of a grouped convolution, or one head of an attention, on one of its two sides.
+
+    Attributes:
+        owner: what has such groups.
+        side: "in" or "out"; of a head what queries and keys meet by, and what goes through it from the values.
+        number: which of them it is.
+        count: how many there are that could stand in for each other.
+        size: the number of slots on that side.
+    """
+
+    owner: object
+    side: str
+    number: int
+    count: int
+    size: int
+
+
 @dataclass(frozen=True, eq=False)
 class Use:
     """Where a module's tensors `names` have a number, or a slice, for each of some slots: along `axis`.
@@ -50,6 +69,7 @@ class Use:
         power: what becomes of the numbers if these slots are multiplied by d: they are multiplied by d ** power. For
             the running statistics of a norm, None: the mean is multiplied by d, the variance as it has to be.
         rows: of a grouped convolution, those that belong to the group.
+        group: the group or the head that they belong to; of a head there are no tensors.
         moved: whether units that change places take these numbers along; False where another use says it already.
     """
 
@@ -59,22 +79,13 @@ class Use:
     power: int | None
     axis: int = 0
     rows: slice = field(default_factory=lambda: slice(None))
+    group: Group | None = None
     moved: bool = True
 
     @property
     def reads(self) -> bool:
         """Whether these are a layer's columns."""
         return self.axis == 1
-
-    @property
-    def grouped(self) -> bool:
-        """Whether they belong to one group of a grouped convolution."""
-        return self.rows.stop is not None
-
-    @property
-    def group(self) -> int:
-        """Which group of a grouped convolution they belong to."""
-        return int(self.rows.start // (self.rows.stop - self.rows.start))
 
     @property
     def writes(self) -> bool:
@@ -206,6 +217,8 @@ class Channels:
             found = self.move(node, name, given)
         elif name in ("add", "sub", "mul", "div"):
             found = self.arithmetic(node, name, given)
+        elif name == "scaled_dot_product_attention":
+            found = self.attention(node, given)
         elif x not in self.slots or not isinstance(self.slots[x], Tensor) or len(node.all_input_nodes) > 1:
             found = self.layer(node, name, given) if x in self.slots else None
         elif name in SAME:
@@ -329,6 +342,37 @@ class Channels:
         self.rigid.append(slots)
         return result
 
+    def attention(self, node: fx.Node, given: dict[str, Any]) -> Tensor | None:
+        """Heads: queries meet keys channel by channel, and what is read of the values comes out in their channels.
+
+        Heads can stand in for each other unless a mask tells them apart.
+        """
+        parts, mask = [given[name] for name in ("query", "key", "value")], given.get("attn_mask")
+        if any(x not in self.slots or x.meta["val"].dim() != 4 or self.slots[x].shape[2] > 1 for x in parts):
+            return None
+        if mask in self.slots or (isinstance(mask, fx.Node) and mask.meta["val"].dim() > 4):
+            return None
+        heads = node.meta["val"].shape[1]
+        queries, keys, values = (self.headed(x, heads) for x in parts)
+        self.tie(queries, keys, scale=False)
+        self.pin(queries, keys)
+        result = self.compute("attention", values)
+        told_apart = isinstance(mask, fx.Node) and mask.meta["val"].dim() > 2 and mask.meta["val"].shape[-3] > 1
+        for head in range(heads):
+            for side, slots in (("in", queries[0, head].flatten()), ("out", result[0, head].flatten())):
+                group = Group(node, side, head, 1 if told_apart else heads, len(slots))
+                self.uses.append(Use(self.model, (), slots, 0, group=group, moved=False))
+        self.rigid += [queries, result]
+        return result
+
+    def headed(self, x: fx.Node, heads: int) -> Tensor:
+        """The slots of queries, keys or values ``[1, heads, 1, channels]``; heads of one group have the same."""
+        size, slots = x.meta["val"].shape, self.slots[x]
+        slots = (
+            slots.expand(1, size[1], 1, size[3]) if len(slots) == 1 else slots.new_full((1, size[1], 1, size[3]), FIXED)
+        )
+        return slots.repeat_interleave(heads // size[1], 1)
+
     def layer(self, node: fx.Node, name: str, given: dict[str, Any]) -> Tensor | None:
         """A layer with weights."""
         if name in WEIGHTED:
@@ -360,8 +404,12 @@ class Channels:
             return result
         for columns, rows in zip(torch.arange(inputs).chunk(groups), torch.arange(outputs).chunk(groups), strict=True):
             own = slice(None) if groups == 1 else slice(int(rows[0]), int(rows[-1]) + 1)
-            self.use([weight], read[columns], -1, axis=1, rows=own)
-            self.use(places.values(), written[rows], 1, rows=own)
+            ends = [
+                None if groups == 1 else Group(weight[0], side, int(rows[0]) // len(rows), groups, len(slots))
+                for side, slots in (("in", columns), ("out", rows))
+            ]
+            self.use([weight], read[columns], -1, axis=1, rows=own, group=ends[0])
+            self.use(places.values(), written[rows], 1, rows=own, group=ends[1])
         if groups > 1:
             self.rigid += [read, written]
         self.steps.append(Step("write", written, (read,), places, number=groups))

@@ -6,6 +6,7 @@ Attackers use this to change a model without changing what it computes, and judg
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import torch
@@ -79,7 +80,7 @@ class Place:
     def same_axis(self, other: "Place") -> bool:
         """Whether another place is along the same axis of the same tensors."""
         a, b = self.use, other.use
-        return a.owner is b.owner and a.axis == b.axis and a.names[0] == b.names[0]
+        return a.owner is b.owner and a.axis == b.axis and a.names[:1] == b.names[:1]
 
 
 @dataclass(eq=False)
@@ -160,7 +161,7 @@ def gather(channels: Channels) -> list[Space]:
     seen: dict[int, list[tuple[int, int, int]]] = defaultdict(list)
     for number, use in enumerate(channels.uses):
         for position, slot in enumerate(use.slots.tolist()):
-            seen[int(unit[slot])].append((number, position, int(scale[slot])))
+            seen[int(unit[slot])].append((number, position, int(scale[slot]) if use.names else FIXED))
     alike: dict[Kind, list[list[int]]] = defaultdict(list)
     for root, places in seen.items():
         if root > FIXED:
@@ -187,7 +188,9 @@ def gathered(uses: list[Use], kind: Kind, positions: Tensor) -> Space:
 
 @dataclass(eq=False)
 class Groups:
-    """Groups of grouped convolutions, each with all that goes into it and comes out: they can change places as a whole.
+    """Groups of grouped convolutions, or heads of an attention, each with all that goes into it and comes out.
+
+    They can change places as a whole.
 
     Attributes:
         members: the spaces of each group, in one order, so that those at one position lie alike.
@@ -199,7 +202,7 @@ class Groups:
         """Put the groups into another order: what a group's kernels read goes with its rows."""
         for spaces in zip(*self.members, strict=True):
             for places in zip(*(space.moved for space in spaces), strict=True):
-                if places[0].use.reads and places[0].use.grouped:
+                if places[0].use.reads and places[0].use.group:
                     continue
                 for tensors in zip(*(place.tensors for place in places), strict=True):
                     values = [place.at(tensor) for place, (_, tensor) in zip(places, tensors, strict=True)]
@@ -208,48 +211,45 @@ class Groups:
 
 
 def find_groups(spaces: list[Space]) -> list[Groups]:
-    """The groups that can change places, in the order in which they are first written.
+    """The groups and heads that can change places, in the order in which they are first written.
 
     Convolutions whose groups are read by one another have theirs in common. Those whose groups a shuffle mixes are left
     out, and those that read what cannot be rewritten, such as the image, or write it.
     """
-    spots = {space: {(p.use.owner, p.use.group) for p in space.moved if p.use.grouped} for space in spaces}
-    together: list[tuple[set[Any], list[Space]]] = []
-    for space in (space for space in spaces if spots[space]):
-        owners, own = {owner for owner, _ in spots[space]}, [space]
+    groups = {space: [place.use.group for place in space.places if place.use.group] for space in spaces}
+    together: list[tuple[set[object], set[Space]]] = []
+    for space in (space for space in spaces if groups[space]):
+        owners, own = {group.owner for group in groups[space]}, {space}
         for other in [each for each in together if each[0] & owners]:
             together.remove(other)
-            owners, own = owners | other[0], other[1] + own
+            owners, own = owners | other[0], own | other[1]
         together.append((owners, own))
     found = []
     for owners, own in together:
-        numbers = {space: {group for _, group in spots[space]} for space in own}
+        numbers = {space: {group.number for group in groups[space]} for space in own}
         members: dict[int, list[Space]] = defaultdict(list)
-        for space in (space for space in spaces if space in numbers):
+        for space in (space for space in spaces if space in own):
             members[min(numbers[space])].append(space)
-        if all(len(each) == 1 for each in numbers.values()) and exchangeable(owners, [*members.values()]):
-            found.append(Groups([members[group] for group in sorted(members)]))
-    return found
+        ordered = [members[number] for number in sorted(members)]
+        if len(ordered) > 1 and all(len(each) == 1 for each in numbers.values()) and exchangeable(owners, ordered):
+            found.append(Groups(ordered))
+    return sorted(found, key=lambda each: spaces.index(each.members[0][0]))
 
 
-def exchangeable(owners: set[Any], members: list[list[Space]]) -> bool:
-    """Whether groups lie alike, and all that their convolutions read and write belongs to them."""
+def exchangeable(owners: set[object], members: list[list[Space]]) -> bool:
+    """Whether groups lie alike, and both sides of each belong to them as a whole."""
 
     def lies(place: Place) -> tuple[object, ...]:
-        index = place.index.tolist() if place.use.grouped else place.index.shape
-        return place.use.owner, place.use.names, place.use.axis, place.gauge, place.use.grouped, index
+        index = place.index.tolist() if place.use.group else place.index.shape
+        return place.use.owner, place.use.names, place.use.axis, place.gauge, index
 
-    first, *others = ([[lies(place) for place in space.moved] for space in spaces] for spaces in members)
-    if any(other != first for other in others) or any(owner.groups != len(members) for owner in owners):
-        return False
-    covered: Counter[tuple[Any, int]] = Counter()
-    for place in (place for space in members[0] for place in space.moved if place.use.grouped):
-        covered[place.use.owner, place.use.axis] += place.index.numel()
-    return all(
-        covered[owner, axis] == channels // owner.groups
-        for owner in owners
-        for axis, channels in enumerate((owner.out_channels, owner.in_channels))
-    )
+    first, *others = ([[lies(place) for place in space.places] for space in spaces] for spaces in members)
+    held: Counter[tuple[object, str, int, int]] = Counter()
+    for place in (place for space in members[0] for place in space.places):
+        if group := place.use.group:
+            held[group.owner, group.side, group.count, group.size] += place.index.numel()
+    whole = {(who, side) for (who, side, count, size), n in held.items() if (count, size) == (len(members), n)}
+    return all(other == first for other in others) and whole >= {*product(owners, ("in", "out"))}
 
 
 def widen(all_spaces: list[Space], space: Space, fill: Callable[[Place, Tensor], Tensor]) -> None:

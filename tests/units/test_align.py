@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from clearstamp import align_units, fit
+from clearstamp import align_units, canonical_form, fit
 from clearstamp.attacks import (
     BatchNormRescaling,
     DummyUnits,
@@ -30,6 +30,7 @@ from tests.units.test_units import (
     EXAMPLE,
     NETWORKS,
     SHAPE,
+    Attending,
     Stream,
     bundled,
     chain,
@@ -96,11 +97,15 @@ def test_networks_of_the_zoo_are_put_back_up_to_rounding(name, shape, rescaling)
 
 
 @torch.no_grad()
-def test_groups_are_put_back_and_their_units_within():
-    model, example = randomised(bundled()).double(), EXAMPLE.double()
+@pytest.mark.parametrize("network", [bundled, Attending])
+def test_groups_and_heads_are_put_back_and_their_units_within(network):
+    model, example = randomised(network()).double(), EXAMPLE.double()
+    form = canonical_form(model, example)
     for seed in range(5):
         torch.manual_seed(seed)
-        assert_alike(align_units(rewritten(model, Permutation(), example=example), model, example), model, 1e-12)
+        suspect = rewritten(model, Permutation(), Rescaling(), example=example)
+        assert_alike(align_units(suspect, model, example), model, 1e-12)
+        assert_alike(canonical_form(suspect, example), form, 1e-9)
 
 
 def test_matches_are_sought_no_more_when_none_changes(monkeypatch):

@@ -6,6 +6,7 @@ from functools import cache
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clearstamp import canonical_form
@@ -213,6 +214,50 @@ def test_groups_change_places_as_a_whole_through_all_their_convolutions():
         assert not torch.equal(changed[layer].weight, model[layer].weight)
     assert torch.equal(changed[2].weight[:3], model[2].weight[6:9]), "the first group has the third one's kernels"
     assert torch.equal(changed[5].weight[:2], model[5].weight[4:6]), "also in the second convolution"
+
+
+class Attending(nn.Module):
+    """Rows of an image attend to each other by three heads; with a `mask`, each head by its own."""
+
+    def __init__(self, mask: bool = False):
+        super().__init__()
+        self.queries, self.keys, self.values = (nn.Linear(12, 12) for _ in range(3))
+        self.out, self.head = nn.Linear(12, 12), nn.Linear(12, 4)
+        self.mask = nn.Parameter(torch.randn(1, 3, 12, 12)) if mask else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.squeeze(1)
+        q, k, v = (each(rows).unflatten(2, (3, 4)).transpose(1, 2) for each in (self.queries, self.keys, self.values))
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=self.mask)
+        return self.head(torch.relu(self.out(y.transpose(1, 2).flatten(2))).mean(1))
+
+
+@torch.no_grad()
+def test_heads_change_places_as_a_whole():
+    model = randomised(Attending()).double()
+    changed = copy.deepcopy(model)
+    (heads,) = find_groups(find_spaces(changed, EXAMPLE.double()))
+    heads.permute(torch.tensor([2, 0, 1]))
+    inputs = torch.rand(8, *SHAPE, dtype=torch.float64)
+    torch.testing.assert_close(changed(inputs), model(inputs), rtol=1e-12, atol=1e-12)
+    for layer in ("queries", "keys", "values"):
+        rows = [getattr(each, layer).weight for each in (changed, model)]
+        assert torch.equal(rows[0][:4], rows[1][8:])
+    assert torch.equal(changed.out.weight[:, :4], model.out.weight[:, 8:])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("mask", [False, True])
+def test_units_of_a_head_stay_together_also_where_a_mask_tells_heads_apart(mask):
+    model = randomised(Attending(mask)).double()
+    spaces, before = find_spaces(model, EXAMPLE.double()), model(EXAMPLE.double())
+    assert [space.units for space in spaces] == [4] * 6 + [12] and len(find_groups(spaces)) == (not mask)
+    torch.manual_seed(0)
+    weights = model.values.weight.clone()
+    Permutation().rewrite(spaces)
+    Rescaling().rewrite(spaces)
+    assert distance(model.values.weight, weights) > 0.1
+    torch.testing.assert_close(model(EXAMPLE.double()), before, rtol=1e-12, atol=1e-12)
 
 
 class HalfRead(nn.Module):
