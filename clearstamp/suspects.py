@@ -1,50 +1,29 @@
-"""Any checkpoint, safely: what a file holds, put into a fresh copy of the owner's architecture, and a report.
-
-A file from a stranger is parsed in a process of its own, with limits on memory and time, and nothing in it is ever
-executed. What comes back is plain tensors.
-"""
+"""Any checkpoint: what a stranger's file holds, put into a fresh copy of the owner's architecture, and a report."""
 
 import copy
-import json
-import pickle
-import subprocess
-import sys
-import tempfile
-import zipfile
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from clearstamp.checkpoints import Part, parsed
 from clearstamp.errors import SuspectError
 from clearstamp.transposed.graph import still_twin, unwrapped
 
 __all__ = ["Report", "Suspect", "load_suspect"]
 
 PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.")
-"""What wrappers put before the names of tensors, in any stack."""
+"""What wrappers put before the names of tensors, in any stack of up to `STACKED`."""
+STACKED = 8
 
-INDEX = ".index.json"
-"""How the name of the list of a checkpoint's shards ends."""
+COUNTER = "num_batches_tracked"
+"""How the name of what nothing reads ends."""
 
-DEEPEST, LONGEST = 8, 400
-"""Levels of nesting, and characters of a name, that are still read."""
-
-NUMBERS = frozenset(
-    "bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 bfloat16 float32 float64 complex64 "
-    "float8_e4m3fn float8_e4m3fnuz float8_e5m2 float8_e5m2fnuz float8_e8m0fnu".split()
-)
-"""Types of numbers that are read."""
-
-SECONDS, SPARE = 120, 2**29
-"""What reading may take: time, and memory in bytes beyond six times the file."""
-
-CHILD = "import sys; from clearstamp.suspects import main; main(*sys.argv[1:])"
+SCALES = ("scale", "scb", "absmax", "zero_point", "quant_state", "quant_map")
+"""What the names of tensors tell by which quantised ones are to be multiplied."""
 
 
 @dataclass(frozen=True)
@@ -121,31 +100,34 @@ def load_suspect(
     Raises `SuspectError` for a file that is not plain tensors, for numbers that are not finite, and if nothing fits.
     """
     parts = parsed(Path(path))
-    model = copy.deepcopy(still_twin(unwrapped(into))).float().requires_grad_(False)
-    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    try:
+        model = copy.deepcopy(still_twin(unwrapped(into))).float().requires_grad_(False)
+        state = {name: held for name, held in model.state_dict().items() if isinstance(held, Tensor)}
+    except ValueError as error:  # of lazy layers
+        raise SuspectError("the model is not complete", got=str(error), remedy="run it once before") from error
+    wanted = {name: tuple(tensor.shape) for name, tensor in state.items()}
     fitting = fitting_parts(parts, wanted)
     held, prefix, tensors = chosen(str(path), parts, fitting, wanted, choose)
+    check_read(parts[held].unread, prefix, wanted, str(path))
     matched = {name: tensor for name, tensor in tensors.items() if wanted.get(name) == tuple(tensor.shape)}
     misshapen = {
         name: (tuple(tensor.shape), wanted[name])
         for name, tensor in tensors.items()
         if name in wanted and name not in matched
     }
-    missing = tuple(name for name in wanted if name not in tensors and not name.endswith("num_batches_tracked"))
-    check_finite(matched, str(path))
-    head = None
+    tied = ties(state, matched, str(path))
+    missing = tuple(name for name in wanted if name not in tensors and name not in tied and not name.endswith(COUNTER))
+    check_numbers(matched, state, tensors, str(path))
+    head, replaced = None, {}
     if head_from is not None and (missing or misshapen):
         head = single_layer((*missing, *misshapen))
-        owned = unwrapped(head_from).state_dict()
-        replaced = {name: owned[name] for name in (*missing, *misshapen)}
-    else:
-        replaced = {}
-    fill_with_noise(model)
-    state = model.state_dict()
+        replaced = owned(unwrapped(head_from), (*missing, *misshapen), wanted)
+    fill_with_noise(state)
     with torch.no_grad():
         for name, tensor in (matched | replaced).items():
             state[name].copy_(tensor)
-    types = [str(tensor.dtype).removeprefix("torch.") for tensor in matched.values() if tensor.is_floating_point()]
+    check_finite({name: state[name] for name in matched}, str(path))
+    types = Counter(str(t.dtype).removeprefix("torch.") for n, t in matched.items() if t.dtype != state[n].dtype)
     report = Report(
         file=str(path),
         held=held,
@@ -153,18 +135,21 @@ def load_suspect(
         fitting=tuple(fitting),
         matched=tuple(matched),
         missing=missing,
-        extra=tuple(name for name in tensors if name not in wanted),
+        extra=(
+            *(name for name in tensors if name not in wanted),
+            *(name for name in parts[held].tensors if not name.startswith(prefix)),
+        ),
         misshapen=misshapen,
-        converted={kind: types.count(kind) for kind in dict.fromkeys(types) if kind != "float32"},
+        converted=dict(types),
         head=head,
-        coverage=sum(tensor.numel() for tensor in matched.values()) / sum(tensor.numel() for tensor in state.values()),
+        coverage=sum(state[name].numel() for name in {*matched, *tied}) / sum(t.numel() for t in state.values()),
     )
     if (missing or misshapen) and not partial and head is None:
         raise SuspectError(
             "the checkpoint does not cover the model",
             got=f"\n{report}\n",
-            remedy="check the architecture; partial=True (--partial) reads what there is, "
-            "head_from= (--head-from) puts back an owner's layer",
+            remedy="check the architecture; partial=True (examine --partial) reads what there is, "
+            "head_from= (examine --head-from) puts back an owner's layer",
         )
     return Suspect(model, report)
 
@@ -173,21 +158,23 @@ def load_suspect(
 
 
 def fitting_parts(
-    parts: dict[str, dict[str, Tensor]], wanted: Mapping[str, tuple[int, ...]]
+    parts: Mapping[str, Part], wanted: Mapping[str, tuple[int, ...]]
 ) -> dict[str, dict[str, dict[str, Tensor]]]:
     """Every part of a file that fits, as its tensors for each prefix with which most of them do."""
     fitting = {}
-    for held, tensors in parts.items():
-        options = {prefix: stripped(tensors, prefix) for prefix in prefixes(tensors)}
-        fits = {prefix: fit(found, wanted) for prefix, found in options.items()}
-        if best := [prefix for prefix, count in fits.items() if count == max(fits.values()) > 0]:
-            fitting[held] = {prefix: options[prefix] for prefix in best}
+    for held, part in parts.items():
+        fits: Counter[str] = Counter()
+        for name, tensor in part.tensors.items():
+            for prefix in stacks(name):
+                fits[prefix] += fit({uncompiled(name.removeprefix(prefix)): tensor}, wanted)
+        if best := [prefix for prefix in sorted(fits) if fits[prefix] == max(fits.values()) > 0]:
+            fitting[held] = {prefix: stripped(part.tensors, prefix) for prefix in best}
     return fitting
 
 
 def chosen(
     file: str,
-    parts: dict[str, dict[str, Tensor]],
+    parts: Mapping[str, Part],
     fitting: dict[str, dict[str, dict[str, Tensor]]],
     wanted: Mapping[str, tuple[int, ...]],
     choose: str | None,
@@ -201,9 +188,12 @@ def chosen(
     if not meant:
         raise SuspectError(
             "no tensor of the checkpoint fits the model by name and shape",
-            got="; ".join(f"{held or 'the file'}: {', '.join(list(names)[:3])} ..." for held, names in parts.items()),
-            expected=f"{', '.join(list(wanted)[:3])} ...",
+            got="; ".join(
+                f"{ascii(held) if held else 'the file'}: {listed(shapes(p.tensors))}" for held, p in parts.items()
+            ),
+            expected=listed(wanted),
             where=file,
+            remedy="check the architecture, and the widths of its layers",
         )
     if len(meant) > 1:
         counts = {held: fit(next(iter(options.values())), wanted) for held, options in meant.items()}
@@ -218,234 +208,146 @@ def chosen(
     return held, prefix, tensors
 
 
+def shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """The shape of each tensor."""
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+
+def listed(sizes: Mapping[str, tuple[int, ...]]) -> str:
+    """The first few tensors, with their shapes."""
+    return ", ".join(f"{name} {list(shape)}" for name, shape in [*sizes.items()][:3]) + " ..." * (len(sizes) > 3)
+
+
+def stacks(name: str) -> Iterator[str]:
+    """Every stack of `PREFIXES` with which a name begins, the empty one first."""
+    stack = ""
+    for _ in range(STACKED + 1):
+        yield stack
+        more = next((one for one in PREFIXES if name.startswith(stack + one)), None)
+        if more is None:
+            return
+        stack += more
+
+
 def prefixes(tensors: Mapping[str, Tensor]) -> list[str]:
     """Every stack of `PREFIXES` with which some name begins, the empty one first."""
-    found = [""]
-    for stack in found:  # which grows meanwhile
-        longer = (stack + one for one in PREFIXES if len(stack) < LONGEST // 4)
-        found += [each for each in longer if any(name.startswith(each) for name in tensors)]
-    return found
+    return list(dict.fromkeys(["", *(stack for name in tensors for stack in stacks(name))]))
+
+
+def uncompiled(name: str) -> str:
+    """A name without the mark of compiled layers within."""
+    return name.replace("._orig_mod.", ".")
 
 
 def stripped(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """The tensors by their names without the prefix, and without the mark of compiled layers within."""
-    cut = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-    return {name.replace("._orig_mod.", "."): tensor for name, tensor in cut.items()}
+    found: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        if name.startswith(prefix):
+            plain = uncompiled(name.removeprefix(prefix))
+            if plain in found:
+                raise SuspectError("two tensors have one name, but for what wrappers add to it", got=plain)
+            found[plain] = tensor
+    return found
 
 
 def fit(tensors: Mapping[str, Tensor], wanted: Mapping[str, tuple[int, ...]]) -> int:
-    """How many tensors fit by name and shape."""
-    return sum(wanted.get(name) == tuple(tensor.shape) for name, tensor in tensors.items())
+    """How many tensors fit by name and shape, but for counters that nothing reads."""
+    return sum(wanted.get(n) == tuple(t.shape) and not n.endswith(COUNTER) for n, t in tensors.items())
+
+
+def check_read(unread: Mapping[str, str], prefix: str, wanted: Mapping[str, object], file: str) -> None:
+    """Raise `SuspectError` if a tensor of the model lies in the file, and could not be read."""
+    for name, reason in unread.items():
+        if name.startswith(prefix) and uncompiled(name.removeprefix(prefix)) in wanted:
+            raise SuspectError(reason, got=name, where=file)
+
+
+def ties(state: Mapping[str, Tensor], matched: Mapping[str, Tensor], file: str) -> list[str]:
+    """Names whose tensor the model has by another name as well, by which it is in the file.
+
+    Raises `SuspectError` if the file has different numbers under two such names.
+    """
+    first: dict[object, str] = {}
+    for name in matched:
+        place = (state[name].data_ptr(), state[name].shape, state[name].stride()) if state[name].numel() else name
+        other = first.setdefault(place, name)
+        if other != name and not torch.equal(matched[other], matched[name]):
+            raise SuspectError(
+                "the file has different numbers where the model has one tensor by two names",
+                got=f"{other}, {name}",
+                where=file,
+            )
+    return [n for n, t in state.items() if n not in matched and (t.data_ptr(), t.shape, t.stride()) in first]
+
+
+def layer_of(name: str) -> str:
+    """The layer that a tensor belongs to, also where a parametrisation stands for it."""
+    layer, parametrised, _ = name.partition(".parametrizations.")
+    return layer if parametrised else name.rpartition(".")[0]
 
 
 def single_layer(names: tuple[str, ...]) -> str:
     """The one layer to which all the tensors belong. Raises `SuspectError` if they belong to several."""
-    layers = sorted({name.rpartition(".")[0] for name in names})
+    layers = sorted({*map(layer_of, names)})
     if len(layers) > 1:
         raise SuspectError("more than one layer is missing or of another shape", got=", ".join(layers), expected="one")
     return layers[0]
 
 
+def owned(model: nn.Module, names: tuple[str, ...], wanted: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    """Tensors of an owner's model. Raises `SuspectError` if it lacks one, or has it in another shape."""
+    held = model.state_dict()
+    for name in names:
+        if name not in held or tuple(held[name].shape) != wanted[name]:
+            raise SuspectError(
+                "the model to put a layer back from has not that layer",
+                got=f"{name} {list(held[name].shape) if name in held else 'missing'}",
+                expected=list(wanted[name]),
+            )
+    return {name: held[name] for name in names}
+
+
+def check_numbers(
+    matched: Mapping[str, Tensor], state: Mapping[str, Tensor], tensors: Mapping[str, Tensor], file: str
+) -> None:
+    """Raise `SuspectError` for numbers that are not the weights themselves: quantised, or of another kind."""
+    for name, tensor in matched.items():
+        own, layer = state[name].dtype, name.rpartition(".")[0]
+        beside = [n for n in tensors if n not in matched and n.rpartition(".")[0] == layer]
+        scales = [n for n in beside if any(word in n.rpartition(".")[2].lower() for word in SCALES)]
+        floating, small = tensor.is_floating_point(), tensor.element_size() == 1
+        if own.is_floating_point and not tensor.is_complex() and (not floating or (small and scales)):
+            raise SuspectError(
+                "the file is quantised: its numbers are weights only once they are multiplied by scales",
+                got=f"{name}: {tensor.dtype}" + (f", beside {scales[0]}" if scales else ""),
+                expected=str(own),
+                where=file,
+                remedy="dequantise it, and say so with its source",
+            )
+        counted = not (own.is_floating_point or own.is_complex)
+        broken = counted and floating and not torch.equal(tensor.double(), tensor.double().round())
+        if tensor.is_complex() != own.is_complex or broken:
+            raise SuspectError("numbers of another kind", got=f"{name}: {tensor.dtype}", expected=str(own), where=file)
+
+
 def check_finite(tensors: Mapping[str, Tensor], file: str) -> None:
     """Raise `SuspectError` for a tensor that holds NaN or infinities."""
     for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-            raise SuspectError("a tensor is not finite", got=name, where=file)
+        if not bool(tensor.isfinite().all()):
+            raise SuspectError(
+                f"a tensor is not finite in {str(tensor.dtype).removeprefix('torch.')}", got=name, where=file
+            )
 
 
-def fill_with_noise(model: nn.Module) -> None:
-    """Put noise in place of all that a checkpoint holds; variances stay positive."""
+def fill_with_noise(state: Mapping[str, Tensor]) -> None:
+    """Put noise in place of all that a checkpoint holds, and 0 for whole numbers; variances stay positive."""
     generator = torch.Generator("cpu").manual_seed(0)
     with torch.no_grad():
-        for name, tensor in model.state_dict().items():
-            if tensor.is_floating_point():
-                noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float32, device="cpu")
+        for name, tensor in state.items():
+            if tensor.is_floating_point() or tensor.is_complex():
+                kind = torch.complex64 if tensor.is_complex() else torch.float32
+                noise = torch.randn(tensor.shape, generator=generator, dtype=kind, device="cpu")
                 tensor.copy_(noise.abs() + 0.5 if name.endswith("running_var") else noise)
-
-
-# -------------------------------------------------------------------------------------------------- what a file holds
-
-
-def parsed(path: Path) -> dict[str, dict[str, Tensor]]:
-    """The tensors of every part of a file, read by a process of its own."""
-    if not path.is_file():
-        raise SuspectError("no such file", got=path)
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            done = subprocess.run(
-                [sys.executable, "-P", "-c", CHILD, path.resolve(), folder],
-                capture_output=True,
-                text=True,
-                timeout=SECONDS,
-                check=False,
-            )
-        except subprocess.TimeoutExpired as error:
-            raise SuspectError("reading the checkpoint takes too long", got=f"over {SECONDS} s", where=path) from error
-        answer = Path(folder, "answer.json")
-        if not answer.is_file():
-            raise SuspectError("reading the checkpoint failed", got=f"exit code {done.returncode}", where=path)
-        told = json.loads(answer.read_text())
-        if "refused" in told:
-            raise SuspectError(told["refused"], where=path)
-        with safe_open(Path(folder, "tensors.safetensors"), "pt") as held:
-            read = {name: held.get_tensor(name).clone() for name in held.keys()}  # noqa: SIM118
-    return {
-        part: {name: read[f"{place}/{name}"] for name in names} for place, (part, names) in enumerate(told["parts"])
-    }
-
-
-def main(file: str, folder: str) -> None:
-    """Read a file under limits, and leave its tensors, or why it is refused, in a folder."""
-    path = Path(file)
-    limit(path)
-    try:
-        parts = read_parts(path)
-        named = {f"{i}/{n}": t for i, tensors in enumerate(parts.values()) for n, t in tensors.items()}
-        plain = {name: tensor.detach().contiguous().clone() for name, tensor in named.items()}
-        save_file(plain, Path(folder, "tensors.safetensors"))
-        told: dict[str, Any] = {"parts": [[part, list(tensors)] for part, tensors in parts.items()]}
-    except SuspectError as error:
-        told = {"refused": str(error)}
-    except MemoryError:
-        told = {"refused": "reading the checkpoint takes too much memory"}
-    Path(folder, "answer.json").write_text(json.dumps(told))
-
-
-def limit(path: Path, seconds: int = SECONDS) -> None:
-    """Bound what this process may take: memory by the size of the file, and time."""
-    try:
-        import resource
-    except ImportError:  # not on every system
-        return
-    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
-    taken = Path("/proc/self/statm")
-    if taken.is_file():
-        most = int(taken.read_text().split()[0]) * resource.getpagesize() + SPARE + 6 * size_of(path)
-        resource.setrlimit(resource.RLIMIT_AS, (most, most))
-
-
-def size_of(path: Path) -> int:
-    """Bytes of a file, or of all shards beside an index."""
-    if path.name.endswith(INDEX):
-        return sum(each.stat().st_size for each in path.parent.iterdir() if each.suffix == ".safetensors")
-    return path.stat().st_size
-
-
-def read_parts(path: Path) -> dict[str, dict[str, Tensor]]:
-    """Every part of a file that holds tensors by name, by the way to it. Raises `SuspectError` for anything unsafe."""
-    if path.name.endswith(INDEX):
-        parts = {"": read_shards(path)}
-    elif path.suffix == ".safetensors":
-        parts = {"": read_safetensors(path)}
-    else:
-        parts = dict(state_dicts(read_torch(path)))
-    if not any(parts.values()):
-        raise SuspectError("the checkpoint holds no tensors by name")
-    for tensors in parts.values():
-        for name, tensor in tensors.items():
-            check_tensor(name, tensor)
-    return parts
-
-
-def read_safetensors(path: Path) -> dict[str, Tensor]:
-    try:
-        with safe_open(path, "pt") as held:
-            return {name: held.get_tensor(name) for name in held.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-        raise SuspectError("not a whole safetensors file", got=type(error).__name__) from error
-
-
-def read_shards(index: Path) -> dict[str, Tensor]:
-    """All tensors of a checkpoint in several files, which lie beside its index."""
-    files = weight_map(index)
-    found: dict[str, Tensor] = {}
-    for shard in shards(index):
-        found |= read_safetensors(shard)
-    if found.keys() != files.keys():
-        got = f"{len(found)} tensors"
-        raise SuspectError("the shards do not hold what their index says", got=got, expected=len(files))
-    return found
-
-
-def shards(index: Path) -> list[Path]:
-    """The files beside an index that it names; none if it is no index. Raises `SuspectError` for any that are not."""
-    if not index.name.endswith(INDEX):
-        return []
-    names = sorted(set(weight_map(index).values()))
-    for name in names:
-        if Path(name).name != name or not (index.parent / name).is_file():
-            raise SuspectError("a shard is not beside its index", got=repr(name))
-    return [index.parent / name for name in names]
-
-
-def weight_map(index: Path) -> dict[str, str]:
-    """Which file holds which tensor, as an index says."""
-    try:
-        return {name: str(shard) for name, shard in json.loads(index.read_text())["weight_map"].items()}
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise SuspectError("not the index of a checkpoint's shards", got=type(error).__name__) from error
-
-
-def read_torch(path: Path) -> Any:
-    """What `torch.save` wrote, with nothing but tensors and plain containers in it."""
-    check_archive(path)
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        named = "global" in str(error).lower() or "unsupported" in str(error).lower()
-        raise SuspectError(
-            "the checkpoint holds more than tensors, such as a pickled module; nothing of it was executed"
-            if named
-            else "not a whole checkpoint",
-            remedy="ask for its state dict, saved as safetensors",
-        ) from error
-    except (MemoryError, RecursionError) as error:
-        raise SuspectError("reading the checkpoint takes too much", got=type(error).__name__) from error
-    except Exception as error:  # of damaged files torch raises whatever its parsers meet
-        raise SuspectError("not a whole checkpoint", got=type(error).__name__) from error
-
-
-def check_archive(path: Path) -> None:
-    """Raise `SuspectError` for TorchScript, exported programs, and archives that unpack to far more than they are."""
-    try:
-        if not zipfile.is_zipfile(path):  # the older form, one stream
-            return
-        with zipfile.ZipFile(path) as archive:
-            entries = archive.infolist()
-    except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError) as error:
-        raise SuspectError("not a whole checkpoint", got=type(error).__name__) from error
-    names = {entry.filename.partition("/")[2] for entry in entries}
-    if "constants.pkl" in names or any(name.startswith("code/") for name in names):
-        raise SuspectError(
-            "this is TorchScript, a program", remedy="torch.jit.load(path).state_dict() on a machine that may run it"
-        )
-    if path.suffix == ".pt2" or "archive_format" in names or any(name.startswith("models/") for name in names):
-        raise SuspectError("this is an exported program", remedy="ask for its state dict, saved as safetensors")
-    if sum(entry.file_size for entry in entries) > 2 * path.stat().st_size + 2**16:
-        raise SuspectError("the checkpoint unpacks to far more than it is", remedy="ask for one that is not compressed")
-
-
-def state_dicts(held: Any, way: tuple[str, ...] = ()) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """Every mapping within what a file holds that has tensors under names, by the way to it."""
-    if len(way) > DEEPEST:
-        raise SuspectError("the checkpoint is nested too deep", got=f"over {DEEPEST} levels")
-    if isinstance(held, Mapping):
-        own = {name: value for name, value in held.items() if isinstance(name, str) and isinstance(value, Tensor)}
-        if own:
-            yield ".".join(way), own
-    inner = held.items() if isinstance(held, Mapping) else enumerate(held) if isinstance(held, list | tuple) else ()
-    for name, value in inner:
-        yield from state_dicts(value, (*way, str(name)))
-
-
-def check_tensor(name: str, tensor: Tensor) -> None:
-    """Raise `SuspectError` for a name or a tensor that no plain checkpoint has."""
-    if not name.isprintable() or len(name) > LONGEST:
-        raise SuspectError("a tensor's name holds control characters or is too long", got=ascii(name[:60]))
-    strided = tensor.layout == torch.strided and not tensor.is_quantized and not tensor.is_meta
-    if type(tensor) not in (Tensor, nn.Parameter) or not strided:
-        raise SuspectError("a tensor is sparse, quantised or without values", got=name)
-    if str(tensor.dtype).removeprefix("torch.") not in NUMBERS:
-        raise SuspectError("numbers of a type that is not read", got=f"{name}: {tensor.dtype}")
-    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-        raise SuspectError("a tensor is larger than what the file holds for it", got=f"{name}: {list(tensor.shape)}")
+            else:
+                tensor.zero_()

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from clearstamp import suspects
+from clearstamp import checkpoints, suspects
 from clearstamp.evidence import Evidence, Seal, Signer, verify_evidence
 from clearstamp.evidence import seal as sealing
 from tests.evidence.bundles import Authority, Case, made, remembered, resigned
@@ -194,7 +194,7 @@ def fuzz(count: int, seed: int, owner: Signer, folder: Path) -> tuple[Counter[in
 def main(count: int, seed: int = 0) -> None:
     warnings.filterwarnings("ignore", "Duplicate name")
     sealing.root = remembered  # scrypt once for each seal
-    suspects.parsed = suspects.read_parts  # no process of its own
+    suspects.parsed = checkpoints.read_parts  # no process of its own
     begun = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with tempfile.TemporaryDirectory() as folder:
         codes, answers = fuzz(count, seed, Signer.make(), Path(folder))

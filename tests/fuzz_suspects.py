@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from clearstamp import suspects
+from clearstamp import checkpoints, suspects
 from clearstamp.errors import SuspectError
 
 
@@ -108,11 +108,11 @@ def main(count: int, seed: int = 0) -> None:
             path = Path(folder, draw.choice(["a.safetensors", "a.pt", "a.pth"]))
             write(path, mutated(model().state_dict(), trace, draw))
             path.write_bytes(damaged(path.read_bytes(), draw))
-            if not limited:
-                suspects.limit(path, seconds=count)
-                limited = True
             try:
-                parts = suspects.read_parts(path)
+                if not limited:
+                    checkpoints.limit(path, seconds=count)
+                    limited = True
+                parts = checkpoints.read_parts(path)
                 fitting = suspects.fitting_parts(parts, wanted)
                 _, _, tensors = suspects.chosen(str(path), parts, fitting, wanted, None)
                 suspects.check_finite(tensors, str(path))

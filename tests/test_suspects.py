@@ -1,17 +1,20 @@
 """Checkpoints as people find them: what is read, what is refused, and what the report says."""
 
 import json
+import random
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import clearstamp as cs
-from clearstamp import suspects
+from clearstamp import checkpoints, suspects
 from clearstamp.errors import SuspectError
 from clearstamp.suspects import load_suspect
 
@@ -34,7 +37,7 @@ def file(tmp_path: Path) -> Path:
 def in_this_process(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Reads files here, which takes no process of its own, but where a test is about that."""
     if "child" not in request.keywords:
-        monkeypatch.setattr(suspects, "parsed", suspects.read_parts)
+        monkeypatch.setattr(suspects, "parsed", checkpoints.read_parts)
 
 
 def state(seed: int = 1) -> dict[str, Tensor]:
@@ -161,7 +164,7 @@ def test_a_replaced_head_is_put_back_and_said(file):
 def test_of_several_parts_that_fit_none_is_guessed(file):
     online, average = state(1), state(2)
     torch.save({"model": online, "model_ema": average}, file)
-    with pytest.raises(SuspectError, match=r"several parts.*'model' \(9 tensors\), 'model_ema' \(9 tensors\).*choose="):
+    with pytest.raises(SuspectError, match=r"several parts.*'model' \(8 tensors\), 'model_ema' \(8 tensors\).*choose="):
         load_suspect(file, plain())
     chosen = load_suspect(file, plain(), choose="model_ema")
     assert same(chosen.model, average) and chosen.report.fitting == ("model", "model_ema")
@@ -173,6 +176,99 @@ def test_of_several_prefixes_that_fit_none_is_guessed(file):
     torch.save(state(1) | prefixed("model.", state(2)), file)
     with pytest.raises(SuspectError, match="several prefixes make the names fit; got: '', 'model.'"):
         load_suspect(file, plain())
+
+
+class Ensemble(nn.Module):
+    """Two names for one tensor, and numbers that are not real."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2)
+        self.b.weight = self.a.weight
+        self.turn = nn.Parameter(torch.randn(4, dtype=torch.complex64))
+        self.register_buffer("mask", torch.tensor([True, False]))
+        self.register_buffer("table", torch.arange(1, 5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c(self.b(torch.relu(self.a(x))))
+
+
+def test_a_tensor_of_two_names_is_read_from_one_and_may_not_differ(file):
+    weights = dict(Ensemble().state_dict())
+    del weights["b.weight"]
+    save_file(weights, file)
+    owner = Ensemble()
+    suspect = load_suspect(file, owner)
+    assert suspect.report.coverage == 1 and not suspect.report.missing
+    assert torch.equal(suspect.model.b.weight, weights["a.weight"])
+    torch.save(weights | {"b.weight": weights["a.weight"] + 1}, file)
+    with pytest.raises(SuspectError, match=r"different numbers where the model has one tensor.*a\.weight, b\.weight"):
+        load_suspect(file, owner)
+
+
+def test_nothing_that_the_file_lacks_is_the_owner_s_of_whatever_kind(file):
+    owner = Ensemble()
+    torch.save({"a.bias": torch.zeros(4)}, file)
+    found = load_suspect(file, owner, partial=True)
+    for name in ("turn", "mask", "table", "a.weight", "c.bias"):
+        assert not torch.equal(found.model.state_dict()[name], owner.state_dict()[name]), name
+    assert found.report.coverage == 4 / sum(tensor.numel() for tensor in owner.state_dict().values())
+
+
+@pytest.mark.parametrize("name", ["weights.bin", "weights", "weights.pth", "weights.SAFETENSORS"])
+def test_files_are_told_by_what_they_hold_whatever_they_are_called(tmp_path, name):
+    save_file(state(), tmp_path / name)
+    assert same(load_suspect(tmp_path / name, plain()).model, state())
+    torch.save(state(), tmp_path / "a.safetensors")
+    assert same(load_suspect(tmp_path / "a.safetensors", plain()).model, state())
+
+
+@pytest.mark.child
+def test_links_are_read_by_what_they_point_to(tmp_path):
+    save_file(state(), tmp_path / "5f2c")
+    (tmp_path / "model.safetensors").symlink_to(tmp_path / "5f2c")
+    assert same(load_suspect(tmp_path / "model.safetensors", plain()).model, state())
+
+
+def test_shards_may_be_of_torch_s_form_and_hold_what_their_index_says(tmp_path):
+    weights = state()
+    for number, names in enumerate((["0.weight", "0.bias"], [name for name in weights if name[0] != "0"])):
+        torch.save({name: weights[name] for name in names}, tmp_path / f"{number}.bin")
+    where = {name: f"{int(name[0] != '0')}.bin" for name in weights}
+    index = tmp_path / "pytorch_model.bin.index.fp16.json"
+    index.write_text(json.dumps({"weight_map": where}))
+    assert same(load_suspect(index, plain()).model, weights)
+    index.write_text(json.dumps({"weight_map": where | {"4.weight": "0.bin"}}))
+    with pytest.raises(SuspectError, match="holds a tensor that the index has elsewhere.*1.bin: '4.weight'"):
+        load_suspect(index, plain())
+    index.write_text(json.dumps({"hidden_size": 768}))
+    with pytest.raises(SuspectError, match="not the index"):
+        load_suspect(index, plain())
+
+
+def test_what_lies_beside_the_weights_refuses_nothing_and_is_told(file):
+    deep = [3]
+    for _ in range(12):
+        deep = [deep]
+    sparse = {"exp_avg": torch.eye(3).to_sparse(), "step": torch.ones(1)}
+    torch.save({"model": state(), "config": deep, "optimizer": sparse, "mean": torch.ones(1).expand(5)}, file)
+    assert same(load_suspect(file, plain()).model, state())
+    assert "sparse" in checkpoints.read_parts(file)["optimizer"].unread["exp_avg"]
+    torch.save(prefixed("module.", state()) | prefixed("ema.", state(2)), file)
+    report = load_suspect(file, plain()).report
+    assert report.prefix == "module." and set(report.extra) == set(prefixed("ema.", state(2)))
+
+
+def test_a_layer_under_a_parametrisation_is_put_back(file):
+    def normed(seed: int) -> nn.Module:
+        model = plain(seed)
+        nn.utils.parametrizations.weight_norm(model[4])
+        return model
+
+    owner, other = normed(0), normed(1)
+    torch.save({name: tensor for name, tensor in other.state_dict().items() if name[0] != "4"}, file)
+    suspect = load_suspect(file, owner, head_from=owner)
+    assert suspect.report.head == "4" and torch.equal(suspect.model[4].weight, owner[4].weight)
 
 
 # -------------------------------------------------------------------------------------------------- what is refused
@@ -226,7 +322,7 @@ def written(kind: str, path: Path) -> Path:
         ("trap", "more than tensors.*nothing of it was executed"),
         ("script", "TorchScript"),
         ("program", "exported program"),
-        ("poisoned", r"not finite; got: 0\.bias"),
+        ("poisoned", r"not finite in float32; got: 0\.bias"),
         ("sparse", r"sparse, quantised.*4\.weight"),
         ("huge", r"larger than what the file holds.*4\.weight"),
         ("control", r"control characters.*x1b"),
@@ -243,6 +339,110 @@ def test_what_is_not_plain_tensors_is_refused_in_a_sentence(file, kind, message)
     assert not file.with_name("executed").exists()
 
 
+def quantised(weights: dict[str, Tensor], kind: str) -> dict[str, Tensor]:
+    """The last layer's weights as other libraries store them."""
+    scale = weights["4.weight"].abs().amax(1, keepdim=True) / 127
+    whole = (weights["4.weight"] / scale).round()
+    if kind == "int8":
+        return weights | {"4.weight": whole.to(torch.int8), "4.SCB": scale * 127}
+    if kind == "alone":
+        return weights | {"4.weight": whole.to(torch.int8)}
+    return weights | {"4.weight": whole.to(torch.float8_e4m3fn), "4.weight_scale": scale}
+
+
+@pytest.mark.parametrize("kind", ["int8", "alone", "float8"])
+def test_quantised_weights_are_not_taken_for_the_weights(file, kind):
+    torch.save(quantised(state(), kind), file)
+    with pytest.raises(SuspectError, match=r"quantised.*4\.weight: torch\.(int8|float8).*dequantise"):
+        load_suspect(file, plain())
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"4.weight": torch.ones(10, 2704, dtype=torch.complex64)}, "another kind.*complex64"),
+        ({"1.num_batches_tracked": torch.tensor(0.5)}, "another kind.*float32; expected: torch.int64"),
+        ({"4.bias": torch.full((10,), 1e300, dtype=torch.float64)}, r"not finite in float32; got: 4\.bias"),
+    ],
+)
+def test_numbers_that_the_model_cannot_hold_are_refused(file, change, problem):
+    torch.save(state() | change, file)
+    with pytest.raises(SuspectError, match=problem):
+        load_suspect(file, plain())
+
+
+@pytest.mark.parametrize(
+    ("decoys", "problem"),
+    [
+        (
+            lambda w, d: {"net": {"best": w}, "net.best": d},
+            "two parts .* have one name; got: 'net.best'",
+        ),
+        (lambda w, d: w | {"4._orig_mod.weight": d["4.weight"]}, r"two tensors have one name.*4\.weight"),
+        (
+            lambda w, d: {n: t for n, t in w.items() if "num" not in n} | prefixed("module.", d),
+            "several prefixes make the names fit",
+        ),
+    ],
+)
+def test_no_decoy_stands_in_for_the_weights(file, decoys, problem):
+    torch.save(decoys(state(1), state(2)), file)
+    with pytest.raises(SuspectError, match=problem):
+        load_suspect(file, plain())
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "Git LFS.*git lfs pull"),
+        (b"<!DOCTYPE html>", "web page"),
+        (b"\x89HDF\r\n", "HDF5"),
+        (b"GGUF\x03", "GGUF"),
+        (b"\x08\x07\x12\x07pytorch", "ONNX"),
+        (b"\x1f\x8b\x08", "gzip.*unpack"),
+        (b"\x85\xa5params", "not a whole checkpoint.*safetensors, or what torch.save wrote"),
+    ],
+)
+def test_other_formats_are_told_by_their_names(file, content, problem):
+    file.write_bytes(content)
+    with pytest.raises(SuspectError, match=problem):
+        load_suspect(file, plain())
+
+
+def test_archives_and_pickles_that_are_none_of_torch_s_are_told(file):
+    np.savez(file.with_suffix(".npz"), **{name: tensor.numpy() for name, tensor in state().items()})
+    with pytest.raises(SuspectError, match="archive of NumPy's"):
+        load_suspect(file.with_suffix(".npz"), plain())
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("inner/model.pth", b"0")
+    with pytest.raises(SuspectError, match="zip archive.*unpack"):
+        load_suspect(file, plain())
+    torch.save(state(), file, pickle_protocol=4)
+    with pytest.raises(SuspectError, match="only by executing it.*torch.save"):
+        load_suspect(file, plain())
+
+
+def test_a_model_of_other_widths_or_layers_is_told_with_its_shapes(file):
+    torch.save({"0.weight": torch.ones(4, 4)}, file)
+    with pytest.raises(SuspectError, match=r"0\.weight \[4, 4\]; expected: 0\.weight \[4, 1, 3, 3\].*widths"):
+        load_suspect(file, plain())
+    torch.save(plain(1, outputs=100).state_dict(), file)
+    for wrong in (plain(outputs=1), nn.Linear(3, 3)):
+        with pytest.raises(SuspectError, match=r"has not that layer; got: 4\.weight"):
+            load_suspect(file, plain(), head_from=wrong)
+    with pytest.raises(SuspectError, match="not complete"):
+        load_suspect(file, nn.Sequential(nn.LazyLinear(3)))
+
+
+def test_prefixes_are_stacked_so_high_and_no_higher(file):
+    draw = random.Random(0)
+    names = {"".join(draw.choices(suspects.PREFIXES, k=40)) + str(number) for number in range(3_000)}
+    torch.save(dict.fromkeys(names, torch.ones(1)), file)
+    parts = checkpoints.read_parts(file)
+    assert suspects.fitting_parts(parts, {"0": (1,)}) == {}
+    assert max(prefix.count(".") for prefix in suspects.prefixes(parts[""].tensors)) == suspects.STACKED
+
+
 @pytest.mark.child
 def test_what_is_refused_in_the_process_of_its_own_is_told_here(file):
     with pytest.raises(SuspectError, match="more than tensors") as caught:
@@ -255,8 +455,8 @@ def test_what_is_refused_in_the_process_of_its_own_is_told_here(file):
 @pytest.mark.child
 def test_reading_is_bounded_in_time(file, monkeypatch):
     torch.save(state(), file)
-    monkeypatch.setattr(suspects, "CHILD", "import time; time.sleep(60)")
-    monkeypatch.setattr(suspects, "SECONDS", 0.1)
+    monkeypatch.setattr(checkpoints, "CHILD", "import time; time.sleep(60)")
+    monkeypatch.setattr(checkpoints, "SECONDS", 0.1)
     with pytest.raises(SuspectError, match="takes too long"):
         load_suspect(file, plain())
 
@@ -264,7 +464,7 @@ def test_reading_is_bounded_in_time(file, monkeypatch):
 @pytest.mark.child
 def test_reading_that_dies_is_told(file, monkeypatch):
     torch.save(state(), file)
-    monkeypatch.setattr(suspects, "CHILD", "import os; os.abort()")
+    monkeypatch.setattr(checkpoints, "CHILD", "import os; os.abort()")
     with pytest.raises(SuspectError, match="reading the checkpoint failed; got: exit code -6"):
         load_suspect(file, plain())
 
@@ -284,5 +484,5 @@ def test_types_of_numbers_that_are_not_read_are_named(file: Path, kind: str):
     kinds = {name: getattr(torch, name) for name in (kind,) if hasattr(torch, name)}
     for name, dtype in kinds.items():
         torch.save({"a": torch.zeros(32, dtype=torch.uint8).view(dtype)}, file)
-        with pytest.raises(SuspectError, match=f"numbers of a type that is not read; got: a: torch.{name}"):
-            suspects.read_parts(file)
+        with pytest.raises(SuspectError, match=rf"numbers of a type that is not read \(torch.{name}\); got: a"):
+            checkpoints.read_parts(file)

@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 
 from torch import nn
 
+from clearstamp.checkpoints import parsed
 from clearstamp.errors import ClearStampError
 from clearstamp.evidence import chance
 from clearstamp.evidence.architectures import FORMS, Architecture
@@ -33,10 +34,10 @@ from clearstamp.evidence.signing import (
     fetch_token,
     time_stamp_request,
 )
-from clearstamp.evidence.statements import BESIDE, UNREAD, Statement, commit, deposit, in_numbers
+from clearstamp.evidence.statements import BESIDE, Statement, commit, deposit, in_numbers
 from clearstamp.evidence.verdict import Outcome, verify
 from clearstamp.files import checksum, write_atomically
-from clearstamp.suspects import load_suspect, parsed, prefixes
+from clearstamp.suspects import COUNTER, load_suspect, prefixes
 
 __all__ = ["main"]
 
@@ -120,6 +121,8 @@ def parser() -> argparse.ArgumentParser:
     architecture(one)
     sign(one, "your Ed25519 key in PEM")
 
+    part(one)
+
     one = verb(verbs, "inspect", run_inspect, INSPECT)
     one.add_argument("file", type=file, metavar="FILE", help="a checkpoint")
 
@@ -131,9 +134,10 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--source", default="", metavar="WHERE", help="where the file was found; nobody can check this")
     one.add_argument("--obtained", default="", metavar="DATE", help="when, and by whom; nobody can check this either")
     one.add_argument("--searched", type=count, default=1, metavar="N", help="files up to this one; multiplies p (1)")
-    one.add_argument("--part", metavar="NAME", help="a part of the file, if several fit: clearstamp inspect lists them")
+    part(one)
     one.add_argument("--partial", action="store_true", help="read a file that lacks some of the model's tensors")
     one.add_argument("--head-from", type=file, metavar="MODEL", help="put back a layer that was replaced, of your own")
+    one.add_argument("--head-part", metavar="NAME", help="a part of that file, if several fit")
     one.add_argument("-o", dest="out", type=Path, required=True, metavar="DIR", help="a new folder for the evidence")
 
     one = verb(verbs, "verify", run_verify, VERIFY)
@@ -186,6 +190,10 @@ def architecture(one: argparse.ArgumentParser, *, required: bool = True) -> None
 
 def sign(one: argparse.ArgumentParser, told: str) -> None:
     one.add_argument("--sign", type=Path, required=True, metavar="KEY", help=told)
+
+
+def part(one: argparse.ArgumentParser) -> None:
+    one.add_argument("--part", metavar="NAME", help="a part of the file, if several fit: clearstamp inspect lists them")
 
 
 def evidence(one: argparse.ArgumentParser) -> None:
@@ -371,7 +379,7 @@ def run_deposit(given: argparse.Namespace) -> int:
     seal, signer = Seal.load(given.seal), Signer.load(given.sign)
     if commitment_of(given.seal).is_file():
         check_own("commitment", Statement.load(commitment_of(given.seal)), seal, signer)
-    model = load_suspect(given.model, built(given.arch.fitting(seal.choices), given.model)).model
+    model = load_suspect(given.model, built(given.arch.fitting(seal.choices), given.model), choose=given.part).model
     verdict = verify(seal.transpose(model), seal)
     made = deposit(seal, model, verdict, signer)
     made.save(path)
@@ -384,7 +392,8 @@ INSPECT = """
 say what a checkpoint is; nothing in it is executed
 
 The file is read in a process of its own. Every part that holds tensors is listed with their names, shapes and types of
-number, the prefixes that wrappers have left on the names, and the SHA-256 by which a deposit names a model.
+number, the prefixes that wrappers have left on the names, and the SHA-256 by which a deposit names a model, if there is
+no prefix on its names.
 
 example:
   clearstamp inspect found.pth
@@ -394,31 +403,32 @@ example:
 def run_inspect(given: argparse.Namespace) -> int:
     facts: dict[str, Any] = {"files": suspect_files(given.file), "parts": []}
     lines = [f"{each['name']}   {each['size']:,} bytes   sha256 {each['sha256']}" for each in facts["files"]]
-    for part, tensors in parsed(given.file).items():
+    for way, held in parsed(given.file).items():
+        tensors = held.tensors
         read = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
         rows = [
             (name, str(tensor.dtype).removeprefix("torch."), list(tensor.shape), bool(read[name].isfinite().all()))
             for name, tensor in tensors.items()
         ]
         about: dict[str, Any] = {
-            "part": part,
+            "part": way,
             "numbers": sum(tensor.numel() for tensor in tensors.values()),
             "prefixes": [prefix for prefix in prefixes(tensors) if prefix],
-            "digest": checksum((), {name: tensor for name, tensor in read.items() if not name.endswith(UNREAD)}),
+            "unread": held.unread,
+            "digest": checksum((), {name: tensor for name, tensor in read.items() if not name.endswith(COUNTER)}),
         }
         fields = ("name", "type", "shape", "finite")
         facts["parts"].append(about | {"tensors": [dict(zip(fields, row, strict=True)) for row in rows]})
-        lines.append(
-            f"\n{repr(part) if part else 'the file itself'}: {len(rows)} tensors, {about['numbers']:,} numbers"
-        )
+        lines.append(f"\n{repr(way) if way else 'the file itself'}: {len(rows)} tensors, {about['numbers']:,} numbers")
         lines.append(f"  digest {about['digest']}")
         if about["prefixes"]:
             lines.append(f"  prefixes on names: {', '.join(map(repr, about['prefixes']))}")
-        width = max(len(name) for name, *_ in rows)
+        width = max((len(name) for name, *_ in rows), default=0)
         lines += [
             f"  {name:{width}}  {kind:8} {shape}" + ("" if finite else "   NOT FINITE")
             for name, kind, shape, finite in rows
         ]
+        lines += [f"  {name}   NOT READ: {reason}" for name, reason in held.unread.items()]
     return told(given, lines, facts)
 
 
@@ -454,7 +464,9 @@ def run_examine(given: argparse.Namespace) -> int:
         searched=given.searched,
         choose=given.part,
         partial=given.partial,
-        head_from=None if given.head_from is None else load_suspect(given.head_from, model).model,
+        head_from=None
+        if given.head_from is None
+        else load_suspect(given.head_from, model, choose=given.head_part).model,
     )
     made.write(given.out)
     lines = [

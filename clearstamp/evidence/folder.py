@@ -18,13 +18,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from clearstamp.checkpoints import shards
 from clearstamp.errors import EvidenceError
 from clearstamp.evidence.readers import Numbers, Pixels, best
 from clearstamp.evidence.seal import Choices, Seal, opened, png, sha256, strict_json
 from clearstamp.evidence.statements import BESIDE, Statement, checked, in_numbers
 from clearstamp.evidence.verdict import Verdict, judge
 from clearstamp.files import write_atomically
-from clearstamp.suspects import shards
 
 KIND = "clearstamp/evidence/"
 VERSION = 1
@@ -224,13 +224,13 @@ class Evidence:
 def suspect_files(path: Path) -> list[dict[str, Any]]:
     """Name, bytes and SHA-256 of a suspect's file, or of an index and its shards. Raises `EvidenceError`."""
     found = []
-    for each in (path, *shards(path)):
-        try:
+    try:
+        for each in (path, *shards(path)):
             with open(each, "rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
                 found.append({"name": each.name, "size": file.tell(), "sha256": digest})
-        except OSError as error:
-            raise EvidenceError("the suspect's file cannot be read", got=error) from error
+    except OSError as error:
+        raise EvidenceError("the suspect's file cannot be read", got=error) from error
     return found
 
 

@@ -281,6 +281,9 @@ class Seal:
         """
         if isinstance(images, str | Path):
             raise SealError("one path instead of a list of paths", got=repr(str(images)), remedy="pass [path]")
+        if max(shape, default=0) > LONGEST or prod(shape) > MOST_PIXELS:
+            expected = f"sizes of 1 to {LONGEST}, at most {MOST_PIXELS} numbers in all pictures"
+            raise SealError("choices out of range", got=tuple(shape), expected=expected)
         seen = picture_shape(shape)
         rows, columns = (min(MOST, size // CELL) for size in seen[1:])
         payload = None

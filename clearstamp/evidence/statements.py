@@ -14,13 +14,12 @@ from clearstamp.evidence.seal import Seal, strict_json
 from clearstamp.evidence.signing import Signer, fingerprint
 from clearstamp.evidence.verdict import Verdict
 from clearstamp.files import checksum, write_atomically
+from clearstamp.suspects import COUNTER
 from clearstamp.transposed.graph import unwrapped
 
 BESIDE = {"signature": ".sig", "token": ".tsr", "calendar": ".ots"}
 """How the names of the files end that lie beside a statement."""
 
-UNREAD = "num_batches_tracked"
-"""How the names of counters end that no evaluation uses and that some checkpoints lack."""
 
 FIELDS: dict[str, dict[str, type]] = {
     "commitment": {"commitment": str, "owner": str},
@@ -130,5 +129,5 @@ def tensor_digest(model: nn.Module) -> str:
 
     Floating-point numbers count in float32, as a suspect's are read; batch norms' counters do not. In hexadecimal.
     """
-    held = {name: value for name, value in unwrapped(model).state_dict().items() if not name.endswith(UNREAD)}
+    held = {name: value for name, value in unwrapped(model).state_dict().items() if not name.endswith(COUNTER)}
     return checksum((), {name: value.float() if value.is_floating_point() else value for name, value in held.items()})

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clearstamp import suspects
+from clearstamp import checkpoints, suspects
 from clearstamp.evidence import Evidence, Seal, Signer
 from clearstamp.evidence import seal as sealing
 from tests.evidence.bundles import Authority, Case, made, remembered
@@ -76,7 +76,7 @@ def quick(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
     """scrypt is run once for each seal, and checkpoints are read in this process but where a test is about that."""
     monkeypatch.setattr(sealing, "root", remembered)
     if "child" not in request.keywords:
-        monkeypatch.setattr(suspects, "parsed", suspects.read_parts)
+        monkeypatch.setattr(suspects, "parsed", checkpoints.read_parts)
 
 
 @pytest.fixture

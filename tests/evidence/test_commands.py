@@ -19,7 +19,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from clearstamp import suspects, zoo
+from clearstamp import checkpoints, suspects, zoo
 from clearstamp.evidence import Seal, Signer, commands
 from clearstamp.evidence import seal as sealing
 from clearstamp.evidence.people import shuffled
@@ -65,7 +65,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """scrypt is run once for each seal, and checkpoints are read in this process, but for the story itself."""
     monkeypatch.setattr(sealing, "root", remembered)
     for module in (commands, suspects):
-        monkeypatch.setattr(module, "parsed", suspects.read_parts)
+        monkeypatch.setattr(module, "parsed", checkpoints.read_parts)
 
 
 def seal_into(folder: Path, *more: object) -> Ran:
@@ -345,6 +345,34 @@ def test_a_deposit_is_signed_by_whoever_signed_the_commitment(desk: Desk, tmp_pa
     ran = clearstamp("deposit", tmp_path / "plain.safetensors", *given)
     assert ran.code == 4 and one_sentence(ran) and "the commitment is another seal's, or another owner's" in ran.err
     assert not (tmp_path / "acme.deposit.json").exists()
+
+
+def test_of_several_parts_one_is_deposited_and_a_head_put_back_from_one(desk: Desk, tmp_path: Path):
+    assert seal_into(tmp_path).code == 0
+    marked = dict(stamped(Seal.load(tmp_path / "acme.seal")).state_dict())
+    torch.save({"model": marked, "ema": linear().state_dict()}, tmp_path / "owned.pth")
+    given = ("--seal", tmp_path / "acme.seal", "--arch", OWN, "--sign", tmp_path / "owner.key")
+    ran = clearstamp("deposit", tmp_path / "owned.pth", *given)
+    assert ran.code == 4 and "several parts" in ran.err and "--part" in ran.err
+    ran = clearstamp("deposit", tmp_path / "owned.pth", *given, "--part", "model")
+    assert ran.code == 0 and "MATCH" in ran.out
+    save_file({"1.bias": marked["1.bias"]}, tmp_path / "headless.safetensors")
+    again = ("examine", tmp_path / "headless.safetensors", *given, "--head-from", tmp_path / "owned.pth")
+    ran = clearstamp(*again, "-o", tmp_path / "none")
+    assert ran.code == 4 and "several parts" in ran.err
+    right = {
+        name: json.loads(clearstamp(*again, "-o", tmp_path / name, "--head-part", name, "--json").out)["verdict"][
+            "right"
+        ]
+        for name in ("model", "ema")
+    }
+    assert right["model"] == 20 > 10 > right["ema"]
+
+
+def test_a_seal_of_shapes_that_no_picture_has_is_refused_before_it_is_drawn(tmp_path: Path):
+    given = ("--outputs", "10", "--shape", "3,100000,100000", "--sign", tmp_path / "owner.key")
+    ran = clearstamp("seal", *given, "-o", tmp_path / "acme.seal")
+    assert ran.code == 2 and one_sentence(ran) and "choices out of range" in ran.err
 
 
 def test_inspect_lists_every_part_and_tensor(tmp_path: Path):
