@@ -157,9 +157,16 @@ def read_file(path: Path) -> list[tuple[str, dict[str, Tensor]]]:
     """Every part of one file; its content says of what form it is, whatever its name is."""
     with path.open("rb") as file:
         beginning = file.read(512)
-    if beginning[8:9] == b"{" or path.suffix == ".safetensors" and not beginning.startswith((b"PK", b"\x80")):
+    if beginning[8:9] == b"{":
         return [("", read_safetensors(path))]
-    return list(state_dicts(read_torch(path, beginning)))
+    for begin, (what, remedy) in FOREIGN.items():
+        if beginning.startswith(begin):
+            raise SuspectError(what, remedy=remedy)
+    if beginning[257:262] == b"ustar":
+        raise SuspectError("this is a tar archive", remedy="unpack it first")
+    if path.suffix == ".safetensors" and not beginning.startswith((b"PK", b"\x80")):
+        return [("", read_safetensors(path))]
+    return list(state_dicts(read_torch(path)))
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -216,13 +223,8 @@ def weight_map(index: Path) -> dict[str, str]:
         raise SuspectError("not the index of a checkpoint's shards", got=type(error).__name__) from error
 
 
-def read_torch(path: Path, beginning: bytes) -> Any:
+def read_torch(path: Path) -> Any:
     """What `torch.save` wrote, with nothing but tensors and plain containers in it."""
-    for begin, (what, remedy) in FOREIGN.items():
-        if beginning.startswith(begin):
-            raise SuspectError(what, remedy=remedy)
-    if beginning[257:262] == b"ustar":
-        raise SuspectError("this is a tar archive", remedy="unpack it first")
     check_archive(path)
     try:
         with warnings.catch_warnings(), path.open("rb") as file:  # of a path torch believes the ending
@@ -231,7 +233,7 @@ def read_torch(path: Path, beginning: bytes) -> Any:
     except pickle.UnpicklingError as error:
         if "unsupported operand" in str(error).lower():
             raise SuspectError(
-                "torch reads a pickle of this protocol only by executing it, and nothing of it was executed",
+                "torch reads what is pickled in this way only by executing it, and nothing of it was executed",
                 remedy="ask for one that torch.save wrote with its own protocol, or for safetensors",
             ) from error
         named = "global" in str(error).lower() or "unsupported" in str(error).lower()

@@ -15,7 +15,9 @@ from clearstamp.transposed.graph import still_twin, unwrapped
 
 __all__ = ["Report", "Suspect", "load_suspect"]
 
-PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.")
+WITHIN = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
+"""What wrappers of layers put into the names of tensors, wherever such a layer stands."""
+PREFIXES = ("module.", "model.", "backbone.", "base_model.", "_forward_module.", *WITHIN)
 """What wrappers put before the names of tensors, in any stack of up to `STACKED`."""
 STACKED = 8
 
@@ -166,7 +168,7 @@ def fitting_parts(
         fits: Counter[str] = Counter()
         for name, tensor in part.tensors.items():
             for prefix in stacks(name):
-                fits[prefix] += fit({uncompiled(name.removeprefix(prefix)): tensor}, wanted)
+                fits[prefix] += fit({unwrapped_name(name.removeprefix(prefix)): tensor}, wanted)
         if best := [prefix for prefix in sorted(fits) if fits[prefix] == max(fits.values()) > 0]:
             fitting[held] = {prefix: stripped(part.tensors, prefix) for prefix in best}
     return fitting
@@ -234,17 +236,19 @@ def prefixes(tensors: Mapping[str, Tensor]) -> list[str]:
     return list(dict.fromkeys(["", *(stack for name in tensors for stack in stacks(name))]))
 
 
-def uncompiled(name: str) -> str:
-    """A name without the mark of compiled layers within."""
-    return name.replace("._orig_mod.", ".")
+def unwrapped_name(name: str) -> str:
+    """A name without the marks of layers that are wrapped within."""
+    for mark in WITHIN:
+        name = name.replace(f".{mark}", ".")
+    return name
 
 
 def stripped(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The tensors by their names without the prefix, and without the mark of compiled layers within."""
+    """The tensors by their names without the prefix, and without the marks of wrapped layers within."""
     found: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         if name.startswith(prefix):
-            plain = uncompiled(name.removeprefix(prefix))
+            plain = unwrapped_name(name.removeprefix(prefix))
             if plain in found:
                 raise SuspectError("two tensors have one name, but for what wrappers add to it", got=plain)
             found[plain] = tensor
@@ -259,7 +263,7 @@ def fit(tensors: Mapping[str, Tensor], wanted: Mapping[str, tuple[int, ...]]) ->
 def check_read(unread: Mapping[str, str], prefix: str, wanted: Mapping[str, object], file: str) -> None:
     """Raise `SuspectError` if a tensor of the model lies in the file, and could not be read."""
     for name, reason in unread.items():
-        if name.startswith(prefix) and uncompiled(name.removeprefix(prefix)) in wanted:
+        if name.startswith(prefix) and unwrapped_name(name.removeprefix(prefix)) in wanted:
             raise SuspectError(reason, got=name, where=file)
 
 
