@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from clearstamp.data import Batches, LabelledImages
-from clearstamp.errors import AttackError
+from clearstamp.errors import AttackError, StampError
 from clearstamp.reading import Reading
 from clearstamp.registered import register
 from clearstamp.schemes import ClearStamp, Evidence, Key, Mark
@@ -210,11 +210,14 @@ class Judge:
 
     def __call__(self, scene: Scene, label: str, step: int | None = None) -> None:
         began = time.perf_counter()
-        self.trace.append(self.measure(scene, label, step))
+        self.trace.append(self.measure(scene, label, step, attacked=True))
         self.seconds += time.perf_counter() - began
 
-    def measure(self, scene: Scene, label: str, step: int | None = None) -> Look:
-        """The model of a scene as it is now."""
+    def measure(self, scene: Scene, label: str, step: int | None = None, *, attacked: bool = False) -> Look:
+        """The model of a scene as it is now. A mark that an attacked model does not fit any more reads as nothing.
+
+        Raises `StampError` for one that does not fit a model that was not attacked.
+        """
         suspect = scene.evidence(scene.model)
         if scene.mark.owner is not None:
             suspect = scene.mark.owner(suspect, scene.graph(suspect))
@@ -222,7 +225,13 @@ class Judge:
         if id(key) not in self.readers:
             self.readers[id(key)] = key.scheme.reader(key, scene.graphs)
         reached = accuracy(scene.model, scene.relabel(self.test.loader(250)))
-        return Look(label, reached, self.readers[id(key)](suspect), step)
+        try:
+            evidence = self.readers[id(key)](suspect)
+        except StampError:
+            if not attacked:
+                raise
+            evidence = Evidence(0.0, 0, 1.0)
+        return Look(label, reached, evidence, step)
 
 
 @dataclass(frozen=True, kw_only=True)

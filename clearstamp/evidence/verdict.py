@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from clearstamp.coding.payload import decode, patch_sums
-from clearstamp.errors import SealError
+from clearstamp.errors import SealError, StampError
 from clearstamp.evidence import chance
 from clearstamp.evidence.readers import READERS, UNIT, Numbers, Pixels, best, cells, centred, grey, template
 from clearstamp.evidence.seal import Seal, pixels
@@ -17,7 +17,7 @@ from clearstamp.pictures import as_pictures, develop
 from clearstamp.reading import extract
 from clearstamp.stamp import Stamp
 from clearstamp.transposed.base import Transposed
-from clearstamp.units.canonical import merged
+from clearstamp.units.canonical import blank, merged
 
 WEAK = Decimal("1e-6")
 """A p of at most this is worth saying, and no match: a forger needs about 1 / p seeds."""
@@ -124,13 +124,19 @@ def best_reading(back: Transposed, seal: Seal, *, searched: int, grafted: bool) 
         )
     if searched < 1:
         raise SealError("number of searched models out of range", got=searched, expected="at least 1")
-    found = []
+    found, misfit = [], None
     for attempt in choices.attempts:
-        signals = extract(reread(back, seal, attempt), stamp)
+        try:
+            signals = extract(reread(back, seal, attempt), stamp)
+        except StampError as error:  # a tapped layer with more units than keys have entries
+            misfit = error
+            continue
         verdict = judge(seal, developed(signals), attempt=attempt, searched=searched, grafted=grafted)
         found.append((verdict, signals))
         if verdict.p <= choices.alpha:
             break
+    if not found and misfit is not None:
+        raise misfit
     return min(found, key=lambda each: each[0].p)
 
 
@@ -144,7 +150,10 @@ def reread(back: Transposed, seal: Seal, attempt: str) -> Transposed:
     """The model as an attempt reads it."""
     if attempt == "as is":
         return back
-    return seal.transpose(merged(back.model, seal.graph(back.model)))
+    read = seal.transpose(merged(back.model, graph := seal.graph(back.model)))
+    if read.key_shape == seal.choices.key:
+        return read
+    return seal.transpose(merged(back.model, blank(back.model, graph)))  # units were added where keys enter
 
 
 def look(back: Transposed, stamp: Stamp) -> Pixels:

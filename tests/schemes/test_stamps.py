@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from clearstamp.attacks import ATTACKS, Forgery
-from clearstamp.errors import AttackError, SchemeError
+from clearstamp.attacks import ATTACKS, DummyUnits, Forgery
+from clearstamp.errors import AttackError, SchemeError, StampError
 from clearstamp.evidence.seal import Seal
 from clearstamp.schemes import ClearStamp, Key, Mark
 from tests.schemes.test_schemes import SHAPE, images, network
@@ -90,6 +90,27 @@ def test_attacks_on_stamps_enter_where_the_owner_s_keys_do(tap, name, settings):
     assert found.after.reading.ssim.shape == (2,)
     if found.claim is not None:
         assert found.claim.scheme == scheme and found.claim["keys"].shape == key["keys"].shape
+
+
+def test_units_that_are_added_where_keys_enter_are_taken_out_before_a_sealed_stamp_is_read():
+    scheme, model = ClearStamp(pairs=17, tap="8"), network().eval()
+    key = scheme.draw(model, images(), seed=7)
+    found = DummyUnits().apply(model, images(), Mark(key))
+    assert len(found.model[8].weight) > len(model[8].weight) == 24
+    pictures = found.before.evidence.pictures
+    torch.testing.assert_close(
+        found.after.evidence.pictures, pictures, rtol=1e-4, atol=1e-4 * float(pictures.abs().max())
+    )
+    assert found.after.evidence.trials == found.before.evidence.trials > 0
+
+
+def test_a_stamp_that_does_not_fit_an_attacked_model_reads_as_nothing():
+    model = network().eval()
+    key = TAPPED.draw(model, images(), seed=7)
+    found = DummyUnits().apply(model, images(), Mark(key))
+    assert (found.after.evidence.score, found.after.evidence.p) == (0.0, 1.0) and found.before.evidence.trials == 2
+    with pytest.raises(StampError, match="does not fit the model"):
+        DummyUnits().apply(found.model, images(), Mark(key))
 
 
 def test_no_head_is_forged_where_none_is_read():
