@@ -110,6 +110,17 @@ def test_the_worst_that_came_of_a_mark_has_its_colour(record: Record):
     assert report.survival_figure([]).data == "*Not run in this profile.*"
 
 
+def test_a_fragile_mark_is_asked_only_about_what_changes_the_weights(record: Record):
+    one = attacked(
+        record, **{"rewriting: 1": (0.9, False), "rewriting, aligned: 1": (0.9, True), "interface: 1": (0.9, True)}
+    )
+    scheme = record.parameters["scheme"] | {"name": "neu-nac"}
+    fragile = replace(one, experiment="rival-neunac", parameters=record.parameters | {"scheme": scheme})
+    kept, lost, _, none = FATES.values()
+    assert colours(report.survival_figure([one])) == [lost, kept, kept]
+    assert colours(report.survival_figure([fragile])) == [kept, none, none]
+
+
 def colours(figure: Figure) -> list[str]:
     return [to_hex(patch.get_facecolor()) for patch in figure.axes[0].patches]
 

@@ -17,7 +17,7 @@ from clearstamp.reproduction.report.exhibits import NOT_RUN, finished
 from clearstamp.reproduction.report.figures import images_figure
 from clearstamp.reproduction.report.stages import by_experiment
 from clearstamp.reproduction.report.tables import shown, spread
-from clearstamp.reproduction.rivals import DETECTORS
+from clearstamp.reproduction.rivals import ALIGNED, DETECTORS
 from clearstamp.schemes import SCHEMES
 
 WORTH = 0.035
@@ -150,7 +150,8 @@ WORST_FIRST = (LOST, BOUGHT, NEITHER, KEPT)
 
 def fate(record: Record, label: str) -> str:
     """What comes of a mark by one attack."""
-    if "failed" in record.results[label] or not record.results["marked"]["accepted"]:
+    unseen = told(record).fragile and label.startswith((ALIGNED, "interface"))  # undone by the owner, or no change
+    if unseen or "failed" in record.results[label] or not record.results["marked"]["accepted"]:
         return NEITHER
     return KEPT if holds(record, record.results[label]) else LOST if cheap(record, label) else BOUGHT
 
