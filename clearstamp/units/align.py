@@ -29,8 +29,9 @@ def align_units(
     The owner's answer to whoever reorders and rescales units, for marks that are read at fixed places. It asks for the
     owner's model, where `canonical_form` needs nothing but the suspect, and so it finds units that were trained further
     as well: by the best assignment of those whose weights, incoming and outgoing, point the same way (the weight
-    matching of Ainsworth et al., Git Re-Basin, 2023). Then what goes into each unit is brought to the size that it has
-    in the reference, where what leaves it can make up for that.
+    matching of Ainsworth et al., Git Re-Basin, 2023). Groups of convolutions and heads of attention change places as
+    a whole before their units do. Then what goes into each unit is brought to the size that it has in the reference,
+    where what leaves it can make up for that.
 
     A suspect with more units than the reference has superfluous ones left out first, as by `canonical_form`, which
     `inputs` is for. Those that are left over stand behind the matched ones, and where units are missing, some without

@@ -161,7 +161,7 @@ class Vectors:
     def scale(self, step: Step) -> tuple[Tensor, Tensor, Tensor]:
         """Each channel times numbers of its own: one, or a kernel."""
         ((values, low, high),) = self.given(step)
-        weight = step.weight("weight").movedim(step.axis, 0).flatten(1)
+        weight = step.channels()
         if weight.shape[1] == 1:
             made = values * weight
         else:
@@ -174,7 +174,7 @@ class Vectors:
     def shift(self, step: Step) -> tuple[Tensor, Tensor, Tensor]:
         """Each channel plus numbers of its own: one, or one for each place."""
         ((values, low, high),) = self.given(step)
-        weight = step.weight("weight").movedim(step.axis, 0).flatten(1)
+        weight = step.channels()
         if weight.shape[1] == 1:
             return self.shifted(values, low, high, weight.squeeze(1))
         return values + weight @ self.draw(weight.shape[1]), low + weight.amin(1), high + weight.amax(1)

@@ -109,6 +109,11 @@ class Step:
         owner, attribute = self.weights.get(name, (None, ""))
         return None if owner is None else getattr(owner, attribute).detach().cpu().double()
 
+    def channels(self) -> Any:
+        """The numbers of the weight for each channel as they are now, in float64, ``[channels, numbers]``."""
+        weight = self.weight("weight").movedim(self.axis, 0)
+        return weight.reshape(len(weight), -1)
+
 
 class Channels:
     """The slots of a model's graph.

@@ -260,6 +260,32 @@ def test_units_of_a_head_stay_together_also_where_a_mask_tells_heads_apart(mask)
     torch.testing.assert_close(model(EXAMPLE.double()), before, rtol=1e-12, atol=1e-12)
 
 
+class LayerScaled(nn.Module):
+    """A residual branch times, and plus, a number for each channel, as in later vision transformers."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c, self.d = nn.Linear(144, 6), nn.Linear(6, 8), nn.Linear(8, 6), nn.Linear(6, 4)
+        self.gamma, self.beta = nn.Parameter(torch.rand(6) + 0.5), nn.Parameter(torch.randn(6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x.flatten(1))
+        return self.d(y + (self.c(torch.relu(self.b(y))) * self.gamma + self.beta))
+
+
+@torch.no_grad()
+def test_a_number_for_each_channel_may_have_no_other_axis():
+    model = LayerScaled().double()
+    torch.manual_seed(0)
+    changed = rewritten(model, DummyUnits(), Permutation(), example=EXAMPLE.double())
+    back = canonical_form(changed, EXAMPLE.double())
+    assert sizes(back) == sizes(model) != sizes(changed)
+    inputs = torch.rand(8, *SHAPE, dtype=torch.float64)
+    torch.testing.assert_close(back(inputs), model(inputs), rtol=1e-9, atol=1e-9)
+    for a, b in zip(tensors(back), tensors(canonical_form(model, EXAMPLE.double())), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+
+
 class HalfRead(nn.Module):
     """Of two groups the first is read once more."""
 
