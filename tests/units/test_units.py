@@ -286,6 +286,23 @@ def test_a_number_for_each_channel_may_have_no_other_axis():
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
 
 
+class Sliding(nn.Module):
+    """A gate for each channel, by a kernel that slides over channels (efficient channel attention)."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.slide, self.b = nn.Conv2d(1, 8, 3), nn.Conv1d(1, 1, 3, padding=1), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.a(x))
+        gates = torch.sigmoid(self.slide(y.mean((2, 3)).unsqueeze(1))).transpose(1, 2).unsqueeze(-1)
+        return self.b((y * gates).mean((2, 3)))
+
+
+def test_channels_over_which_a_kernel_slides_stay_as_they_are():
+    assert find_spaces(Sliding(), EXAMPLE) == []
+
+
 class HalfRead(nn.Module):
     """Of two groups the first is read once more."""
 
