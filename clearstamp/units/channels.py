@@ -365,7 +365,7 @@ class Channels:
         told_apart = isinstance(mask, fx.Node) and mask.meta["val"].dim() > 2 and mask.meta["val"].shape[-3] > 1
         for head in range(heads):
             for side, slots in (("in", queries[0, head].flatten()), ("out", result[0, head].flatten())):
-                group = Group(node, side, head, 1 if told_apart else heads, len(slots))
+                group = Group(node.name, side, head, 1 if told_apart else heads, len(slots))
                 self.uses.append(Use(self.model, (), slots, 0, group=group, moved=False))
         self.rigid += [queries, result]
         return result
