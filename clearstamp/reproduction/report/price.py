@@ -120,9 +120,10 @@ def price_figure(records: Sequence[Record]) -> Figure | Markdown:
                     axis.scatter(*zip(*spots, strict=True), color=f"C{place}", s=18, label=words)
         for axis, share in zip(line, columns, strict=True):
             axis.axhline(1, color="grey", lw=0.8, ls="--")
-            axis.set(yscale="log", title=f"{title}, {share:.0%} of the images")
+            axis.set(yscale="log")
+            axis.set_title(f"{title}\n{share:.0%} of the images", fontsize=9)
             axis.set_xticks(range(len(names)), names, rotation=30, fontsize=8)
-        line[0].set_ylabel("steps over those of training anew")
+        line[0].set_ylabel("steps over those of training anew", fontsize=8)
     handles = {
         label: handle for axis in axes.flat for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
     }
