@@ -18,6 +18,8 @@ from clearstamp.transposed.graph import Graph, still_twin
 from clearstamp.units.channels import FIXED, Channels, Step
 from clearstamp.units.spaces import Place, Space, captured, find_groups, find_spaces, gather, narrow
 
+AT_ONCE = 1024
+"""Rows that are compared with all before them at once."""
 WIDTH = 32
 """Numbers in a random vector: as many as put a chance likeness of two units out of the question."""
 SEED = 2024
@@ -114,8 +116,12 @@ class Vectors:
 
     def classes(self, values: Tensor) -> Tensor:
         """For each row the first row that is near to it."""
-        near = torch.cdist(values, values, compute_mode="donot_use_mm_for_euclid_dist") <= self.tolerance
-        return near.int().argmax(1)
+        first = [torch.zeros(0, dtype=torch.int64)]
+        for end in range(AT_ONCE, len(values) + AT_ONCE, AT_ONCE):  # all at once would take more memory than there is
+            rows, before = values[end - AT_ONCE : end], values[:end]
+            near = torch.cdist(rows, before, compute_mode="donot_use_mm_for_euclid_dist") <= self.tolerance
+            first.append(near.int().argmax(1))
+        return torch.cat(first)
 
     def take(self, step: Step) -> None:
         """Work out the slots of a computation's result from those of what it takes."""

@@ -27,7 +27,8 @@ from clearstamp.errors import AttackError
 from clearstamp.stamp import Stamp
 from clearstamp.transpose import transpose
 from clearstamp.transposed.graph import Graph, capture
-from clearstamp.units.canonical import merged
+from clearstamp.units import canonical
+from clearstamp.units.canonical import Vectors, merged
 from clearstamp.units.spaces import find_groups, find_spaces
 
 SHAPE = (1, 12, 12)
@@ -301,6 +302,16 @@ class Sliding(nn.Module):
 
 def test_channels_over_which_a_kernel_slides_stay_as_they_are():
     assert find_spaces(Sliding(), EXAMPLE) == []
+
+
+def test_rows_are_compared_part_by_part_as_all_at_once(monkeypatch):
+    vectors, values = Vectors(2, 1e-4, None), torch.randn(40, 5, dtype=torch.float64)
+    values = torch.cat([values, values[:25] + 1e-6, values[30:] - 1e-6])
+    expected = [*range(40), *range(25), *range(30, 40)]
+    for at_once in (1, 7, 75, 1024):
+        monkeypatch.setattr(canonical, "AT_ONCE", at_once)
+        assert vectors.classes(values).tolist() == expected
+    assert vectors.classes(values[:0]).tolist() == []
 
 
 class HalfRead(nn.Module):
