@@ -165,11 +165,13 @@ def fitting_parts(
     """Every part of a file that fits, as its tensors for each prefix with which most of them do."""
     fitting = {}
     for held, part in parts.items():
-        fits: Counter[str] = Counter()
+        counts: Counter[str] = Counter()
         for name, tensor in part.tensors.items():
             for prefix in stacks(name):
-                fits[prefix] += fit({unwrapped_name(name.removeprefix(prefix)): tensor}, wanted)
-        if best := [prefix for prefix in sorted(fits) if fits[prefix] == max(fits.values()) > 0]:
+                counts[prefix] += fits(unwrapped_name(name.removeprefix(prefix)), tensor, wanted)
+        most = max(counts.values(), default=0)
+        if most > 0:
+            best = sorted(prefix for prefix, count in counts.items() if count == most)
             fitting[held] = {prefix: stripped(part.tensors, prefix) for prefix in best}
     return fitting
 
@@ -198,7 +200,10 @@ def chosen(
             remedy="check the architecture, and the widths of its layers",
         )
     if len(meant) > 1:
-        counts = {held: fit(next(iter(options.values())), wanted) for held, options in meant.items()}
+        counts = {
+            held: sum(fits(name, tensor, wanted) for name, tensor in next(iter(options.values())).items())
+            for held, options in meant.items()
+        }
         raise SuspectError(
             "several parts of the checkpoint fit the model",
             got=", ".join(f"{held!r} ({count} tensors)" for held, count in counts.items()),
@@ -255,9 +260,9 @@ def stripped(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return found
 
 
-def fit(tensors: Mapping[str, Tensor], wanted: Mapping[str, tuple[int, ...]]) -> int:
-    """How many tensors fit by name and shape, but for counters that nothing reads."""
-    return sum(wanted.get(n) == tuple(t.shape) and not n.endswith(COUNTER) for n, t in tensors.items())
+def fits(name: str, tensor: Tensor, wanted: Mapping[str, tuple[int, ...]]) -> bool:
+    """Whether a tensor is one of the model's by name and shape, and no counter that nothing reads."""
+    return wanted.get(name) == tuple(tensor.shape) and not name.endswith(COUNTER)
 
 
 def check_read(unread: Mapping[str, str], prefix: str, wanted: Mapping[str, object], file: str) -> None:
@@ -267,22 +272,26 @@ def check_read(unread: Mapping[str, str], prefix: str, wanted: Mapping[str, obje
             raise SuspectError(reason, got=name, where=file)
 
 
-def ties(state: Mapping[str, Tensor], matched: Mapping[str, Tensor], file: str) -> list[str]:
+def ties(state: Mapping[str, Tensor], matched: Mapping[str, Tensor], file: str) -> set[str]:
     """Names whose tensor the model has by another name as well, by which it is in the file.
 
     Raises `SuspectError` if the file has different numbers under two such names.
     """
+
+    def place(name: str) -> object:
+        held = state[name]
+        return (held.data_ptr(), held.shape, held.stride()) if held.numel() else name
+
     first: dict[object, str] = {}
     for name in matched:
-        place = (state[name].data_ptr(), state[name].shape, state[name].stride()) if state[name].numel() else name
-        other = first.setdefault(place, name)
+        other = first.setdefault(place(name), name)
         if other != name and not torch.equal(matched[other], matched[name]):
             raise SuspectError(
                 "the file has different numbers where the model has one tensor by two names",
                 got=f"{other}, {name}",
                 where=file,
             )
-    return [n for n, t in state.items() if n not in matched and (t.data_ptr(), t.shape, t.stride()) in first]
+    return {name for name in state if name not in matched and place(name) in first}
 
 
 def layer_of(name: str) -> str:

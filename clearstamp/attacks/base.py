@@ -17,6 +17,7 @@ from clearstamp.errors import AttackError, StampError
 from clearstamp.reading import Reading
 from clearstamp.registered import register
 from clearstamp.schemes import ClearStamp, Evidence, Key, Mark
+from clearstamp.schemes.base import NOTHING
 from clearstamp.stamp import Stamp
 from clearstamp.training.loops import accuracy
 from clearstamp.training.method import RECOMMENDED
@@ -230,7 +231,7 @@ class Judge:
         except StampError:
             if not attacked:
                 raise
-            evidence = Evidence(0.0, 0, 1.0)
+            evidence = NOTHING
         return Look(label, reached, evidence, step)
 
 

@@ -66,6 +66,10 @@ class Evidence:
     detail: Any = None
 
 
+NOTHING = Evidence(0.0, 0, 1.0)
+"""What is read out of a suspect that does not fit the key."""
+
+
 @dataclass(frozen=True, eq=False)
 class Judgement:
     """What a claim of ownership comes to.
@@ -297,7 +301,7 @@ class Scheme(ABC):
             except Exception as error:  # of a stranger's key
                 got = f"{type(error).__name__}: {error}"
                 raise SchemeError("nothing can be read: the key or the suspect is damaged", got=got) from error
-        return Evidence(0.0, 0, 1.0)
+        return NOTHING
 
     def reader(self, key: Key, graphs: Graphs) -> Callable[[nn.Module], Evidence]:
         """`extract` for many models, of which `graphs` has the captures."""

@@ -353,7 +353,11 @@ class Channels:
         Heads can stand in for each other unless a mask tells them apart.
         """
         parts, mask = [given[name] for name in ("query", "key", "value")], given.get("attn_mask")
-        if any(x not in self.slots or x.meta["val"].dim() != 4 or self.slots[x].shape[2] > 1 for x in parts):
+        if any(x not in self.slots or x.meta["val"].dim() != 4 for x in parts):
+            return None
+        if any(
+            self.slots[x].shape[axis] > 1 for x in parts for axis in (0, 2)
+        ):  # channels that are not each of one unit
             return None
         if mask in self.slots or (isinstance(mask, fx.Node) and mask.meta["val"].dim() > 4):
             return None
@@ -372,11 +376,8 @@ class Channels:
 
     def headed(self, x: fx.Node, heads: int) -> Tensor:
         """The slots of queries, keys or values ``[1, heads, 1, channels]``; heads of one group have the same."""
-        size, slots = x.meta["val"].shape, self.slots[x]
-        slots = (
-            slots.expand(1, size[1], 1, size[3]) if len(slots) == 1 else slots.new_full((1, size[1], 1, size[3]), FIXED)
-        )
-        return slots.repeat_interleave(heads // size[1], 1)
+        _, own, _, channels = x.meta["val"].shape
+        return self.slots[x].expand(1, own, 1, channels).repeat_interleave(heads // own, 1)
 
     def layer(self, node: fx.Node, name: str, given: dict[str, Any]) -> Tensor | None:
         """A layer with weights."""
